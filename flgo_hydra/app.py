@@ -1,0 +1,347 @@
+"""One job: a config in, a result out. The only place where config, training and record meet."""
+
+import logging
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+import flgo_hydra
+from flgo_hydra import compose, reference
+from flgo_hydra.config import Conf, OptionConf
+from flgo_hydra.launch import reporter
+from flgo_hydra.progress import Progress, duration
+from flgo_hydra.record import files
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import Failure, RunResult, read_result, summarize, write_failure, write_result
+
+if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
+    import torch
+
+    from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.rounds import RunState, Status
+
+_log = logging.getLogger("flgo_hydra")
+
+
+def job(cfg: DictConfig) -> float:
+    """Hydra's task function: runs the composed config in Hydra's job folder.
+
+    Returns:
+        the best valid_loss (nan when the run diverged), which any Hydra sweeper minimises.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    return run(compose.to_conf(cfg), Path(HydraConfig.get().runtime.output_dir)).objective
+
+
+def run(conf: Conf, folder: Path) -> RunResult:
+    """Runs a job in its folder, or goes on from the folder's checkpoint; a finished one is read back.
+
+    Raises:
+        ValueError: the config cannot be run; the folder holds a run of another config.
+        KeyboardInterrupt: stopped by request at a round boundary, with a checkpoint.
+    """
+    paths = RunPaths(folder)
+    finished = read_result(paths)
+    if finished is not None:
+        if finished.fingerprint != compose.fingerprint(conf):
+            raise ValueError(
+                f"{folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
+            )
+        _log.info("already finished: %s", describe(finished))
+        return finished
+    try:
+        check(conf)
+        result = _train(conf, paths)
+    except Exception as error:
+        kind, message = type(error).__name__, str(error)
+        write_failure(paths, Failure(kind, message, traceback.format_exc()))
+        raise
+    write_result(paths, result)
+    _log.info("%s", describe(result))
+    return result
+
+
+_checked: set[str] = set()
+
+
+def check(conf: Conf) -> None:
+    """Checks what the config refers to: data files, a user's own functions and classes. Loads no data.
+
+    Raises:
+        ValueError: something is missing; the error says what to do.
+    """
+    from flgo_hydra.federated.task import check_task
+
+    task = repr(conf.task)
+    if task not in _checked:
+        check_task(conf.task)
+        _checked.add(task)
+    for key in ("model", "algorithm"):
+        target = str(compose.parameters(getattr(conf, key))["_target_"])
+        # Ours are there; to import them would import torch.
+        if not target.startswith("flgo_hydra.") and target not in _checked:
+            reference.load(target, f"{key}._target_")
+            _checked.add(target)
+
+
+def describe(result: RunResult) -> str:
+    """One line on how a run ended."""
+    if result.status == "diverged":
+        return f"diverged: {result.message}"
+    others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
+    extra = f" ({summarize(others)})" if others else ""
+    return (
+        f"{result.status.replace('_', ' ')} after round {result.last_round}: best valid_loss "
+        f"{result.best_valid_loss:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
+    )
+
+
+def _train(conf: Conf, paths: RunPaths) -> RunResult:
+    import torch
+
+    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.model import build_model
+    from flgo_hydra.federated.optimizer import build_optimizer
+    from flgo_hydra.federated.rounds import RunState, run_rounds
+    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+
+    device = resolve_device(conf.device)
+    dtype = getattr(torch, conf.dtype)
+    task = build_task(conf.task)
+    data = to_data(task, device, dtype)
+    model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, dtype)
+    if conf.initial_weights:
+        _load_weights(model, conf.initial_weights)
+    model.to(device)
+    algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
+    step = LocalStep(algorithm, optimizer, conf.clip_grad)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    backend = LoopBackend(model, data, step, work)
+    server = server_state(model, algorithm)
+    state = RunState(server, ClientStates(algorithm.init_client(server.params), task.num_clients))
+    with _ctrl_c_at_round_boundary() as is_interrupted:
+        watcher = _Watcher(conf, paths, device, is_interrupted)
+        watcher.resume(state)
+        try:
+            status = run_rounds(backend, data, algorithm, numbers, conf, state, watcher)
+        finally:
+            watcher.progress.close()
+    if status == "stopped":
+        watcher.save(state)
+        raise KeyboardInterrupt(
+            f"stopped after round {state.round_num}; the same command with hydra.run.dir={paths.folder} goes on"
+        )
+    return _result(conf, state, status, device, data)
+
+
+class _Watcher:
+    """Writes rounds and checkpoints, shows progress, and passes on requests to stop."""
+
+    def __init__(self, conf: Conf, paths: RunPaths, device: "torch.device", is_interrupted: threading.Event) -> None:
+        from flgo_hydra.record.checkpoint import CheckpointClock
+
+        self._option: OptionConf = conf
+        self._paths = paths
+        self._device = device
+        self._fingerprint = compose.fingerprint(conf)
+        self._is_interrupted = is_interrupted
+        self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
+        self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
+
+    def resume(self, state: "RunState") -> None:
+        """Goes on from the folder's checkpoint, if there is one: rounds recorded after it are run again."""
+        from flgo_hydra.federated.patience import Patience
+        from flgo_hydra.federated.training import ServerState
+        from flgo_hydra.record.checkpoint import load_checkpoint
+
+        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        if saved is not None:
+            state.server = ServerState(**saved["server"])
+            state.clients.restore(saved["clients"])
+            state.round_num = saved["round_num"]
+            state.patience = Patience(**saved["patience"])
+            state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
+            _log.info("going on after round %d", state.round_num)
+        files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
+
+    def evaluated(self, state: "RunState", is_best: bool) -> None:
+        line = {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+        files.append_json_line(self._paths.rounds, line)
+        if is_best and self._option.save_best:
+            self._save_best_model(state)
+        best = state.patience
+        self.progress.show(state.round_num, state.last, best.best, best.best_round)
+        reporter.report(
+            "round",
+            round=state.round_num,
+            num_rounds=self._option.num_rounds,
+            best=best.best,
+            best_round=best.best_round,
+            **state.last,
+        )
+
+    def finished_round(self, state: "RunState") -> bool:
+        if state.round_num > 0 and self._due.is_due(state.round_num):
+            self._due.timed(lambda: self.save(state))
+        return self._is_interrupted.is_set() or reporter.stop_requested()
+
+    def save(self, state: "RunState") -> None:
+        """Writes a checkpoint of the last finished round."""
+        from flgo_hydra.record.checkpoint import save_checkpoint
+
+        content = {
+            "server": vars(state.server),
+            "clients": state.clients.export(),
+            "round_num": state.round_num,
+            "patience": vars(state.patience),
+            "best": state.best,
+            "last": state.last,
+            "seconds": state.seconds,
+        }
+        save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
+
+    def _save_best_model(self, state: "RunState") -> None:
+        from safetensors.torch import save
+
+        tensors = {**state.server.params, **state.server.buffers}
+        with files.replacing(self._paths.best_model, is_durable=False) as file:
+            file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def build_algorithm(parameters: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+    """Returns the algorithm that a choice names, and its hyper-parameters.
+
+    The choice's numbers are hyper-parameters, given to the algorithm's functions with each call; whatever else it
+    has (strings, booleans, lists) goes to the class's constructor.
+
+    Raises:
+        ValueError: the reference is wrong, or is no `Algorithm`.
+    """
+    from flgo_hydra.federated.algorithm.base import Algorithm
+
+    target = str(parameters["_target_"])
+    rest = {key: value for key, value in parameters.items() if key not in ("_target_", "name")}
+    numbers = {key: v for key, v in rest.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    given = {key: value for key, value in rest.items() if key not in numbers}
+    algorithm = reference.call(reference.load(target, "algorithm._target_"), given, {}, "algorithm")
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(
+            f"`algorithm._target_={target}` must be a subclass of flgo_hydra.federated.algorithm.base.Algorithm, "
+            f"but it makes {type(algorithm).__name__}."
+        )
+    return algorithm, numbers
+
+
+def resolve_device(name: str) -> "torch.device":
+    """The device that `device` names; `auto` is a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if num_gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise ValueError(f"`device={name}`: torch sees {num_gpus} GPUs here. Set `device=cpu` or `device=auto`.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("`device=mps`: torch has no Apple GPU here. Set `device=cpu` or `device=auto`.")
+    return device
+
+
+def _load_weights(model: "torch.nn.Module", path: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`initial_weights={path}` cannot be read as safetensors: {error}.") from error
+    own = model.state_dict()
+    wrong = [
+        f"{name} {tuple(weights[name].shape) if name in weights else 'is missing'}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ] + [f"{name} is not in the model" for name in weights if name not in own]
+    if wrong:
+        raise ValueError(f"`initial_weights={path}` does not fit the model: {'; '.join(wrong[:5])}.")
+    model.load_state_dict(weights)
+
+
+def _result(conf: Conf, state: "RunState", status: "Status", device: "torch.device", data: "Data") -> RunResult:
+    import numpy as np
+    import torch
+
+    parts = compose.parts(conf)
+    message = ""
+    if status == "diverged":
+        losses = {name: value for name, value in state.last.items() if name.endswith("_loss")}
+        message = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"
+    on_gpu = device.type == "cuda"
+    return RunResult(
+        status=str(status),
+        best_valid_loss=state.patience.best,
+        best_round=state.patience.best_round,
+        last_round=state.round_num,
+        best=state.best,
+        last=state.last,
+        seconds=round(state.seconds, 3),
+        peak_memory_mib=round(
+            torch.cuda.max_memory_reserved(device) / 2**20
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+            1,
+        ),
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type,
+        seed=conf.seed,
+        task=parts["task"],
+        model=compose.parameters(conf.model),
+        algorithm=compose.parameters(conf.algorithm),
+        option=parts["option"],
+        versions={
+            "flgo_hydra": flgo_hydra.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        fingerprint=compose.fingerprint(conf),
+    )
+
+
+@contextmanager
+def _ctrl_c_at_round_boundary() -> Iterator[threading.Event]:
+    """Ctrl-C once sets the event, which ends the run at the next round boundary; twice ends it now."""
+    is_interrupted = threading.Event()
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield is_interrupted  # somebody else (a launcher, a notebook) decides what Ctrl-C means
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        if is_interrupted.is_set():
+            raise KeyboardInterrupt
+        is_interrupted.set()
+        os.write(2, b"\nstopping after this round, with a checkpoint; Ctrl-C again stops now\n")
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield is_interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

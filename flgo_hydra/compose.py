@@ -1,0 +1,133 @@
+"""Hydra's composed config and our typed one: where `conf/` is, what is registered, and the step from one to the other."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError
+
+from flgo_hydra import mistakes, reference
+from flgo_hydra.config import SCHEMAS, Conf
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_dir() -> Path:
+    """`conf/`: inside the package where it was installed from a wheel, else beside our own pyproject.toml."""
+    inside = _PACKAGE / "conf"
+    if inside.is_dir():
+        return inside
+    beside = _PACKAGE.parent / "conf"
+    assert (beside.parent / "pyproject.toml").is_file() and beside.is_dir(), f"no conf/ in {_PACKAGE} or beside it"
+    return beside
+
+
+def prepare() -> None:
+    """Lets Hydra find our schemas and plugins, and Python the modules of the current folder. May be called again."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for path, schema in SCHEMAS.items():
+        group, _, name = f"schema/{path}".rpartition("/")
+        store.store(group=group, name=name, node=schema, provider="flgo_hydra")
+    _offer_plugins()
+    reference.import_folder(os.getcwd())
+
+
+def _offer_plugins() -> None:
+    """Puts our `hydra_plugins` folder on the path, unless a wheel has installed it as a folder Hydra already sees.
+
+    Hydra 1.3 refuses launchers and sweepers outside a package of that name; a namespace package may lie in many
+    places. (An editable install's import hook does not count: Hydra lists folders.)
+    """
+    seen = any((Path(folder) / "hydra_plugins" / "flgo_hydra").is_dir() for folder in sys.path if folder)
+    if not seen:
+        sys.path.append(str(_PACKAGE / "plugins"))
+
+
+def hydra_main_arguments() -> dict[str, Any]:
+    """Arguments of `hydra.main` on the installed Hydra: 1.3 warns without a version_base, 1.4 with one."""
+    version = importlib.metadata.version("hydra-core")
+    base = {"version_base": "1.3"} if version.startswith("1.3") else {}
+    return {"config_path": str(conf_dir()), "config_name": "config", **base}
+
+
+def is_ours(cfg: DictConfig) -> bool:
+    """Whether a composed config is one of flgo_hydra, and not of another Hydra app that uses our plugins."""
+    kind = OmegaConf.get_type(cfg)
+    return isinstance(kind, type) and issubclass(kind, Conf)
+
+
+def to_conf(cfg: DictConfig) -> Conf:
+    """Turns a composed config (without Hydra's own node) into its dataclass, and checks every law.
+
+    Raises:
+        ValueError: a law does not hold, a value is missing, or there is a key that nobody reads.
+    """
+    try:
+        _refuse_unknown_keys(cfg, cfg)
+        conf = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key or error).removeprefix("Missing mandatory value: ")
+        raise ValueError(f"`{key}` must be given: `{key}=…`.") from error
+    except ValidationError as error:
+        raise ValueError(f"`{error.full_key}`: {mistakes.first_line(error)}") from error
+    assert isinstance(conf, Conf)
+    for key in ("task", "model", "algorithm"):
+        part = getattr(conf, key)
+        target = part.get("_target_") if isinstance(part, dict) else None
+        if key != "task" and isinstance(part, dict) and not target:
+            raise ValueError(f"`{key}._target_` must name a function or a class, but `{key}` has {sorted(part)}.")
+    return conf
+
+
+def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
+    """`+key=…` adds keys that no schema has: they would be read by nobody."""
+    kind = OmegaConf.get_type(node)
+    if isinstance(kind, type) and is_dataclass(kind):
+        known = {field.name for field in fields(kind)}
+        for key in node:
+            if key not in known and not _takes_parameters(node):
+                full = node._get_full_key(str(key))
+                raise ValueError(mistakes.unknown_key(full, mistakes.keys_of(root, without=full)))
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
+            child = node[key]
+            if child is not None:
+                _refuse_unknown_keys(root, child)
+
+
+def _takes_parameters(node: DictConfig) -> bool:
+    """A user's own reference takes whatever parameters its function has, added with `+`."""
+    target = "" if OmegaConf.is_missing(node, "_target_") else str(node.get("_target_", ""))
+    return "_target_" in node and not target.startswith("flgo_hydra.")
+
+
+_DECIDES_NOTHING = ("device", "checkpoint_interval", "save_best")
+
+
+def parts(conf: Conf) -> dict[str, Any]:
+    """The config as plain values: task, model, algorithm, and the rest as option."""
+    values = asdict(conf)
+    named = {key: values.pop(key) for key in ("task", "model", "algorithm")}
+    return {**named, "option": values}
+
+
+def fingerprint(conf: Conf) -> str:
+    """A hash of what decides a run's numbers: all of the config but where files lie and how it is run."""
+    values = parts(conf)
+    values["option"] = {key: value for key, value in values["option"].items() if key not in _DECIDES_NOTHING}
+    values["task"] = {key: value for key, value in values["task"].items() if key not in ("cache_dir", "data_dir")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def parameters(part: Any) -> dict[str, Any]:
+    """A group's choice (a dataclass of ours or a user's untyped dict) as a dict with `_target_` and `name`."""
+    values: dict[str, Any] = dict(part) if isinstance(part, dict) else asdict(part)
+    values.setdefault("name", str(values.get("_target_", "")).rpartition(".")[2].lower())
+    return values

@@ -1,0 +1,390 @@
+"""Every schema of flgo_hydra, its defaults and its laws.
+
+A field's comment is its documentation: `python -m flgo_hydra --help` prints it. A law is checked in
+`__post_init__`, which runs where a composed config becomes a dataclass (`compose.to_conf`), for every point of a
+grid before the first one trains. Nobody changes one of these objects afterwards.
+
+`_target_` names what a choice stands for, ours or a user's own: `package.module.name`, imported by `reference.py`.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from omegaconf import MISSING
+
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
+SAMPLES = ("uniform", "md", "full")
+AGGREGATES = ("other", "uniform", "weighted_com", "weighted_scale")
+DTYPES = ("float32", "float64")
+LR_SCHEDULES = ("constant", "step", "step_<k>", "multistep_<a>_<b>…", "ratiostep_<q>", "divide_by_round", "cosine")
+_LR_SCHEDULE = re.compile(r"constant|step|step_[1-9]\d*|multistep(_[1-9]\d*)+|ratiostep_0?\.\d+|divide_by_round|cosine")
+_DECAYING = re.compile(r"step|multistep|ratiostep")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_DEFAULT_LR_DECAY = 0.998
+
+
+def hold(is_true: bool, law: str, got: object) -> None:
+    """Raises ValueError with the law and what came, unless the law holds."""
+    if not is_true:
+        raise ValueError(f"`{law}` must hold, but got {got!r}.")
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError with the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"`{key}` must be one of {', '.join(choices)}, but got {value!r}.")
+
+
+@dataclass
+class OptionConf:
+    """What every algorithm shares. These keys stand at the root: `lr=0.1`, not `option.lr=0.1`."""
+
+    # communication rounds
+    num_rounds: int = 20
+    # share of the clients sampled in a round, in (0, 1]; at least one client is sampled
+    proportion: float = 0.2
+    # how a cohort is drawn: uniform (without replacement), md (with replacement, by data volume), full (everyone)
+    sample: str = "uniform"
+    # weights of a cohort's updates: other (the algorithm's own; FedAvg: by data volume), uniform, weighted_com, weighted_scale
+    aggregate: str = "other"
+    # passes over a client's training samples in a round
+    num_epochs: int = 5
+    # local steps in a round, in place of num_epochs; null: by num_epochs
+    num_steps: Optional[int] = None
+    # samples a local step; below 1: that share of the client's samples; -1: all of them
+    batch_size: Union[int, float] = 64
+    # learning rate of the clients' optimizer
+    lr: float = 0.1
+    # lr by round: constant, step, step_<k>, multistep_<a>_<b>…, ratiostep_<q>, divide_by_round, cosine
+    lr_schedule: str = "constant"
+    # factor of the lr at each step of step, multistep and ratiostep
+    lr_decay: float = _DEFAULT_LR_DECAY
+    # the clients' optimizer: sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad, adadelta; new in each round
+    optimizer: str = "sgd"
+    # momentum of sgd and rmsprop; momentum and nesterov take 0.9 where this is 0
+    momentum: float = 0.0
+    # L2 penalty added to the gradient (adamw: decoupled weight decay)
+    weight_decay: float = 0.0
+    # largest norm of a local step's gradient; 0: no clipping
+    clip_grad: float = 0.0
+    # rounds between evaluations; the untrained model (round 0) and the last round are always evaluated
+    eval_interval: int = 1
+    # stop after this many rounds in a row without a better valid_loss; null: never
+    early_stop: Optional[int] = None
+    # decides initial weights, cohorts and batch order; task.seed decides the data split
+    seed: int = 0
+    # auto (a GPU where there is one), cpu, cuda, cuda:<i>, mps
+    device: str = "auto"
+    # float32 or float64
+    dtype: str = "float32"
+    # rounds between checkpoints; null: as often as costs under 1 % of the time; 0: none
+    checkpoint_interval: Optional[int] = None
+    # keep the weights of the best round in best_model.safetensors
+    save_best: bool = False
+    # start from these weights: a .safetensors file with the names of the model's state dict
+    initial_weights: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        hold(self.num_rounds >= 1, "num_rounds >= 1", self.num_rounds)
+        hold(0 < self.proportion <= 1, "0 < proportion <= 1", self.proportion)
+        one_of("sample", self.sample, SAMPLES)
+        one_of("aggregate", self.aggregate, AGGREGATES)
+        hold(self.num_epochs >= 1, "num_epochs >= 1", self.num_epochs)
+        hold(self.num_steps is None or self.num_steps >= 1, "num_steps >= 1, or null for num_epochs", self.num_steps)
+        size = self.batch_size
+        is_size = size == -1 or 0 < size < 1 or (size >= 1 and float(size).is_integer())
+        hold(is_size, "batch_size is a whole number >= 1, a share in (0, 1), or -1 for all", size)
+        hold(self.lr > 0 and math.isfinite(self.lr), "lr > 0", self.lr)
+        if not _LR_SCHEDULE.fullmatch(self.lr_schedule):
+            one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        hold(0 < self.lr_decay <= 1, "0 < lr_decay <= 1", self.lr_decay)
+        if self.lr_decay != _DEFAULT_LR_DECAY and not _DECAYING.match(self.lr_schedule):
+            raise ValueError(
+                f"`lr_decay` has no effect with lr_schedule={self.lr_schedule}, but got {self.lr_decay}. "
+                "Set `lr_schedule` to step, step_<k>, multistep_<a>_<b>… or ratiostep_<q>."
+            )
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        hold(0 <= self.momentum < 1, "0 <= momentum < 1", self.momentum)
+        if self.momentum and self.optimizer not in ("sgd", "momentum", "nesterov", "rmsprop"):
+            raise ValueError(f"`momentum` has no effect with optimizer={self.optimizer}, but got {self.momentum}.")
+        hold(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
+        hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
+        hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
+        hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
+        hold(self.seed >= 0, "seed >= 0", self.seed)
+        if not _DEVICE.fullmatch(self.device):
+            one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
+        one_of("dtype", self.dtype, DTYPES)
+        hold(self.dtype == "float32" or self.device != "mps", "dtype is float32 on device mps", self.dtype)
+        interval = self.checkpoint_interval
+        hold(interval is None or interval >= 0, "checkpoint_interval >= 0, or null for automatic", interval)
+
+
+@dataclass
+class SourceConf:
+    """Where samples come from: a function that returns arrays (`federated/sources.py`)."""
+
+    # the function, as package.module.name
+    _target_: str = MISSING
+
+
+@dataclass
+class SyntheticConf(SourceConf):
+    """Synthetic(alpha, beta) of the FedProx paper."""
+
+    # spread of the clients' models: how much they differ in what they predict
+    alpha: float = 1.0
+    # spread of the clients' inputs: how much they differ in what they see
+    beta: float = 1.0
+    # features of a sample
+    num_features: int = 60
+    # classes
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        hold(self.alpha >= 0, "task.source.alpha >= 0", self.alpha)
+        hold(self.beta >= 0, "task.source.beta >= 0", self.beta)
+        hold(self.num_features >= 1, "task.source.num_features >= 1", self.num_features)
+        hold(self.num_classes >= 2, "task.source.num_classes >= 2", self.num_classes)
+
+
+@dataclass
+class PartitionConf:
+    """How the training samples are split over the clients (`federated/partition.py`)."""
+
+    # the function, as package.module.name
+    _target_: str = MISSING
+    # name in results
+    name: str = MISSING
+    # no client gets fewer samples: they are moved, one at a time, from the largest clients
+    min_samples: int = 1
+
+    def __post_init__(self) -> None:
+        hold(self.min_samples >= 1, "task.partition.min_samples >= 1", self.min_samples)
+
+
+@dataclass
+class DirichletConf(PartitionConf):
+    """Label skew: class shares follow Dirichlet(alpha)."""
+
+    # concentration; small is skewed, large is iid
+    alpha: float = 0.5
+    # false: clients' sizes vary with their shares (Yurochkin et al. 2019); true: equal sizes (Hsu et al. 2019)
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hold(self.alpha > 0, "task.partition.alpha > 0", self.alpha)
+
+
+@dataclass
+class ShardsConf(PartitionConf):
+    """Pathological label skew: samples sorted by label, cut into shards (McMahan et al. 2017)."""
+
+    # shards a client
+    shards_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hold(self.shards_per_client >= 1, "task.partition.shards_per_client >= 1", self.shards_per_client)
+
+
+@dataclass
+class ClassesConf(PartitionConf):
+    """Pathological label skew: every client holds a fixed number of classes."""
+
+    # classes a client
+    classes_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hold(self.classes_per_client >= 1, "task.partition.classes_per_client >= 1", self.classes_per_client)
+
+
+@dataclass
+class QuantityConf(PartitionConf):
+    """Quantity skew: log-normal client sizes, labels iid."""
+
+    # standard deviation of the logarithm of a client's size; 0 is iid
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hold(self.sigma >= 0, "task.partition.sigma >= 0", self.sigma)
+
+
+@dataclass
+class TaskConf:
+    """Data, its partition over clients, and the split into training, validation and test samples."""
+
+    # name in results
+    name: str = MISSING
+    # where samples come from: `_target_` is a function that returns arrays
+    source: Any = MISSING
+    # how samples are split over clients (group task/partition)
+    partition: Any = MISSING
+    # clients; null: as many as there are client ids (partition given)
+    num_clients: Optional[int] = 20
+    # share of each client's samples held out for valid_loss; a client with one sample keeps it for training
+    train_holdout: float = 0.1
+    # share of all samples held out for test, for sources without a test set of their own
+    test_holdout: float = 0.2
+    # subtract the training images' mean and divide by their standard deviation, channel by channel
+    standardize: bool = False
+    # decides the data split (and generated data); seed decides everything else
+    seed: int = 0
+    # folder of standard data files (mnist, fashion_mnist, cifar10, cifar100)
+    data_dir: str = "data"
+    # a user's own file or folder (task npz)
+    path: Optional[str] = None
+    # where built tasks are kept; null: flgo_hydra/tasks in the user's cache folder
+    cache_dir: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        clients = self.num_clients
+        hold(clients is None or clients >= 1, "task.num_clients >= 1", clients)
+        hold(0 < self.train_holdout < 1, "0 < task.train_holdout < 1", self.train_holdout)
+        hold(0 < self.test_holdout < 1, "0 < task.test_holdout < 1", self.test_holdout)
+        hold(self.seed >= 0, "task.seed >= 0", self.seed)
+
+
+@dataclass
+class ModelConf:
+    """A function that returns a `torch.nn.Module`; it is given `input_shape` and `num_outputs` where it takes them."""
+
+    # the function or class, as package.module.name
+    _target_: str = MISSING
+    # name in results
+    name: str = MISSING
+
+
+@dataclass
+class MlpConf(ModelConf):
+    """Fully connected layers with ReLU between them."""
+
+    # widths of the hidden layers
+    hidden: list[int] = field(default_factory=lambda: [200])
+
+    def __post_init__(self) -> None:
+        hold(all(width >= 1 for width in self.hidden), "every width in model.hidden >= 1", self.hidden)
+
+
+@dataclass
+class CnnConf(ModelConf):
+    """The FedAvg paper's CNN: two 5x5 convolutions with max pooling, one hidden layer."""
+
+    # channels of the two convolutions
+    channels: list[int] = field(default_factory=lambda: [32, 64])
+    # width of the hidden layer
+    hidden: int = 512
+
+    def __post_init__(self) -> None:
+        two = len(self.channels) == 2 and min(self.channels) >= 1
+        hold(two, "model.channels is two numbers >= 1", self.channels)
+        hold(self.hidden >= 1, "model.hidden >= 1", self.hidden)
+
+
+@dataclass
+class ResNetConf(ModelConf):
+    """A small residual network with group normalisation."""
+
+    # channels of the stages; each stage after the first halves the image
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64])
+    # residual blocks a stage
+    num_blocks: int = 1
+    # groups of the normalisation; must divide every entry of channels
+    num_groups: int = 8
+
+    def __post_init__(self) -> None:
+        hold(self.num_blocks >= 1, "model.num_blocks >= 1", self.num_blocks)
+        hold(self.num_groups >= 1, "model.num_groups >= 1", self.num_groups)
+        divides = bool(self.channels) and all(c >= 1 and c % self.num_groups == 0 for c in self.channels)
+        hold(divides, f"model.num_groups={self.num_groups} divides every entry of model.channels", self.channels)
+
+
+@dataclass
+class AlgorithmConf:
+    """An algorithm: a class of pure functions (`federated/algorithm/base.py`) and its hyper-parameters."""
+
+    # the class, as package.module.name
+    _target_: str = MISSING
+    # name in results
+    name: str = MISSING
+
+
+@dataclass
+class FedProxConf(AlgorithmConf):
+    """FedAvg with a proximal term."""
+
+    # weight of the proximal term; 0 is FedAvg
+    mu: float = 0.1
+
+    def __post_init__(self) -> None:
+        hold(self.mu >= 0, "algorithm.mu >= 0", self.mu)
+
+
+@dataclass
+class ScaffoldConf(AlgorithmConf):
+    """FedAvg with control variates."""
+
+    # server step size (the paper's eta_g)
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        hold(self.eta > 0, "algorithm.eta > 0", self.eta)
+
+
+@dataclass
+class Conf(OptionConf):
+    """The whole config of one job."""
+
+    # what is learned from which data, split over which clients (group task)
+    task: Any = MISSING
+    # what is trained (group model)
+    model: Any = MISSING
+    # how it is trained (group algorithm)
+    algorithm: Any = MISSING
+
+
+@dataclass
+class SweeperConf:
+    """How a grid (`-m`) is run and recorded (`study/sweeper.py`)."""
+
+    # the plugin class Hydra starts
+    _target_: str = MISSING
+    # Hydra 1.3 would build nested `_target_`s by itself
+    _recursive_: bool = False
+    # what varies, as on the command line: {lr: "0.1,0.01"}; the command line wins
+    params: dict[str, Any] = field(default_factory=dict)
+    # any Optuna storage URL; null: study.journal in the sweep folder
+    storage: Optional[str] = None
+    # name of the study; null: from the sweep folder
+    study_name: Optional[str] = None
+    # jobs handed to the launcher at once; null: one to Hydra's basic launcher, all to others
+    batch_size: Optional[int] = None
+    # metric drawn in curves.png, by round
+    curve: str = "valid_loss"
+
+
+SCHEMAS: dict[str, type] = {
+    "config": Conf,
+    "task": TaskConf,
+    "source/plain": SourceConf,
+    "source/synthetic": SyntheticConf,
+    "partition/plain": PartitionConf,
+    "partition/dirichlet": DirichletConf,
+    "partition/shards": ShardsConf,
+    "partition/classes": ClassesConf,
+    "partition/quantity": QuantityConf,
+    "model/plain": ModelConf,
+    "model/mlp": MlpConf,
+    "model/cnn": CnnConf,
+    "model/resnet": ResNetConf,
+    "algorithm/plain": AlgorithmConf,
+    "algorithm/fedprox": FedProxConf,
+    "algorithm/scaffold": ScaffoldConf,
+    "sweeper": SweeperConf,
+}
+"""Every schema by the name under which a YAML of `conf/` puts it first: `- /schema/task@_here_`."""

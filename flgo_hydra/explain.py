@@ -1,0 +1,80 @@
+"""Hydra's errors in the words of the person who typed the command."""
+
+import re
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from flgo_hydra import mistakes
+from flgo_hydra.compose import conf_dir, hydra_main_arguments
+from flgo_hydra.help import GROUPS, field_docs, group_choices
+
+_NO_CHOICE = re.compile(r"Could not find '([^']+)'|In '[^']*': Could not find '([^']+)'")
+_NOT_IN = re.compile(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in ")
+
+
+def explain(error: BaseException, arguments: Sequence[str]) -> str:
+    """Returns what was wrong and what to do, from an error of Hydra, OmegaConf or ours."""
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        return str(error)
+    text = "\n".join(str(e) for e in _chain(error))
+    choice = _NO_CHOICE.search(text)
+    if choice and "Available options" in text:
+        group, _, name = (choice[1] or choice[2]).rpartition("/")
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        return mistakes.unknown_choice(group, name, options or group_choices(group))
+    key = _NOT_IN.search(text)
+    if key:
+        name = _as_typed(next(part for part in key.groups() if part), arguments)
+        return mistakes.unknown_key(name, [*GROUPS, *_known_keys(arguments)])
+    for e in _chain(error):
+        if isinstance(e, OmegaConfBaseException) and e.full_key:
+            meaning = _meaning(str(e.full_key))
+            return f"`{e.full_key}`: {mistakes.first_line(e)}." + (f"\n  {e.full_key}: {meaning}" if meaning else "")
+    return str(error)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    next_error: BaseException | None = error
+    while next_error is not None and next_error not in found:
+        found.append(next_error)
+        next_error = next_error.__cause__ or next_error.__context__
+    return found
+
+
+def _as_typed(key: str, arguments: Sequence[str]) -> str:
+    """The whole key of the argument that ends in `key`: Hydra may name its last part only."""
+    for argument in arguments:
+        typed = argument.partition("=")[0].lstrip("+~")
+        if typed == key or typed.endswith("." + key):
+            return typed
+    return key
+
+
+def _known_keys(arguments: Sequence[str]) -> list[str]:
+    """Keys of the config with the group choices that were typed, as far as they compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    picked = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
+    base = {name: value for name, value in hydra_main_arguments().items() if name == "version_base"}
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
+        for overrides in (picked, []):
+            try:
+                cfg: DictConfig = compose("config", overrides=overrides)
+                return mistakes.keys_of(cfg)
+            except HydraException:
+                continue
+    return []
+
+
+def _meaning(key: str) -> str:
+    for schema in ("OptionConf", "TaskConf"):
+        for field in field_docs(schema):
+            if key in (field.name, f"task.{field.name}"):
+                return field.meaning
+    return ""

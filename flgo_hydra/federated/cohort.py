@@ -1,0 +1,65 @@
+"""Which clients take part in a round, and how much each counts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round."""
+
+    clients: np.ndarray
+    """distinct client ids, ascending, int64 of shape (size,)"""
+    weights: np.ndarray
+    """what each client's message counts, float64 of shape (size,); they sum to 1 under `other` and `uniform`"""
+    model_factor: float
+    """what the clients' models and the server's own weigh together: 1, except under weighted_scale"""
+    participation: float
+    """draws / all clients: the papers' |S| / N"""
+
+
+def sample_cohort(
+    num_samples: np.ndarray,
+    proportion: float,
+    sample: str,
+    aggregate: str,
+    weighting: str,
+    rng: np.random.Generator,
+) -> Cohort:
+    """Draws a round's clients and weighs them, with p_k = n_k / n over all N clients (FLGo's rules).
+
+    A client drawn twice (md) trains once and counts twice.
+
+    Args:
+        num_samples: n_k, training samples of every client, shape (N,).
+        proportion: max(int(N * proportion), 1) clients are drawn.
+        sample: uniform, without replacement; md, with replacement by p_k; full, everyone.
+        aggregate: other (`weighting`), uniform (1 / K), weighted_com (p_k; the server's model keeps the rest), or
+            weighted_scale (N / K p_k).
+        weighting: the algorithm's own: samples (p_k over the cohort) or uniform.
+    """
+    num_clients = len(num_samples)
+    # 0.29 * 100 is 28.999…: the added grain keeps what the user meant.
+    size = max(int(num_clients * proportion + 1e-9), 1)
+    if sample == "full":
+        drawn = np.arange(num_clients)
+    elif sample == "md":
+        drawn = rng.choice(num_clients, size=size, replace=True, p=num_samples / num_samples.sum())
+    else:
+        drawn = rng.choice(num_clients, size=size, replace=False)
+    clients, counts = np.unique(drawn, return_counts=True)
+    share = counts * num_samples[clients] / num_samples.sum()
+    if aggregate == "other":
+        aggregate = "weighted" if weighting == "samples" else "uniform"
+    if aggregate == "weighted":
+        weights, model_factor = share / share.sum(), 1.0
+    elif aggregate == "uniform":
+        weights, model_factor = counts / counts.sum(), 1.0
+    elif aggregate == "weighted_com":
+        weights, model_factor = share, 1.0
+    else:
+        assert aggregate == "weighted_scale", aggregate
+        weights = num_clients / counts.sum() * share
+        model_factor = float(weights.sum())
+    return Cohort(clients, weights, model_factor, len(drawn) / num_clients)

@@ -1,0 +1,91 @@
+"""A task's samples as tensors: on the device once, in the run's dtype."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flgo_hydra.federated.task import Task
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples with the weight each has in the mean that is reported. n samples."""
+
+    x: Tensor  # (n, *input_shape)
+    y: Tensor  # (n,) int64, or (n, num_outputs) for regression
+    weights: Tensor  # (n,) float64, sums to 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training samples, clients one after another, and what is evaluated."""
+
+    x_train: Tensor
+    y_train: Tensor
+    offsets: list[int]  # client k holds training samples offsets[k] to offsets[k + 1]
+    valid: Samples
+    test: Samples
+    is_classification: bool
+
+    def client(self, k: int) -> tuple[Tensor, Tensor]:
+        """Training samples of client k, shapes (n_k, *input_shape) and (n_k, …)."""
+        begin, end = self.offsets[k], self.offsets[k + 1]
+        return self.x_train[begin:end], self.y_train[begin:end]
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample, shape (batch,): cross-entropy, or the mean squared error over the outputs."""
+        if self.is_classification:
+            return functional.cross_entropy(outputs, targets, reduction="none")
+        return functional.mse_loss(outputs, targets, reduction="none").mean(dim=-1)
+
+    def mean_criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean of `criterion` over the batch, in one operation."""
+        if self.is_classification:
+            return functional.cross_entropy(outputs, targets)
+        return functional.mse_loss(outputs, targets)
+
+
+def to_data(task: Task, device: torch.device, dtype: torch.dtype) -> Data:
+    """Puts a task's arrays on the device. On the CPU in float32 the memory-mapped arrays are used as they are."""
+
+    def x_tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+    def y_tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device) if task.num_classes is not None else x_tensor(array)
+
+    def samples(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Samples:
+        return Samples(x_tensor(x), y_tensor(y), torch.from_numpy(weights).to(_weight_dtype(device)).to(device))
+
+    num_test = len(task.y_test)
+    return Data(
+        x_tensor(task.x_train),
+        y_tensor(task.y_train),
+        task.train_offsets.tolist(),
+        samples(task.x_valid, task.y_valid, valid_weights(task.train_sizes, task.valid_sizes)),
+        samples(task.x_test, task.y_test, np.full(num_test, 1 / num_test)),
+        is_classification=task.num_classes is not None,
+    )
+
+
+def valid_weights(train_sizes: np.ndarray, valid_sizes: np.ndarray) -> np.ndarray:
+    """The weight of each validation sample in the FL objective on held-out data.
+
+    The objective is the mean over clients of a client's mean, weighted by its number of training samples n_k; clients
+    without validation samples are left out of both sums. So a sample of client k weighs n_k / (v_k * sum of n).
+    (FLGo zips all n_k with the metrics of the clients that have some, which misaligns them.)
+
+    Returns:
+        float64 array of shape (number of validation samples,), which sums to 1.
+    """
+    has_samples = valid_sizes > 0
+    total = train_sizes[has_samples].sum()
+    per_client = train_sizes[has_samples] / (valid_sizes[has_samples] * total)
+    return np.repeat(per_client, valid_sizes[has_samples])
+
+
+def _weight_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64

@@ -1,0 +1,155 @@
+"""Models, by name or by a user's own reference.
+
+A model is whatever `model._target_` returns when it is called with the choice's parameters, plus `input_shape`
+(a sample's shape: `(channels, height, width)` or `(features,)`) and `num_outputs` (classes, or regression outputs)
+where its signature takes them. Its forward maps `(batch, *input_shape)` to `(batch, num_outputs)`.
+
+A user's own, in `my_models.py` of the current folder, run by
+`model=custom model._target_=my_models.TwoLayers +model.width=32`:
+
+    import math
+    from torch import nn
+
+    class TwoLayers(nn.Sequential):
+        def __init__(self, input_shape, num_outputs, width=64):
+            inputs = math.prod(input_shape)
+            super().__init__(nn.Flatten(), nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, num_outputs))
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flgo_hydra import reference
+from flgo_hydra.federated.randomness import Purpose, torch_seed
+
+
+def build_model(
+    parameters: Mapping[str, Any],
+    input_shape: Sequence[int],
+    num_outputs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Builds the model with initial weights that `seed` alone decides, on the CPU.
+
+    Args:
+        parameters: `_target_` and its arguments; `name` is not passed on.
+    Raises:
+        ValueError: the reference is wrong, or the model does not fit the task's shapes.
+    """
+    target = str(parameters["_target_"])
+    function = reference.load(target, "model._target_")
+    given = {key: value for key, value in parameters.items() if key not in ("_target_", "name")}
+    offered = {"input_shape": tuple(input_shape), "num_outputs": num_outputs, "num_classes": num_outputs}
+    # Weights are drawn in float32 and then widened, so that both dtypes start from the same model.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Purpose.INITIAL_WEIGHTS))
+        model = reference.call(function, given, offered, "model")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {type(model).__name__}.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"`model._target_={target}` must have trainable parameters, but has none.")
+    return model.to(dtype)
+
+
+def logistic(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+    """Multinomial logistic regression: one linear layer."""
+    return mlp(input_shape, num_outputs, hidden=[])
+
+
+def mlp(input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int]) -> nn.Module:
+    """Fully connected layers of the given widths with ReLU between them.
+
+    `hidden=[200, 200]` is the FedAvg paper's "2NN". McMahan et al. 2017, https://arxiv.org/abs/1602.05629
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    width = math.prod(input_shape)
+    for i, next_width in enumerate(hidden):
+        layers[f"hidden{i}"] = nn.Linear(width, next_width)
+        layers[f"relu{i}"] = nn.ReLU()
+        width = next_width
+    layers["output"] = nn.Linear(width, num_outputs)
+    return nn.Sequential(layers)
+
+
+def cnn(input_shape: Sequence[int], num_outputs: int, channels: Sequence[int], hidden: int) -> nn.Module:
+    """The FedAvg paper's CNN: 5x5 convolutions, each with 2x2 max pooling, then one hidden layer.
+
+    1,663,370 parameters for 28x28 grey images and 10 classes. McMahan et al. 2017, https://arxiv.org/abs/1602.05629
+    """
+    depth, height, width = _image_shape(input_shape, "cnn", smallest=4)
+    first, second = channels
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv0=nn.Conv2d(depth, first, 5, padding=2),
+            relu0=nn.ReLU(),
+            pool0=nn.MaxPool2d(2),
+            conv1=nn.Conv2d(first, second, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(second * (height // 4) * (width // 4), hidden),
+            relu2=nn.ReLU(),
+            output=nn.Linear(hidden, num_outputs),
+        )
+    )
+
+
+def resnet(
+    input_shape: Sequence[int], num_outputs: int, channels: Sequence[int], num_blocks: int, num_groups: int
+) -> nn.Module:
+    """A small residual network with group normalisation, which needs no batch statistics.
+
+    He et al. 2016, https://arxiv.org/abs/1512.03385; group in place of batch normalisation for federated learning:
+    Hsieh et al. 2020, https://arxiv.org/abs/1910.00189
+    """
+    depth, _, _ = _image_shape(input_shape, "resnet", smallest=2 ** (len(channels) - 1))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=nn.Conv2d(depth, channels[0], 3, padding=1, bias=False),
+        norm=nn.GroupNorm(num_groups, channels[0]),
+        relu=nn.ReLU(),
+    )
+    width = channels[0]
+    for stage, next_width in enumerate(channels):
+        for block in range(num_blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers[f"stage{stage}_block{block}"] = ResidualBlock(width, next_width, stride, num_groups)
+            width = next_width
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["output"] = nn.Linear(width, num_outputs)
+    return nn.Sequential(layers)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, width: int, next_width: int, stride: int, num_groups: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(width, next_width, 3, stride=stride, padding=1, bias=False)
+        self.norm0 = nn.GroupNorm(num_groups, next_width)
+        self.conv1 = nn.Conv2d(next_width, next_width, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(num_groups, next_width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width != next_width:
+            self.shortcut = nn.Conv2d(width, next_width, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (batch, width, height, width) to (batch, next_width, height / stride, width / stride)."""
+        y = torch.relu(self.norm0(self.conv0(x)))
+        return torch.relu(self.norm1(self.conv1(y)) + self.shortcut(x))
+
+
+def _image_shape(input_shape: Sequence[int], model: str, smallest: int) -> tuple[int, int, int]:
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"`model={model}` needs images of shape (channels, height, width) of at least {smallest}x{smallest}, "
+            f"but the task's samples have shape {tuple(input_shape)}. Choose `model=mlp` or `model=logistic`."
+        )
+    depth, height, width = input_shape
+    return depth, height, width

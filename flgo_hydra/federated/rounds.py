@@ -1,0 +1,126 @@
+"""The federated loop: rounds until the last one, early stop, divergence or a request to stop."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from flgo_hydra.config import OptionConf
+from flgo_hydra.federated.algorithm.base import Algorithm
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.cohort import sample_cohort
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.evaluation import evaluate
+from flgo_hydra.federated.patience import Patience
+from flgo_hydra.federated.randomness import Purpose, numpy_generator
+from flgo_hydra.federated.schedule import lr_at
+from flgo_hydra.federated.training import LoopBackend, ServerState
+
+Metrics = dict[str, float]
+"""valid_loss, test_loss, and their accuracies for classification"""
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    EARLY_STOPPED = "early_stopped"
+    DIVERGED = "diverged"
+    STOPPED = "stopped"  # asked to, at a round boundary; it can go on from its checkpoint
+
+
+@dataclass
+class RunState:
+    """Everything that the next round depends on."""
+
+    server: ServerState
+    clients: ClientStates
+    round_num: int = -1
+    """the last finished round; -1: not even the untrained model was evaluated"""
+    patience: Patience = field(default_factory=Patience)
+    best: Metrics = field(default_factory=dict)
+    """metrics of the best round"""
+    last: Metrics = field(default_factory=dict)
+    """metrics of the last evaluated round"""
+    seconds: float = 0.0
+    """time trained so far, earlier attempts included"""
+
+
+class Watcher(Protocol):
+    """Who follows a run: the record, a progress line, a launcher."""
+
+    def evaluated(self, state: RunState, is_best: bool) -> None:
+        """Called after each evaluation, with its metrics in `state.last`."""
+
+    def finished_round(self, state: RunState) -> bool:
+        """Called after each round; True asks the run to stop here."""
+
+
+def run_rounds(
+    backend: LoopBackend,
+    data: Data,
+    algorithm: Algorithm,
+    numbers: Mapping[str, float],
+    option: OptionConf,
+    state: RunState,
+    watcher: Watcher,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Status:
+    """Trains from `state` on, changing it, until the run ends.
+
+    Round 0 is the untrained model. It counts: a run that only gets worse has its best round there. The patience of
+    `early_stop` is counted in rounds, whatever `eval_interval` is (FLGo counts stale values, and not round 0).
+
+    Args:
+        numbers: the algorithm's hyper-parameters by name.
+    """
+    started = clock() - state.seconds
+    num_samples = np.diff(np.asarray(data.offsets))
+    while True:
+        r = state.round_num + 1
+        if r > option.num_rounds:
+            return Status.COMPLETED
+        if r > 0:
+            rng = numpy_generator(option.seed, Purpose.COHORT, r)
+            cohort = sample_cohort(
+                num_samples, option.proportion, option.sample, option.aggregate, algorithm.weighting, rng
+            )
+            lr = lr_at(option.lr_schedule, option.lr, option.lr_decay, r, option.num_rounds)
+            hyper: dict[str, Any] = {**numbers, "lr": lr}
+            state.server = backend.train(state.server, state.clients, cohort, hyper, r)
+        state.round_num = r
+        is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
+        if is_evaluated:
+            state.last = _metrics(backend, data, state.server)
+            state.seconds = clock() - started
+            before = state.patience
+            state.patience = before.update(r, state.last["valid_loss"])
+            if state.patience is not before:
+                state.best = state.last
+            watcher.evaluated(state, is_best=state.patience is not before)
+            if not all(math.isfinite(state.last[loss]) for loss in ("valid_loss", "test_loss")):
+                return Status.DIVERGED
+            if state.patience.is_over(r, option.early_stop):
+                return Status.EARLY_STOPPED
+        state.seconds = clock() - started
+        if r < option.num_rounds and watcher.finished_round(state):
+            return Status.STOPPED
+
+
+def _metrics(backend: LoopBackend, data: Data, server: ServerState) -> Metrics:
+    model = backend.load(server)
+    both = torch.cat([evaluate(model, data, data.valid), evaluate(model, data, data.test)])
+    valid_loss, valid_accuracy, test_loss, test_accuracy = both.tolist()  # the one wait for the device
+    if not data.is_classification:
+        return {"valid_loss": valid_loss, "test_loss": test_loss}
+    return {
+        "valid_loss": valid_loss,
+        "valid_accuracy": valid_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+    }

@@ -1,0 +1,154 @@
+"""FLGo's AutoScheduler rule, as its documentation states it: measure what jobs use, and add one where there is room.
+
+A device is available when its free memory has been larger than the mean (or max) memory of the running jobs for
+`available_interval` seconds without a break, and `put_interval` seconds have passed since the last job was put on it.
+Candidates are ordered by free memory. https://github.com/WwZzz/easyFL, flgo/experiment/device_scheduler.py
+
+What differs from FLGo's code, each a defect there:
+- the device with the most free memory is taken (FLGo sorts, then takes the first one given);
+- a job that is still in its first round counts with `initial_memory_mib` at least, and a learned one with its expected
+  peak, so that starting jobs do not pull the estimate down;
+- memory is what the jobs report, as NVML's figures by process are missing in containers; a job without a figure, or a
+  device without one, is unknown: such a device takes one job at a time;
+- other people's processes leave less free memory, but are neither averaged nor counted as ours;
+- a request's own figure (user-set, learned, or raised after it ran out of memory) must fit as well;
+- the clock of a device starts again when it vanishes and returns.
+
+The rule looks at the present: jobs that still grow may outgrow the device. `ledger.py` books their peaks instead.
+"""
+
+from collections.abc import Sequence
+
+from flgo_hydra.config import hold, one_of
+from flgo_hydra.launch.scheduler import (
+    Device,
+    Placement,
+    Request,
+    RunningJob,
+    Scheduler,
+    has_slot,
+    hold_max_jobs,
+    jobs_on,
+    started,
+)
+
+# Seconds between looks while jobs wait: "without a break" can be claimed of what was looked at only.
+LOOK_S = 1.0
+# Shortest wait, for intervals of 0: a job just put on a device is seen before the next one.
+SHORTEST_S = 0.05
+
+
+class AutoScheduler(Scheduler):
+    """Puts at most one job on each device at a time, where free memory exceeds what a job takes."""
+
+    def __init__(
+        self,
+        put_interval: float = 5.0,
+        available_interval: float = 5.0,
+        initial_memory_mib: int = 1000,
+        dynamic: bool = True,
+        condition: str = "mean",
+        max_jobs_per_device: int | None = 10,
+    ) -> None:
+        """Args:
+        put_interval: seconds between two jobs put on one device.
+        available_interval: seconds for which free memory must have exceeded the estimate without a break.
+        initial_memory_mib: the estimate until a job runs; for ever, where not `dynamic`.
+        dynamic: whether the estimate follows the running jobs.
+        condition: their "mean" or "max".
+        max_jobs_per_device: most jobs at once on a GPU; None: no limit.
+        """
+        hold(put_interval >= 0, "hydra.launcher.scheduler.put_interval >= 0", put_interval)
+        hold(available_interval >= 0, "hydra.launcher.scheduler.available_interval >= 0", available_interval)
+        hold(initial_memory_mib >= 0, "hydra.launcher.scheduler.initial_memory_mib >= 0", initial_memory_mib)
+        one_of("hydra.launcher.scheduler.condition", condition, ("mean", "max"))
+        hold_max_jobs(max_jobs_per_device)
+        self.put_interval = put_interval
+        self.available_interval = available_interval
+        self.initial_memory_mib = initial_memory_mib
+        self.dynamic = dynamic
+        self.condition = condition
+        self.max_jobs_per_device = max_jobs_per_device
+        self._estimate_mib = float(initial_memory_mib)
+        # since when a device's free memory has exceeded the estimate, and when a job was last put on it
+        self._since_s: dict[str, float] = {}
+        self._put_s: dict[str, float] = {}
+
+    def choose(
+        self, waiting: Sequence[Request], running: Sequence[RunningJob], devices: Sequence[Device], now_s: float
+    ) -> list[Placement]:
+        self._look(running, devices, now_s)
+        candidates = [device for device in devices if self._open_s(device) <= now_s]
+        # A device of unknown memory comes last; of equals, the first one given.
+        candidates.sort(key=lambda device: -1 if device.free_mib is None else device.free_mib, reverse=True)
+        placements: list[Placement] = []
+        running = list(running)
+        for request in waiting:
+            device = next((device for device in candidates if self._takes(device, running, request)), None)
+            if device is not None:
+                candidates.remove(device)
+                self._put_s[device.id] = now_s
+                placements.append(Placement(request.job, device.id))
+                running.append(started(request, placements[-1], now_s))
+        return placements
+
+    def wait_s(
+        self, waiting: Sequence[Request], running: Sequence[RunningJob], devices: Sequence[Device], now_s: float
+    ) -> float | None:
+        if not waiting:
+            return None
+        if not devices:
+            return LOOK_S
+        open_ = [
+            device
+            for device in devices
+            if any(has_slot(device, running, request, self.max_jobs_per_device) for request in waiting)
+        ]
+        if not open_:
+            return None
+        soon = [
+            self._open_s(device) - now_s
+            for device in open_
+            if device.id in self._since_s and any(self._takes(device, running, request) for request in waiting)
+        ]
+        return min([LOOK_S, *(max(SHORTEST_S, wait) for wait in soon)])
+
+    def _look(self, running: Sequence[RunningJob], devices: Sequence[Device], now_s: float) -> None:
+        """Brings the estimate and the devices' clocks up to date."""
+        if self.dynamic and running:
+            figures = [self._figure_mib(job) for job in running]
+            self._estimate_mib = max(figures) if self.condition == "max" else sum(figures) / len(figures)
+        present = {device.id for device in devices}
+        self._since_s = {id_: since for id_, since in self._since_s.items() if id_ in present}
+        for device in devices:
+            if self._is_available(device, running):
+                self._since_s.setdefault(device.id, now_s)
+            else:
+                self._since_s.pop(device.id, None)
+
+    def _figure_mib(self, job: RunningJob) -> int:
+        """What a running job takes: its peak where it is known, else not less than a job is thought to take."""
+        seen = job.memory_mib or 0
+        return max(seen, self.initial_memory_mib if job.expected_mib is None else job.expected_mib)
+
+    def _is_available(self, device: Device, running: Sequence[RunningJob]) -> bool:
+        if device.free_mib is None:
+            return not jobs_on(device, running)
+        return device.free_mib > self._estimate_mib
+
+    def _open_s(self, device: Device) -> float:
+        """Returns the time at which both intervals have passed; infinity while the device is not available."""
+        if device.id not in self._since_s:
+            return float("inf")
+        put_s = self._put_s.get(device.id, float("-inf"))
+        return max(self._since_s[device.id] + self.available_interval, put_s + self.put_interval)
+
+    def _takes(self, device: Device, running: Sequence[RunningJob], request: Request) -> bool:
+        """Whether the device has a slot for this request, and room for its own figure where both are known."""
+        if not has_slot(device, running, request, self.max_jobs_per_device):
+            return False
+        if request.memory_mib is None or request.alone:
+            return True
+        if device.free_mib is not None:
+            return device.free_mib >= request.memory_mib
+        return device.total_mib is None or device.total_mib >= request.memory_mib

@@ -1,0 +1,295 @@
+"""OS processes, one a job, started warm by a forkserver of our own.
+
+The pool starts, hears, signals and buries processes. It decides nothing: what runs, where and how often is the
+queue's. It waits on pipes only: the forkserver tells the ends of jobs, so a grandchild that still holds a
+dead job's pipe keeps nobody waiting. Every pipe's other end is closed here as soon as the forkserver has it.
+
+Linux only: it relies on fork, SOCK_SEQPACKET and the parent-death signal.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from flgo_hydra.launch.channel import STOP, MessageReader
+from flgo_hydra.launch.task_reference import TaskReference
+
+_CODE = (
+    "import json, sys; settings = json.loads(sys.argv[-1]); sys.path[:] = settings['sys_path']; "
+    "from flgo_hydra.launch import forkserver; forkserver.main(settings)"
+)
+_SHUTDOWN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process runs."""
+
+    token: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """A process said something."""
+
+    token: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process is gone, with all it said before."""
+
+    token: int
+    # exit status; -n: killed by signal n; None: it never ran, or the forkserver died with it
+    status: int | None
+    # largest resident memory the kernel saw; None: unknown
+    peak_memory_mib: float | None
+    # what it left in its file: its result, or what it was given when it never got that far
+    result: bytes
+    # why it never ran; empty: it ran
+    error: str = ""
+
+
+@dataclass
+class _Process:
+    reader: MessageReader
+    control_fd: int
+    file: IO[bytes]
+    pid: int | None = None
+    kill_at: float | None = None
+
+
+@dataclass
+class Pool:
+    """Starts processes and tells what becomes of them.
+
+    Args:
+        entry: `module:function` called with a `Channel` in each new process; its int is the exit status.
+        preload: modules the forkserver imports once.
+        task: a task function the forkserver looks up once, so that its modules are there too.
+        env: set for the forkserver, hence before torch is imported, and for every job.
+        clock: seconds, for the grace between SIGTERM and SIGKILL.
+    """
+
+    entry: str
+    preload: Sequence[str] = ()
+    task: TaskReference | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._processes: dict[int, _Process] = {}
+        self._next_token = 0
+        self._server: subprocess.Popen[bytes] | None = None
+        self._events: list[Started | Message | Ended] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+
+    def start(self, payload: bytes, log: Path, cwd: str | None = None, env: Mapping[str, str] | None = None) -> int:
+        """Starts a process and returns its token.
+
+        Args:
+            payload: what the entry function reads from its channel.
+            log: gets all the process writes to stdout and stderr, after what is there already.
+            env: set for this process only.
+        """
+        if self._server is None:
+            self._start_server()
+        self._next_token += 1
+        token = self._next_token
+        request = {"start": token, "entry": self.entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile()
+        file.write(payload)
+        file.flush()
+        message_read, message_write = os.pipe()
+        control_read, control_write = os.pipe()
+        with open(log, "ab") as log_file:
+            process = _Process(MessageReader(message_read), control_write, file)
+            self._processes[token] = process
+            self._selector.register(message_read, selectors.EVENT_READ, token)
+            fds = [log_file.fileno(), message_write, control_read, file.fileno()]
+            try:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            except OSError:
+                pass  # the forkserver is gone; `wait` notices and reports this process with the others
+            finally:
+                os.close(message_write)
+                os.close(control_read)
+        return token
+
+    def request_stop(self, token: int) -> None:
+        """Asks a process to end at its next round boundary."""
+        if token in self._processes:
+            with contextlib.suppress(OSError):
+                os.write(self._processes[token].control_fd, STOP)
+
+    def end(self, token: int, grace_s: float) -> None:
+        """Sends SIGTERM to a process and its children, and SIGKILL when they are still there `grace_s` later."""
+        if token in self._processes and self._processes[token].kill_at is None:
+            self._signal(token, signal.SIGTERM)
+            self._processes[token].kill_at = self.clock() + grace_s
+
+    def wake(self) -> None:
+        """Makes a `wait` under way, or the next one, return. May be called in a signal handler."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"w")
+
+    def wait(self, timeout_s: float | None = None) -> list[Started | Message | Ended]:
+        """Returns what has happened, waiting for it up to `timeout_s` (None: as long as it takes)."""
+        deadline = None if timeout_s is None else self.clock() + timeout_s
+        while True:
+            now = self.clock()
+            for token, process in self._processes.items():
+                if process.kill_at is not None and process.kill_at <= now:
+                    self._signal(token, signal.SIGKILL)
+                    process.kill_at = float("inf")
+            ends = [p.kill_at for p in self._processes.values() if p.kill_at is not None]
+            until = min([*ends, *([] if deadline is None else [deadline])], default=None)
+            is_endless = until is None or until == float("inf")
+            ready = self._selector.select(None if is_endless or until is None else max(0.0, until - now))
+            is_awake = self._read(ready)
+            events, self._events = self._events, []
+            if events or is_awake or (deadline is not None and self.clock() >= deadline):
+                return events
+
+    def close(self) -> None:
+        """Kills what still runs and ends the forkserver."""
+        if self._server is not None:
+            self._stop_server()
+        for token in list(self._processes):
+            self._bury(token, None, None)
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _read(self, ready: list[tuple[selectors.SelectorKey, int]]) -> bool:
+        """Turns what can be read into events. True when `wake` was called."""
+        is_awake = False
+        # The forkserver first: a start comes before what the job says. An end reads what it said before.
+        for key, _ in sorted(ready, key=lambda item: item[0].data != "server"):
+            if key.data == "server":
+                self._read_server()
+            elif key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self._wake_read, 4096):
+                        is_awake = True
+            elif key.data in self._processes:
+                self._read_messages(key.data)
+        return is_awake
+
+    def _read_messages(self, token: int) -> None:
+        reader = self._processes[token].reader
+        messages, may_come = reader.read()
+        self._events += [Message(token, values) for values in messages]
+        if not may_come:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(reader.fd)
+
+    def _read_server(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(2**16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                return self._lose_server()
+            told = json.loads(data)
+            if "started" in told:
+                self._processes[told["started"]].pid = told["pid"]
+                self._events.append(Started(told["started"], told["pid"]))
+            elif "ended" in told:
+                self._bury(told["ended"], told["status"], told.get("peak_memory_mib"), told.get("error", ""))
+            else:
+                self._is_ready = True
+
+    def _bury(self, token: int, status: int | None, peak_memory_mib: float | None, error: str = "") -> None:
+        self._read_messages(token)
+        process = self._processes.pop(token)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(process.reader.fd)
+        os.close(process.reader.fd)
+        os.close(process.control_fd)
+        with process.file as file:
+            file.seek(0)
+            result = file.read()
+        self._events.append(Ended(token, status, peak_memory_mib, result, error))
+
+    def _signal(self, token: int, number: int) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.send(json.dumps({"signal": token, "number": int(number)}).encode())
+
+    def _start_server(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = {
+            "fd": theirs.fileno(),
+            "parent": os.getpid(),
+            "sys_path": [entry or os.getcwd() for entry in sys.path],
+            "preload": list(self.preload),
+            "task": self.task and dataclasses.asdict(self.task),
+        }
+        flags = [f"-W{option}" for option in sys.warnoptions] + ["-O"] * sys.flags.optimize
+        self._output = tempfile.TemporaryFile()
+        self._is_ready = False
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, *flags, "-c", _CODE, json.dumps(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **self.env},
+                start_new_session=True,  # so that Ctrl-C reaches the launcher only
+            )
+        self._socket = ours
+        self._selector.register(ours, selectors.EVENT_READ, "server")
+
+    def _stop_server(self) -> None:
+        assert self._server is not None
+        self._selector.unregister(self._socket)
+        self._socket.close()
+        try:
+            self._server.wait(_SHUTDOWN_S)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._server = None
+        self._output.close()
+
+    def _lose_server(self) -> None:
+        """The forkserver died: its jobs die with it, are reported, and the next start makes a new one."""
+        assert self._server is not None
+        self._server.wait()
+        for process in self._processes.values():
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        self._output.seek(0)
+        said = self._output.read().decode(errors="replace").strip()[-2000:]
+        error = f"the forkserver ended with status {self._server.returncode}" + (f": {said}" if said else "")
+        if not self._is_ready:
+            if self.task is None and not self.preload:
+                raise RuntimeError(f"No worker process can be started: {error}")
+            self.preload, self.task = (), None  # an import may have killed it: let the jobs import
+        self._stop_server()
+        for token in list(self._processes):
+            self._bury(token, None, None, error)

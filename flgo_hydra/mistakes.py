@@ -1,0 +1,81 @@
+"""A mistake on the command line, answered with what was probably meant."""
+
+import difflib
+from collections.abc import Collection, Iterable
+
+from omegaconf import DictConfig, OmegaConf
+
+FLGO_NAMES = {
+    "learning_rate": "lr",
+    "learning_rate_decay": "lr_decay",
+    "lr_scheduler": "lr_schedule",
+    "algo_para": "algorithm",
+    "gpu": "device",
+    "dataseed": "task.seed",
+    "check_interval": "checkpoint_interval",
+    "save_optimal": "save_best",
+    "save_checkpoint": "checkpoint_interval",
+    "load_checkpoint": "hydra.run.dir",
+    "num_clients": "task.num_clients",
+    "partitioner": "task/partition",
+    "benchmark": "task",
+    "diversity": "task.partition.classes_per_client",
+    "imbalance": "task.partition.sigma",
+    "clients_per_round": "proportion",
+    "epochs": "num_epochs",
+    "local_epochs": "num_epochs",
+    "rounds": "num_rounds",
+    "patience": "early_stop",
+}
+"""FLGo's names (and a few of other tools) for what has another name here."""
+
+
+def nearest(key: str, known: Collection[str], count: int = 3) -> list[str]:
+    """Returns the known keys that `key` may have meant, best first, compared whole and by their last part."""
+    last = key.rpartition(".")[2]
+    if FLGO_NAMES.get(last) in known:
+        return [FLGO_NAMES[last]]
+    scores: dict[str, float] = {}
+    for candidate in known:
+        tail = candidate.replace("/", ".").rpartition(".")[2]
+        whole = difflib.SequenceMatcher(None, key.lower(), candidate.lower()).ratio()
+        by_tail = difflib.SequenceMatcher(None, last.lower(), tail.lower()).ratio()
+        # A whole match counts a little more, so that `task.sed` finds `task.seed` before `seed`.
+        scores[candidate] = max(whole, 0.98 * by_tail)
+    ranked = sorted((name for name in scores if scores[name] >= 0.6), key=lambda name: (-scores[name], name))
+    return ranked[:count]
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """The error for a key that does not exist."""
+    names = nearest(key, known)
+    advice = f"Did you mean {_or(names)}?" if names else "`python -m flgo_hydra --help` lists the keys."
+    return f"There is no `{key}`. {advice}"
+
+
+def unknown_choice(group: str, choice: str, choices: Collection[str]) -> str:
+    """The error for a choice that its group does not have."""
+    names = difflib.get_close_matches(choice, choices, n=1, cutoff=0.6)
+    advice = f" Did you mean `{group}={names[0]}`?" if names else ""
+    return f"`{group}` has no choice {choice!r}. It has {', '.join(sorted(choices))}.{advice}"
+
+
+def keys_of(cfg: DictConfig, without: str = "", prefix: str = "") -> list[str]:
+    """Every key of a config, in full (`task.partition.alpha`), leaving one out."""
+    keys: list[str] = []
+    for key in cfg:
+        full = f"{prefix}{key}"
+        if full != without:
+            keys.append(full)
+            node = cfg._get_node(key)
+            if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():  # type: ignore[union-attr]
+                keys.extend(keys_of(node, without, f"{full}."))  # type: ignore[arg-type]
+    return [key for key in keys if key != without and not key.rpartition(".")[2].startswith("_")]
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _or(names: Iterable[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)

@@ -1,0 +1,75 @@
+"""The state of an unfinished run on disk: what a run that is started again in the same folder goes on from.
+
+A checkpoint holds tensors and plain values only, and is read with `weights_only`: reading it runs no code.
+"""
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flgo_hydra.record.files import replacing
+
+_VERSION = 1
+_COST_SHARE = 0.01
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, fingerprint: str, content: dict[str, Any]) -> None:
+    """Writes `content` (tensors, numbers, strings, dicts and lists of them) under a temporary name, then renames."""
+    with replacing(path, is_durable=False) as file:
+        torch.save({"version": _VERSION, "fingerprint": fingerprint, **content}, file)
+
+
+def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
+    """Returns the content, or None when there is none to go on from.
+
+    A damaged file is left aside with a warning: the run starts anew.
+
+    Raises:
+        ValueError: the checkpoint is of another config.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        is_ours = isinstance(content, dict) and content.get("version") == _VERSION
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        _log.warning("%s cannot be read (%s): the run starts from round 0.", path, str(error).partition("\n")[0])
+        return None
+    if not is_ours:
+        _log.warning("%s is no checkpoint of this version: the run starts from round 0.", path)
+        return None
+    if content["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{path} belongs to a run with another config. "
+            "Choose another folder (`hydra.run.dir=…`), or delete this one to start anew."
+        )
+    return dict(content)
+
+
+class CheckpointClock:
+    """Decides after which rounds to write: every `interval` rounds, or as often as costs under 1 % of the time."""
+
+    def __init__(self, interval: int | None, clock: Callable[[], float]) -> None:
+        self._interval = interval
+        self._clock = clock
+        self._last_end = clock()
+        self._last_cost = 0.0
+
+    def is_due(self, round_num: int) -> bool:
+        if self._interval is not None:
+            return self._interval > 0 and round_num % self._interval == 0
+        # The first one is written after a second: until then there is little to lose, and its cost is not known.
+        return self._clock() - self._last_end >= max(self._last_cost / _COST_SHARE, 1.0)
+
+    def timed(self, write: Callable[[], None]) -> None:
+        """Writes, and remembers what it cost."""
+        begin = self._clock()
+        write()
+        self._last_end = self._clock()
+        self._last_cost = self._last_end - begin

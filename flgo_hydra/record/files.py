@@ -1,0 +1,99 @@
+"""Writing files so that a reader, or a process killed at any moment, never leaves or sees half of one."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
+
+    Args:
+        is_durable: wait until the content is on disk, so that it outlives a loss of power.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if is_durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the object in the file, or None when there is no such file or it is not one JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends one line in one write, so that a process killed in between leaves whole lines."""
+    line = json.dumps(to_json(value), allow_nan=False) + "\n"
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file of lines; a torn last line is left out, a missing file is empty."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    values = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue
+        if isinstance(value, dict):
+            values.append(value)
+    return values
+
+
+def keep_json_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrites a file of lines with those that are kept."""
+    lines = read_json_lines(path)
+    if lines:
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if is_kept(line)))
+
+
+def to_json(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

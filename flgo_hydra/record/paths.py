@@ -1,0 +1,64 @@
+"""Every file of a run folder and of a sweep folder, by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Files of one job. The folder is Hydra's job folder."""
+
+    folder: Path
+
+    @property
+    def rounds(self) -> Path:
+        return self.folder / "rounds.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        return self.folder / "failure.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def best_model(self) -> Path:
+        return self.folder / "best_model.safetensors"
+
+    def attempt_log(self, attempt: int) -> Path:
+        return self.folder / f"attempt-{attempt}.log"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Files of a sweep; its run folders are named by job number."""
+
+    folder: Path
+
+    def run(self, job: int) -> RunPaths:
+        return RunPaths(self.folder / str(job))
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.csv"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.yaml"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.png"
+
+    @property
+    def study(self) -> Path:
+        return self.folder / "study.journal"
+
+    @property
+    def owner(self) -> Path:
+        return self.folder / ".owner.lock"

@@ -1,0 +1,101 @@
+"""What a run comes to: one result, read back from its folder."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flgo_hydra.record.files import read_json, read_json_lines, write_json
+from flgo_hydra.record.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The content of result.json."""
+
+    status: str
+    """completed, early_stopped, pruned or diverged"""
+    best_valid_loss: float
+    """inf when no evaluated round had a finite loss"""
+    best_round: int
+    last_round: int
+    best: dict[str, float]
+    """metrics at the best round"""
+    last: dict[str, float]
+    """metrics at the last evaluated round"""
+    seconds: float
+    """training and evaluation, over all attempts"""
+    peak_memory_mib: float | None
+    device: str
+    seed: int
+    task: dict[str, Any]
+    model: dict[str, Any]
+    algorithm: dict[str, Any]
+    option: dict[str, Any]
+    versions: dict[str, str]
+    fingerprint: str
+    """of the config: what decides the numbers"""
+    message: str = ""
+    attempts: int = 1
+
+    @property
+    def objective(self) -> float:
+        """What Hydra's sweepers minimise: the best valid_loss; nan for a diverged run, whose best means nothing."""
+        return math.nan if self.status == "diverged" else self.best_valid_loss
+
+
+def write_result(paths: RunPaths, result: RunResult) -> None:
+    """Writes result.json last: where it lies, everything else of the run does."""
+    write_json(paths.result, asdict(result))
+    paths.checkpoint.unlink(missing_ok=True)
+    paths.failure.unlink(missing_ok=True)
+
+
+def read_result(paths: RunPaths) -> RunResult | None:
+    """Returns the folder's result, or None when the run is not finished."""
+    values = read_json(paths.result)
+    if values is None:
+        return None
+    values = {name: value for name, value in values.items() if name in RunResult.__dataclass_fields__}
+    for metrics in ("best", "last"):
+        values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
+    values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
+    return RunResult(**values)
+
+
+def read_rounds(paths: RunPaths) -> list[dict[str, float]]:
+    """Returns the evaluated rounds in order; a loss that was not finite is nan."""
+    return [{name: _number(value) for name, value in line.items()} for line in read_json_lines(paths.rounds)]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The content of failure.json: why a job failed for good."""
+
+    kind: str
+    """the exception's class, or how the process died"""
+    message: str
+    traceback: str = ""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """what happened in each attempt"""
+    wanted_memory_mib: int | None = None
+
+
+def write_failure(paths: RunPaths, failure: Failure) -> None:
+    write_json(paths.failure, asdict(failure))
+
+
+def read_failure(paths: RunPaths) -> Failure | None:
+    values = read_json(paths.failure)
+    if values is None:
+        return None
+    return Failure(**{name: value for name, value in values.items() if name in Failure.__dataclass_fields__})
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def summarize(values: Mapping[str, float], digits: int = 4) -> str:
+    """`valid_loss 0.1234, test_accuracy 0.9876`, for people."""
+    return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())

@@ -1,0 +1,57 @@
+"""Imports what a `_target_` names, and calls it with what it takes."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def import_folder(folder: str) -> None:
+    """Lets modules in `folder` be imported, as `python -m` does for the current folder."""
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def load(target: str, key: str) -> Callable[..., Any]:
+    """Returns the function or class that `target` (`package.module.name`) names.
+
+    Args:
+        key: the config key that holds it, for the error.
+    Raises:
+        ValueError: no such module or name, or it cannot be called.
+    """
+    module_name, _, name = target.rpartition(".")
+    if not module_name:
+        raise ValueError(f"`{key}` must read package.module.name, but got {target!r}.")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there; what it imports is not
+        raise ValueError(
+            f"`{key}={target}`: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"`{key}={target}`: the module {module_name!r} has no {name!r}.") from error
+    if not callable(found):
+        raise ValueError(f"`{key}={target}` must be a function or a class, but it is {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]
+
+
+def call(function: Callable[..., Any], given: Mapping[str, Any], offered: Mapping[str, Any], key: str) -> Any:
+    """Calls `function(**given)`, adding what is `offered` where its signature takes it.
+
+    Raises:
+        ValueError: `given` holds an argument that the function does not take, or one that it needs is missing.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {name: value for name, value in offered.items() if takes_all or name in parameters} | dict(given)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", str(function))
+        raise ValueError(f"`{key}`: {name}{inspect.signature(function)} cannot be called: {error}.") from error
+    return function(**arguments)

@@ -1,0 +1,117 @@
+"""What is printed at the end of a sweep."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.record.result import read_rounds
+from flgo_hydra.report.curves import Curve, draw_curves
+from flgo_hydra.report.table import Row, best_row
+
+_MOST_LISTED = 20
+
+
+def print_summary(
+    rows: Sequence[Row],
+    paths: SweepPaths,
+    storage: str,
+    study_name: str,
+    command: Sequence[str],
+    num_left: int,
+    curve: str,
+) -> Row | None:
+    """Draws curves.png and prints the optimum, what failed, where things lie and how to go on. Returns the best row.
+
+    Args:
+        command: the sweep's own arguments, for the command that resumes it.
+        num_left: points that did not run (the sweep was stopped).
+    """
+    best = best_row(rows)
+    is_drawn = _draw(paths.curves, rows, best, curve)
+    print()
+    if best is not None:
+        print("optimal combination:", " ".join(best.overrides) or "(a single point)")
+        at = f" at round {best.best_round}" if best.best_round is not None else ""
+        print(f"best valid_loss:     {best.best_valid_loss:.6g}{at} (job {best.job})")
+        others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != "valid_loss"]
+        if others:
+            print(f"at that round:       {', '.join(others)}")
+    elif rows:
+        print("no point has a finite valid_loss")
+    _print_points(rows, best)
+    for status in ("failed", "diverged"):
+        listed = [row for row in rows if row.status == status]
+        if listed:
+            print(f"\n{status}: {len(listed)} of {len(rows)}")
+        for row in listed[:_MOST_LISTED]:
+            where = f"  {_log_of(row)}" if status == "failed" else ""
+            print(f"  job {row.job}  {' '.join(row.overrides)}  {row.message.partition(chr(10))[0]}{where}")
+        if len(listed) > _MOST_LISTED:
+            print(f"  … and {len(listed) - _MOST_LISTED} more in {_relative(paths.results)}")
+    if num_left:
+        print(f"\nnot run: {num_left} points")
+    print(f"\nfolder:  {_relative(paths.folder)}")
+    files = ["results.csv", *(["best.yaml"] if best else []), *(["curves.png"] if is_drawn else []), "<job>/rounds.jsonl"]
+    print(f"files:   {', '.join(files)}")
+    print(f"resume:  {_resume_command(command, paths.folder)}")
+    where = _relative(Path(storage)) if "://" not in storage else storage
+    print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
+    print(f"         optuna-dashboard {shlex.quote(where)}", flush=True)
+    return best
+
+
+def _print_points(rows: Sequence[Row], best: Row | None) -> None:
+    """The points from best to worst."""
+    listed = sorted((row for row in rows if row.is_valid), key=lambda row: row.best_valid_loss)
+    if len(listed) < 2:
+        return
+    print()
+    width = max(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED])
+    print(f"  job  {'point':{width}}  best valid_loss  round  of  status")
+    for row in listed[:_MOST_LISTED]:
+        name = " ".join(row.overrides)
+        rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"
+        print(f"  {row.job:>3}  {name:{width}}  {row.best_valid_loss:>15.6f}  {rounds}  {row.status}")
+    if len(listed) > _MOST_LISTED:
+        print(f"  … and {len(listed) - _MOST_LISTED} more")
+
+
+def _draw(path: Path, rows: Sequence[Row], best: Row | None, metric: str) -> bool:
+    curves = []
+    for row in rows:
+        lines = [line for line in read_rounds(RunPaths(row.folder)) if metric in line]
+        if lines:
+            curves.append(
+                Curve(
+                    " ".join(row.overrides) or f"job {row.job}",
+                    [line["round"] for line in lines],
+                    [line[metric] for line in lines],
+                    is_best=best is not None and row.job == best.job,
+                    best_round=row.best_round,
+                )
+            )
+    if not curves:
+        return False
+    draw_curves(path, curves, metric)
+    return True
+
+
+def _log_of(row: Row) -> str:
+    """The job's newest log."""
+    attempts = sorted(row.folder.glob("attempt-*.log"), key=lambda path: path.stat().st_mtime)
+    logs = attempts or sorted(row.folder.glob("*.log"))
+    return _relative(logs[-1] if logs else row.folder / "failure.json")
+
+
+def _resume_command(arguments: Sequence[str], folder: Path) -> str:
+    rest = [argument for argument in arguments if not argument.startswith("hydra.sweep.dir=")]
+    return shlex.join(["python", "-m", "flgo_hydra", "-m", *rest, f"hydra.sweep.dir={_relative(folder)}"])
+
+
+def _relative(path: Path) -> str:
+    """From the current folder where it lies below it: shorter, and as the user would write it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

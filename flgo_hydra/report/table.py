@@ -1,0 +1,110 @@
+"""One row a job: results.csv, and best.yaml for the best of them."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from flgo_hydra.record.files import write_text
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import Failure, RunResult
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a table shows of a job."""
+
+    job: int
+    overrides: tuple[str, ...]
+    folder: Path
+    status: str
+    """of the result, or failed"""
+    best_valid_loss: float = math.nan
+    best_round: int | None = None
+    last_round: int | None = None
+    best: Mapping[str, float] = field(default_factory=dict)
+    """metrics at the best round"""
+    seconds: float | None = None
+    peak_memory_mib: float | None = None
+    message: str = ""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it may be the optimum."""
+        return self.status not in ("diverged", "failed") and math.isfinite(self.best_valid_loss)
+
+    @staticmethod
+    def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
+        return Row(
+            job,
+            overrides,
+            run.folder,
+            result.status,
+            result.best_valid_loss,
+            result.best_round,
+            result.last_round,
+            result.best,
+            result.seconds,
+            result.peak_memory_mib,
+            result.message,
+        )
+
+    @staticmethod
+    def of_value(job: int, overrides: tuple[str, ...], run: RunPaths, value: float) -> "Row":
+        return Row(job, overrides, run.folder, "completed", value)
+
+    @staticmethod
+    def of_failure(job: int, overrides: tuple[str, ...], run: RunPaths, failure: Failure) -> "Row":
+        return Row(job, overrides, run.folder, "failed", message=f"{failure.kind}: {failure.message}")
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The row with the lowest best valid_loss; the first of equals."""
+    return min((row for row in rows if row.is_valid), key=lambda row: row.best_valid_loss, default=None)
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Rewrites results.csv: a column for each swept key between status and metrics."""
+    swept = {row.job: dict(text.split("=", 1) for text in row.overrides) for row in rows}
+    keys = list(dict.fromkeys(key for values in swept.values() for key in values))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.best if name != "valid_loss"))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["job", "status", *keys, "best_valid_loss", "best_round", "last_round"]
+        + [f"{name}_at_best" for name in metrics]
+        + ["seconds", "peak_memory_mib", "message", "folder"]
+    )
+    for row in rows:
+        writer.writerow(
+            [row.job, row.status, *(swept[row.job].get(key, "") for key in keys)]
+            + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
+            + [_number(row.best.get(name)) for name in metrics]
+            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, str(row.folder)]
+        )
+    write_text(path, buffer.getvalue())
+
+
+def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
+    """Rewrites best.yaml; there is none while no job has a valid result."""
+    best = best_row(rows)
+    if best is None:
+        return
+    content = {
+        "overrides": list(best.overrides),
+        "fixed": list(fixed),
+        "best_valid_loss": best.best_valid_loss,
+        "best_round": best.best_round,
+        "at_best_round": dict(best.best),
+        "job": best.job,
+        "folder": str(best.folder),
+    }
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else repr(value)

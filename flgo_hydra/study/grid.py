@@ -1,0 +1,83 @@
+"""A grid: what varies, what is fixed, and every point in order."""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A swept key and its values, as they are written after `key=`."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The product of the axes, the last one varying fastest, beside what is fixed."""
+
+    fixed: tuple[str, ...]
+    axes: tuple[Axis, ...]
+
+    def points(self) -> list[tuple[str, ...]]:
+        """Every point as its swept overrides, in the order of the axes: `("lr=0.1", "algorithm=fedavg")`."""
+        lists = [[f"{axis.key}={value}" for value in axis.values] for axis in self.axes]
+        return list(itertools.product(*lists))
+
+
+def read_grid(overrides: Iterable[Override]) -> Grid:
+    """Splits parsed overrides into axes and fixed ones. Of a key given twice the last one counts.
+
+    Raises:
+        ValueError: a continuous interval, which no grid has, or an empty axis.
+    """
+    fixed: dict[str, str] = {}
+    axes: dict[str, Axis] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        fixed.pop(key, None)
+        axes.pop(key, None)
+        if not override.is_sweep_override():
+            assert override.input_line is not None
+            fixed[key] = override.input_line
+            continue
+        if override.is_interval_sweep():
+            raise ValueError(
+                f"`{override.input_line}` is an interval, but a grid needs single values. "
+                f"Write them out (`{key}=0.1,0.01`) or as `{key}=range(…)`."
+            )
+        values = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        if not values:
+            raise ValueError(f"`{override.input_line}` has no values.")
+        if len(values) == 1 and not override.is_range_sweep():
+            fixed[key] = f"{key}={values[0]}"
+        else:
+            axes[key] = Axis(key, values)
+    return Grid(tuple(fixed.values()), tuple(axes.values()))
+
+
+def parse_point(point: Sequence[str]) -> dict[str, Value]:
+    """Typed values of a point by key: `{"lr": 0.1, "algorithm": "fedavg"}`. Lists and dicts become JSON text."""
+    overrides = OverridesParser.create().parse_overrides(list(point))
+    return {override.get_key_element().lstrip("+"): _scalar(override.value()) for override in overrides}
+
+
+def _scalar(value: Any) -> Value:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def label(point: Sequence[str]) -> str:
+    """How a point is called in tables and pictures."""
+    return " ".join(point) if point else "(no swept key)"

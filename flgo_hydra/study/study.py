@@ -1,0 +1,216 @@
+"""The Optuna study of a sweep: one trial for each attempt at a point. The only file that imports optuna.
+
+Only the sweep's parent process writes it. Everything in it can be rebuilt from the run folders.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from flgo_hydra.record.result import RunResult
+from flgo_hydra.study.grid import Value
+
+_MOST_REPORTS = 500
+
+
+class PointSampler(BaseSampler):
+    """Hands out the grid's next point; which one that is, the sweeper says.
+
+    optuna.samplers.GridSampler would count failed points as done, run finished ones again when a value is added to
+    an axis, and take seconds a trial in a grid of thousands.
+    """
+
+    def __init__(self) -> None:
+        self.point: Mapping[str, Value] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.point[param_name]
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """What a sweep that goes on needs to know of an earlier trial."""
+
+    number: int
+    identity: str
+    job: int
+    is_complete: bool
+    is_running: bool
+
+
+class SweepStudy:
+    """A study that minimises the best valid_loss over the points of a grid."""
+
+    def __init__(self, storage: str | Path, name: str) -> None:
+        """Opens the study, or creates it.
+
+        Args:
+            storage: an Optuna URL, or the path of a journal file.
+            name: of the study; a journal that holds one study is opened under that study's name.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._sampler = PointSampler()
+        backend = _open_storage(storage)
+        existing = optuna.get_all_study_names(backend)
+        if isinstance(storage, Path) and len(existing) == 1:
+            name = existing[0]
+        self.name = name
+        self._study = optuna.create_study(
+            storage=backend,
+            sampler=self._sampler,
+            pruner=optuna.pruners.NopPruner(),
+            study_name=name,
+            direction="minimize",
+            load_if_exists=True,
+        )
+        self._trials: dict[int, Trial] = {}
+
+    def stored_trials(self) -> list[StoredTrial]:
+        """Every trial in the storage, in order."""
+        return [
+            StoredTrial(
+                trial.number,
+                str(trial.user_attrs.get("identity", "")),
+                int(trial.user_attrs.get("job", -1)),
+                trial.state == TrialState.COMPLETE,
+                trial.state == TrialState.RUNNING,
+            )
+            for trial in self._study.get_trials(deepcopy=False)
+        ]
+
+    def describe(self, attributes: Mapping[str, Any]) -> None:
+        """Stores what the study is of, where it does not say so yet."""
+        known = self._study.user_attrs
+        for name, value in attributes.items():
+            if known.get(name) != value:
+                self._study.set_user_attr(name, value)
+
+    def start(
+        self, point: Mapping[str, Value], choices: Mapping[str, Sequence[Value]], attributes: Mapping[str, Any]
+    ) -> int:
+        """Opens a RUNNING trial of a point; returns its number.
+
+        Args:
+            point: value by swept key.
+            choices: every value that each key may take.
+            attributes: the trial's user attributes (identity, job, overrides, attempt).
+        """
+        self._sampler.point = point
+        try:
+            trial = self._study.ask({name: distribution(values) for name, values in choices.items()})
+        except ValueError as error:
+            raise ValueError(
+                f"The study {self.name!r} cannot take new kinds of values for {', '.join(choices)} ({error}). "
+                "Choose another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
+            ) from error
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        self._trials[trial.number] = trial
+        return trial.number
+
+    def finish(self, number: int, result: RunResult, rounds: Sequence[Mapping[str, float]]) -> None:
+        """Closes a trial with its run's result: COMPLETE with the best valid_loss, or FAIL when it diverged."""
+        trial = self._take(number)
+        for line in _thinned(rounds, result.best_round):
+            trial.report(line["valid_loss"], int(line["round"]))
+        attributes: dict[str, Any] = {
+            "status": result.status,
+            "best_round": result.best_round,
+            "last_round": result.last_round,
+            "seconds": result.seconds,
+            **{f"{name}_at_best": value for name, value in result.best.items() if math.isfinite(value)},
+        }
+        if result.message:
+            attributes["reason"] = result.message
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        is_valid = result.status != "diverged" and math.isfinite(result.best_valid_loss)
+        if is_valid:
+            self._study.tell(number, result.best_valid_loss)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def finish_value(self, number: int, value: float) -> None:
+        """Closes a trial of a job that wrote no result, with the value it returned; FAIL unless it is finite."""
+        self._take(number)
+        if math.isfinite(value):
+            self._study.tell(number, value)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Closes a trial whose job has no result."""
+        trial = self._take(number)
+        trial.set_user_attr("status", "failed")
+        trial.set_user_attr("reason", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def _take(self, number: int) -> Trial:
+        """The trial to close: of this process, or one that a killed sweep left RUNNING."""
+        if number in self._trials:
+            return self._trials.pop(number)
+        # Optuna would rather have this constructor to itself, but offers no other way to a trial of another process.
+        return Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+
+
+def distribution(values: Sequence[Value]) -> BaseDistribution:
+    """The distribution of an axis. Optuna lets a study's number ranges grow later, but not its categories."""
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return IntDistribution(min(values), max(values))  # type: ignore[type-var, arg-type]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return FloatDistribution(float(min(values)), float(max(values)))  # type: ignore[type-var, arg-type]
+    return CategoricalDistribution(list(dict.fromkeys(values)))
+
+
+def _open_storage(storage: str | Path) -> Any:
+    if isinstance(storage, str):
+        return storage
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path = storage.resolve()  # a relative one breaks the backend's lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _mend(path: Path) -> None:
+    """Cuts off the torn last line of a journal whose writer was killed: Optuna would glue the next one to it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        logging.getLogger("flgo_hydra").warning("%s ended in the middle of a line, which was removed.", path)
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+
+
+def _thinned(rounds: Sequence[Mapping[str, float]], best_round: int) -> list[Mapping[str, float]]:
+    """At most `_MOST_REPORTS` rounds (a dashboard loads them all), the best and the last among them."""
+    if len(rounds) <= _MOST_REPORTS:
+        return list(rounds)
+    every = math.ceil(len(rounds) / (_MOST_REPORTS - 2))
+    last = len(rounds) - 1
+    return [r for i, r in enumerate(rounds) if i % every == 0 or i == last or r["round"] == best_round]

@@ -1,0 +1,281 @@
+"""Hydra's sweeper of flgo_hydra: checks every point of a grid, launches what is not finished, fills the study."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.table import Row, write_best, write_results
+from flgo_hydra.study.grid import Grid, Value, parse_point, read_grid
+from flgo_hydra.study.points import Point, PointComposer, check_points
+
+
+@dataclass
+class Job:
+    """A point with the number of its run folder."""
+
+    number: int
+    point: Point
+    attempt: int = 1
+    trial: int | None = None
+
+
+class StudySweeper(Sweeper):
+    """Runs a grid with whatever launcher is configured. Run folders are the truth; study and tables follow them."""
+
+    def __init__(
+        self,
+        params: DictConfig | None = None,
+        storage: str | None = None,
+        study_name: str | None = None,
+        batch_size: int | None = None,
+        curve: str = "valid_loss",
+    ) -> None:
+        self._params = params or {}
+        self._storage = storage
+        self._study_name = study_name
+        self._batch_size = batch_size
+        self._curve = curve
+        self._config: DictConfig | None = None
+        self._launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self._config = config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs every point that has no result yet; prints what came out.
+
+        Raises:
+            ValueError: a point breaks a law: nothing was started.
+            SystemExit: with status 1, when a job has no result or no point has a finite loss.
+        """
+        assert self._config is not None and self.hydra_context is not None
+        grid = self._read_grid(arguments)
+        composer = PointComposer(
+            self.hydra_context.config_loader, self._config.hydra.job.config_name, [*self._hydra_overrides(), *grid.fixed]
+        )
+        points = check_points(composer, grid)
+        paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        with _owning(paths):
+            OmegaConf.save(self._config, paths.folder / "multirun.yaml")
+            return _Sweep(self, grid, points, paths, arguments).run()
+
+    def _read_grid(self, arguments: Sequence[str]) -> Grid:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
+        return read_grid(parser.parse_overrides([*written, *arguments]))
+
+    def _hydra_overrides(self) -> list[str]:
+        assert self._config is not None
+        return list(self._config.hydra.overrides.hydra)
+
+
+class _Sweep:
+    """One call of the sweeper."""
+
+    def __init__(
+        self, sweeper: StudySweeper, grid: Grid, points: list[Point], paths: SweepPaths, arguments: list[str]
+    ) -> None:
+        from flgo_hydra.study.study import SweepStudy  # imports optuna
+
+        assert sweeper._config is not None and sweeper._launcher is not None and sweeper.hydra_context is not None
+        self._config = sweeper._config
+        self._launcher = sweeper._launcher
+        self._batch_size = sweeper._batch_size
+        self._curve = sweeper._curve
+        self._loader = sweeper.hydra_context.config_loader
+        self._grid = grid
+        self._paths = paths
+        self._command = [*sweeper._hydra_overrides(), *arguments]
+        default_name = "_".join(paths.folder.parts[-2:])
+        self._study = SweepStudy(sweeper._storage or paths.study, sweeper._study_name or default_name)
+        self._storage = sweeper._storage or str(paths.study)
+        self._choices = self._read_choices([point.overrides for point in points])
+        self._jobs = self._number(points)
+        self._rows: dict[int, Row] = {}
+
+    def run(self) -> list[JobReturn]:
+        self._study.describe({"grid": {axis.key: list(axis.values) for axis in self._grid.axes}})
+        returns: list[JobReturn] = []
+        is_interrupted = False
+        for job in self._jobs:
+            self._harvest(job)
+        try:
+            for batch in self._batches([job for job in self._jobs if job.number not in self._rows]):
+                returns.extend(self._launch(batch))
+        except KeyboardInterrupt:
+            is_interrupted = True
+        rows = [self._rows[number] for number in sorted(self._rows)]
+        num_left = len(self._jobs) - len(rows)
+        best = print_summary(rows, self._paths, self._storage, self._study.name, self._command, num_left, self._curve)
+        if is_interrupted:
+            raise KeyboardInterrupt
+        if best is None or num_left or any(row.status == "failed" for row in rows):
+            raise SystemExit(1)
+        return returns
+
+    def _number(self, points: list[Point]) -> list[Job]:
+        """Gives points their run folders: the earlier one where the study knows the point, else a new one."""
+        known: dict[str, Job] = {}
+        next_number = 0
+        for stored in self._study.stored_trials():
+            next_number = max(next_number, stored.job + 1)
+            earlier = known.get(stored.identity)
+            attempt = earlier.attempt + 1 if earlier else 2
+            known[stored.identity] = Job(stored.job, Point((), stored.identity), attempt)
+            if stored.is_running:
+                self._close_stale(stored.number, stored.job)
+        jobs = []
+        for point in points:
+            if point.identity in known:
+                job = known[point.identity]
+                jobs.append(Job(job.number, point, job.attempt))
+                continue
+            # A folder may be left from a sweep that was killed before its trial was stored.
+            while (self._paths.folder / str(next_number)).exists():
+                next_number += 1
+            jobs.append(Job(next_number, point))
+            next_number += 1
+        return jobs
+
+    def _close_stale(self, trial: int, job: int) -> None:
+        """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
+        run = self._paths.run(job)
+        result = read_result(run)
+        if result is not None:
+            self._study.finish(trial, result, read_rounds(run))
+        else:
+            self._study.fail(trial, "the sweep was interrupted")
+
+    def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
+        """Jobs to launch at once: of consecutive numbers, since Hydra numbers a batch from its first."""
+        size = self._batch_size or (1 if type(self._launcher).__name__ == "BasicLauncher" else len(self._jobs))
+        batch: list[Job] = []
+        for job in jobs:
+            if batch and (len(batch) == size or job.number != batch[-1].number + 1):
+                yield batch
+                batch = []
+            batch.append(job)
+        if batch:
+            yield batch
+
+    def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
+        for job in batch:
+            attributes = {
+                "identity": job.point.identity,
+                "job": job.number,
+                "overrides": list(job.point.overrides),
+                "attempt": job.attempt,
+            }
+            job.trial = self._study.start(parse_point(job.point.overrides), self._choices, attributes)
+        overrides = [[*self._grid.fixed, *job.point.overrides] for job in batch]
+        try:
+            returns = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
+        except Exception as error:  # a launcher that dies with a job (joblib's does): the others' results are kept
+            for job in batch:
+                if not self._harvest(job):
+                    self._fail(job, error)
+            self._write_tables()
+            return []
+        for job, returned in zip(batch, returns, strict=True):
+            if not self._harvest(job):
+                self._settle(job, returned)
+        self._write_tables()
+        return returns
+
+    def _settle(self, job: Job, returned: JobReturn) -> None:
+        """A job that wrote no result: it failed, or it is not one of ours and returned its value."""
+        if returned.status is not JobStatus.COMPLETED:
+            error = returned._return_value
+            self._fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
+            return
+        assert job.trial is not None
+        value = float(returned.return_value)
+        self._study.finish_value(job.trial, value)
+        self._rows[job.number] = Row.of_value(job.number, job.point.overrides, self._paths.run(job.number), value)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        assert job.trial is not None
+        run = self._paths.run(job.number)
+        failure = read_failure(run)
+        if failure is None:
+            failure = Failure(type(error).__name__, str(error))
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_failure(run, failure)
+        self._study.fail(job.trial, f"{failure.kind}: {failure.message}")
+        self._rows[job.number] = Row.of_failure(job.number, job.point.overrides, run, failure)
+
+    def _harvest(self, job: Job) -> bool:
+        """Takes over the job's result, if its folder has one."""
+        run = self._run_paths(job)
+        result = read_result(run)
+        if result is None or result.fingerprint != job.point.identity:
+            return False
+        if job.trial is not None:
+            self._study.finish(job.trial, result, read_rounds(run))
+        self._rows[job.number] = Row.of_result(job.number, job.point.overrides, run, result)
+        return True
+
+    def _run_paths(self, job: Job) -> RunPaths:
+        return self._paths.run(job.number)
+
+    def _read_choices(self, points: list[tuple[str, ...]]) -> dict[str, list[Value]]:
+        """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
+        choices: dict[str, list[Value]] = {}
+        for point in points:
+            for key, value in parse_point(point).items():
+                values = choices.setdefault(key, list(self._loader.get_group_options(key)))
+                if value not in values:
+                    values.append(value)
+        return choices
+
+    def _write_tables(self) -> None:
+        rows = [self._rows[number] for number in sorted(self._rows)]
+        write_results(self._paths.results, rows)
+        write_best(self._paths.best, rows, self._grid.fixed)
+
+
+@contextlib.contextmanager
+def _owning(paths: SweepPaths) -> Iterator[None]:
+    """Holds the sweep folder: two processes in it would run the same points twice."""
+    with open(paths.owner, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{paths.folder} is in use by the sweep of process {file.read().strip() or 'unknown'}. "
+                "Wait for it, or choose another `hydra.sweep.dir`."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _as_text(value: Any) -> str:
+    """A grid written in YAML: `0.1,0.01`, or a list of values."""
+    if OmegaConf.is_list(value) or isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)

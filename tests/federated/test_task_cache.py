@@ -1,0 +1,224 @@
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flgo_hydra.federated import task_cache
+
+CONTENT = {"seed": 1}
+ARRAYS = {"x": np.arange(600, dtype=np.float32).reshape(3, 200), "y": np.array([4, 5, 6])}
+
+
+def build():
+    build.calls += 1
+    return {name: array.copy() for name, array in ARRAYS.items()}
+
+
+@pytest.fixture(autouse=True)
+def reset():
+    build.calls = 0
+
+
+def load(folder, content=CONTENT):
+    arrays = task_cache.load_or_build(folder, "toy", content, build)
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, ARRAYS[name])
+        assert array.dtype == ARRAYS[name].dtype and array.flags.writeable
+    return arrays
+
+
+def entries(folder):
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_built_once_then_mapped(tmp_path):
+    load(tmp_path)
+    again = load(tmp_path)
+    assert build.calls == 1
+    assert all(isinstance(array, np.memmap) for array in again.values())
+    (entry,) = entries(tmp_path)
+    assert entry.name.startswith("toy-") and {p.name for p in entry.iterdir()} == {"x.npy", "y.npy", "meta.json"}
+
+
+def test_writing_to_an_array_changes_no_file(tmp_path):
+    load(tmp_path)["x"][:] = 7
+    load(tmp_path)
+
+
+def test_other_content_is_another_entry(tmp_path):
+    load(tmp_path)
+    load(tmp_path, {"seed": 2})
+    assert build.calls == 2 and len(entries(tmp_path)) == 2
+
+
+def truncate(entry):
+    os.truncate(entry / "x.npy", 1000)
+
+
+def flip(entry):
+    data = bytearray((entry / "x.npy").read_bytes())
+    data[-1] ^= 1
+    (entry / "x.npy").write_bytes(data)
+    # Some file systems' clocks are too coarse to see a write this soon after the first.
+    os.utime(entry / "x.npy", ns=(0, 1))
+
+
+def other_shape(entry):
+    np.save(entry / "y.npy", np.array([[4, 5, 6]]))
+    meta = json.loads((entry / "meta.json").read_text())
+    found = (entry / "y.npy").stat()
+    meta["arrays"]["y"] |= {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    (entry / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip,
+        other_shape,
+        lambda entry: (entry / "x.npy").unlink(),
+        lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "meta.json").write_bytes(b"\xff\x00garbage"),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: (entry / "meta.json").write_text('{"arrays": {"x": {}}}'),
+        lambda entry: (entry / "meta.json").write_text('{"arrays": {"x": 3}}'),
+    ],
+)
+def test_damage_is_found_and_repaired(tmp_path, damage, caplog):
+    load(tmp_path)
+    (entry,) = entries(tmp_path)
+    damage(entry)
+    with caplog.at_level(logging.WARNING, "flgo_hydra"):
+        load(tmp_path)
+    assert build.calls == 2 and "is damaged" in caplog.text and str(entry) in caplog.text
+    load(tmp_path)
+    assert build.calls == 2 and entries(tmp_path) == [entry]
+
+
+def test_a_new_time_alone_is_no_damage(tmp_path):
+    load(tmp_path)
+    os.utime(entries(tmp_path)[0] / "x.npy", ns=(0, 1))
+    load(tmp_path)
+    assert build.calls == 1
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from flgo_hydra.federated import task_cache
+
+folder, log, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def build():
+    with log.open("a") as file:
+        file.write("built\\n")
+    return {"x": np.zeros(200_000)}
+
+if mode == "killed":
+    os.rename = lambda *names: os.kill(os.getpid(), 9)
+else:
+    print("ready", flush=True)
+    sys.stdin.readline()
+arrays = task_cache.load_or_build(folder, "toy", {"seed": 1}, build)
+assert isinstance(arrays["x"], np.memmap) and arrays["x"].sum() == 0
+"""
+
+
+def start(folder, log, mode):
+    here = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, folder, log, mode],
+        env={**os.environ, "PYTHONPATH": str(here)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def test_two_processes_build_once(tmp_path):
+    processes = [start(tmp_path / "cache", tmp_path / "log", "both") for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:  # both wait here: off they go together
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] is not None and process.returncode for process in processes] == [0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("content", [{"seed": 1}, {"seed": 2}])
+def test_the_next_builder_cleans_up_after_a_killed_one(tmp_path, content):
+    folder = tmp_path / "cache"
+    process = start(folder, tmp_path / "log", "killed")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert [".tmp-" in path.name for path in entries(folder)] == [True]
+    load(folder, content)
+    assert [".tmp-" in path.name for path in entries(folder)] == [False]
+
+
+def test_a_living_builders_folder_is_left_alone(tmp_path):
+    (tmp_path / "abc.tmp-1").mkdir()
+    with task_cache._lock(tmp_path / "abc.lock"):
+        load(tmp_path)
+        assert (tmp_path / "abc.tmp-1").exists()
+
+
+def test_no_folder_can_be_made(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    load(tmp_path / "file" / "cache")
+    assert build.calls == 1 and "in memory" in caplog.text
+
+
+def test_read_only_folder(tmp_path, caplog):
+    load(tmp_path)
+    for path in tmp_path.glob("*.lock"):
+        path.unlink()
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("root may write to it")
+        load(tmp_path)
+        assert build.calls == 1 and not caplog.text  # what is there can be read
+        load(tmp_path, {"seed": 2})
+        assert build.calls == 2 and "in memory" in caplog.text
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_full_disk(tmp_path, caplog, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    load(tmp_path)
+    assert build.calls == 1 and entries(tmp_path) == [] and "No space left" in caplog.text
+
+
+def test_an_error_of_the_build_is_no_error_of_the_cache(tmp_path, caplog):
+    def fail():
+        raise OSError("no such data")
+
+    with pytest.raises(OSError, match="no such data"):
+        task_cache.load_or_build(tmp_path, "toy", CONTENT, fail)
+    assert entries(tmp_path) == [] and not caplog.text
+    load(tmp_path)
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert task_cache.find_folder(None) == tmp_path / "flgo_hydra/tasks"
+    assert task_cache.find_folder(str(tmp_path / "mine")) == tmp_path / "mine/flgo_hydra/tasks"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert task_cache.find_folder(None) == tmp_path / ".cache/flgo_hydra/tasks"
