@@ -11,9 +11,9 @@ def main() -> None:
     """Runs the command line; exits with 0 only when every job has a result."""
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        from flgo_hydra.help import help_page
+        from flgo_hydra.help import config_dirs, help_page
 
-        print(help_page(_config_dirs(arguments)))
+        print(help_page(config_dirs(arguments)))
         return
     sys.exit(_run(arguments))
 
@@ -28,6 +28,7 @@ def _run(arguments: Sequence[str]) -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     compose.prepare()
     try:
         hydra.main(**compose.hydra_main_arguments())(app.job)()
@@ -44,17 +45,6 @@ def _run(arguments: Sequence[str]) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _config_dirs(arguments: Sequence[str]) -> list[str]:
-    """The folders given with `--config-dir`, as `--config-dir X`, `--config-dir=X` or `-cd X`."""
-    folders = []
-    for i, argument in enumerate(arguments):
-        if argument in ("--config-dir", "-cd") and i + 1 < len(arguments):
-            folders.append(arguments[i + 1])
-        elif argument.startswith("--config-dir="):
-            folders.append(argument.partition("=")[2])
-    return folders
 
 
 if __name__ == "__main__":

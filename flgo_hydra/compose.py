@@ -1,4 +1,4 @@
-"""Hydra's composed config and our typed one: where `conf/` is, what is registered, and the step from one to the other."""
+"""Hydra's composed config and our typed one: where `conf/` is, what is registered, the step between the two."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError
 
 from flgo_hydra import mistakes, reference
-from flgo_hydra.config import SCHEMAS, Conf
+from flgo_hydra.config import SCHEMAS, Conf, TaskConf
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -78,23 +78,35 @@ def to_conf(cfg: DictConfig) -> Conf:
     except ValidationError as error:
         raise ValueError(f"`{error.full_key}`: {mistakes.first_line(error)}") from error
     assert isinstance(conf, Conf)
-    for key in ("task", "model", "algorithm"):
-        part = getattr(conf, key)
-        target = part.get("_target_") if isinstance(part, dict) else None
-        if key != "task" and isinstance(part, dict) and not target:
-            raise ValueError(f"`{key}._target_` must name a function or a class, but `{key}` has {sorted(part)}.")
+    if not isinstance(conf.task, TaskConf):
+        raise ValueError(
+            "`task` must be a choice of the group task, with `/schema/task@_here_` first in its defaults, "
+            f"but got {conf.task!r}."
+        )
+    references = {"task.source": conf.task.source, "task.partition": conf.task.partition}
+    for key, part in {**references, "model": conf.model, "algorithm": conf.algorithm}.items():
+        target = part.get("_target_") if isinstance(part, dict) else getattr(part, "_target_", None)
+        if not isinstance(target, str):
+            raise ValueError(f"`{key}._target_` must name a function or a class, but `{key}` is {part!r}.")
     return conf
 
 
 def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
-    """`+key=…` adds keys that no schema has: they would be read by nobody."""
+    """`+key=…` adds keys that no schema has: they would be read by nobody.
+
+    A choice without a schema (a user's own, `custom`) takes whatever parameters its function has.
+    """
     kind = OmegaConf.get_type(node)
     if isinstance(kind, type) and is_dataclass(kind):
         known = {field.name for field in fields(kind)}
         for key in node:
-            if key not in known and not _takes_parameters(node):
+            if key not in known:
+                from flgo_hydra.help import keys_by_choice  # it imports this module
+
                 full = node._get_full_key(str(key))
-                raise ValueError(mistakes.unknown_key(full, mistakes.keys_of(root, without=full)))
+                raise ValueError(mistakes.unknown_key(full, mistakes.keys_of(root, without=full), keys_by_choice()))
+        for key in sorted(known.difference(node)):  # `~lr`: the dataclass would take its own default in silence
+            raise ValueError(f"`{node._get_full_key(key)}` was deleted, but a job needs it. Set it instead.")
     for key in node:
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
             child = node[key]
@@ -102,13 +114,7 @@ def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
                 _refuse_unknown_keys(root, child)
 
 
-def _takes_parameters(node: DictConfig) -> bool:
-    """A user's own reference takes whatever parameters its function has, added with `+`."""
-    target = "" if OmegaConf.is_missing(node, "_target_") else str(node.get("_target_", ""))
-    return "_target_" in node and not target.startswith("flgo_hydra.")
-
-
-_DECIDES_NOTHING = ("device", "checkpoint_interval", "save_best")
+_DECIDES_NOTHING = ("device", "num_threads", "checkpoint_interval", "save_best")
 
 
 def parts(conf: Conf) -> dict[str, Any]:

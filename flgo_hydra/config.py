@@ -10,7 +10,7 @@ grid before the first one trains. Nobody changes one of these objects afterwards
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -47,14 +47,15 @@ class OptionConf:
     proportion: float = 0.2
     # how a cohort is drawn: uniform (without replacement), md (with replacement, by data volume), full (everyone)
     sample: str = "uniform"
-    # weights of a cohort's updates: other (the algorithm's own; FedAvg: by data volume), uniform, weighted_com, weighted_scale
+    # weights of a cohort's updates: other (the algorithm's own; FedAvg: by data volume), uniform,
+    # weighted_com, weighted_scale
     aggregate: str = "other"
     # passes over a client's training samples in a round
     num_epochs: int = 5
     # local steps in a round, in place of num_epochs; null: by num_epochs
-    num_steps: Optional[int] = None
+    num_steps: int | None = None
     # samples a local step; below 1: that share of the client's samples; -1: all of them
-    batch_size: Union[int, float] = 64
+    batch_size: int | float = 64
     # learning rate of the clients' optimizer
     lr: float = 0.1
     # lr by round: constant, step, step_<k>, multistep_<a>_<b>…, ratiostep_<q>, divide_by_round, cosine
@@ -72,19 +73,21 @@ class OptionConf:
     # rounds between evaluations; the untrained model (round 0) and the last round are always evaluated
     eval_interval: int = 1
     # stop after this many rounds in a row without a better valid_loss; null: never
-    early_stop: Optional[int] = None
+    early_stop: int | None = None
     # decides initial weights, cohorts and batch order; task.seed decides the data split
     seed: int = 0
     # auto (a GPU where there is one), cpu, cuda, cuda:<i>, mps
     device: str = "auto"
+    # threads of a run on the CPU; null: one for small models, as many as allowed for others
+    num_threads: int | None = None
     # float32 or float64
     dtype: str = "float32"
     # rounds between checkpoints; null: as often as costs under 1 % of the time; 0: none
-    checkpoint_interval: Optional[int] = None
+    checkpoint_interval: int | None = None
     # keep the weights of the best round in best_model.safetensors
     save_best: bool = False
     # start from these weights: a .safetensors file with the names of the model's state dict
-    initial_weights: Optional[str] = None
+    initial_weights: str | None = None
 
     def __post_init__(self) -> None:
         hold(self.num_rounds >= 1, "num_rounds >= 1", self.num_rounds)
@@ -96,7 +99,9 @@ class OptionConf:
         size = self.batch_size
         is_size = size == -1 or 0 < size < 1 or (size >= 1 and float(size).is_integer())
         hold(is_size, "batch_size is a whole number >= 1, a share in (0, 1), or -1 for all", size)
-        hold(self.lr > 0 and math.isfinite(self.lr), "lr > 0", self.lr)
+        # One form: 10.0 and 10 are the same run.
+        self.batch_size = size if 0 < size < 1 else int(size)
+        hold(0 < self.lr < math.inf, "lr > 0 and finite", self.lr)
         if not _LR_SCHEDULE.fullmatch(self.lr_schedule):
             one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         hold(0 < self.lr_decay <= 1, "0 < lr_decay <= 1", self.lr_decay)
@@ -109,13 +114,14 @@ class OptionConf:
         hold(0 <= self.momentum < 1, "0 <= momentum < 1", self.momentum)
         if self.momentum and self.optimizer not in ("sgd", "momentum", "nesterov", "rmsprop"):
             raise ValueError(f"`momentum` has no effect with optimizer={self.optimizer}, but got {self.momentum}.")
-        hold(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
+        hold(0 <= self.weight_decay < math.inf, "weight_decay >= 0 and finite", self.weight_decay)
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
+        hold(self.num_threads is None or self.num_threads >= 1, "num_threads >= 1, or null", self.num_threads)
         one_of("dtype", self.dtype, DTYPES)
         hold(self.dtype == "float32" or self.device != "mps", "dtype is float32 on device mps", self.dtype)
         interval = self.checkpoint_interval
@@ -128,6 +134,14 @@ class SourceConf:
 
     # the function, as package.module.name
     _target_: str = MISSING
+
+
+@dataclass
+class Cifar100Conf(SourceConf):
+    """CIFAR-100."""
+
+    # the 20 coarse labels in place of the 100 fine ones
+    coarse: bool = False
 
 
 @dataclass
@@ -144,8 +158,8 @@ class SyntheticConf(SourceConf):
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        hold(self.alpha >= 0, "task.source.alpha >= 0", self.alpha)
-        hold(self.beta >= 0, "task.source.beta >= 0", self.beta)
+        hold(0 <= self.alpha < math.inf, "task.source.alpha >= 0 and finite", self.alpha)
+        hold(0 <= self.beta < math.inf, "task.source.beta >= 0 and finite", self.beta)
         hold(self.num_features >= 1, "task.source.num_features >= 1", self.num_features)
         hold(self.num_classes >= 2, "task.source.num_classes >= 2", self.num_classes)
 
@@ -176,7 +190,7 @@ class DirichletConf(PartitionConf):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        hold(self.alpha > 0, "task.partition.alpha > 0", self.alpha)
+        hold(0 < self.alpha < math.inf, "task.partition.alpha > 0 and finite", self.alpha)
 
 
 @dataclass
@@ -212,7 +226,7 @@ class QuantityConf(PartitionConf):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        hold(self.sigma >= 0, "task.partition.sigma >= 0", self.sigma)
+        hold(0 <= self.sigma < math.inf, "task.partition.sigma >= 0 and finite", self.sigma)
 
 
 @dataclass
@@ -226,7 +240,7 @@ class TaskConf:
     # how samples are split over clients (group task/partition)
     partition: Any = MISSING
     # clients; null: as many as there are client ids (partition given)
-    num_clients: Optional[int] = 20
+    num_clients: int | None = 20
     # share of each client's samples held out for valid_loss; a client with one sample keeps it for training
     train_holdout: float = 0.1
     # share of all samples held out for test, for sources without a test set of their own
@@ -238,9 +252,9 @@ class TaskConf:
     # folder of standard data files (mnist, fashion_mnist, cifar10, cifar100)
     data_dir: str = "data"
     # a user's own file or folder (task npz)
-    path: Optional[str] = None
-    # where built tasks are kept; null: flgo_hydra/tasks in the user's cache folder
-    cache_dir: Optional[str] = None
+    path: str | None = None
+    # built tasks are kept in its flgo_hydra/tasks; null: the user's cache folder
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         clients = self.num_clients
@@ -322,7 +336,7 @@ class FedProxConf(AlgorithmConf):
     mu: float = 0.1
 
     def __post_init__(self) -> None:
-        hold(self.mu >= 0, "algorithm.mu >= 0", self.mu)
+        hold(0 <= self.mu < math.inf, "algorithm.mu >= 0 and finite", self.mu)
 
 
 @dataclass
@@ -333,7 +347,7 @@ class ScaffoldConf(AlgorithmConf):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        hold(self.eta > 0, "algorithm.eta > 0", self.eta)
+        hold(0 < self.eta < math.inf, "algorithm.eta > 0 and finite", self.eta)
 
 
 @dataclass
@@ -359,11 +373,11 @@ class SweeperConf:
     # what varies, as on the command line: {lr: "0.1,0.01"}; the command line wins
     params: dict[str, Any] = field(default_factory=dict)
     # any Optuna storage URL; null: study.journal in the sweep folder
-    storage: Optional[str] = None
+    storage: str | None = None
     # name of the study; null: from the sweep folder
-    study_name: Optional[str] = None
+    study_name: str | None = None
     # jobs handed to the launcher at once; null: one to Hydra's basic launcher, all to others
-    batch_size: Optional[int] = None
+    batch_size: int | None = None
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"
 
@@ -372,6 +386,7 @@ SCHEMAS: dict[str, type] = {
     "config": Conf,
     "task": TaskConf,
     "source/plain": SourceConf,
+    "source/cifar100": Cifar100Conf,
     "source/synthetic": SyntheticConf,
     "partition/plain": PartitionConf,
     "partition/dirichlet": DirichletConf,

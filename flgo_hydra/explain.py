@@ -2,36 +2,44 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
-from flgo_hydra.help import GROUPS, field_docs, group_choices
+from flgo_hydra.help import GROUPS, config_dirs, group_choices, keys_by_choice, meaning_of
 
-_NO_CHOICE = re.compile(r"Could not find '([^']+)'|In '[^']*': Could not find '([^']+)'")
+_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
+_NO_CHOICE = re.compile(r"Could not find '([^']+)'")
 _NOT_IN = re.compile(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in ")
 
 
 def explain(error: BaseException, arguments: Sequence[str]) -> str:
     """Returns what was wrong and what to do, from an error of Hydra, OmegaConf or ours."""
-    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-        return str(error)
     text = "\n".join(str(e) for e in _chain(error))
     choice = _NO_CHOICE.search(text)
     if choice and "Available options" in text:
-        group, _, name = (choice[1] or choice[2]).rpartition("/")
+        group, _, name = choice[1].rpartition("/")
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         return mistakes.unknown_choice(group, name, options or group_choices(group))
+    if "Config group override must be" in text:  # model=null, model=3
+        for argument in arguments:
+            group, _, name = argument.partition("=")
+            if group in GROUPS and name not in group_choices(group):
+                return mistakes.unknown_choice(group, name, group_choices(group))
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        return str(error)
     key = _NOT_IN.search(text)
     if key:
         name = _as_typed(next(part for part in key.groups() if part), arguments)
-        return mistakes.unknown_key(name, [*GROUPS, *_known_keys(arguments)])
+        return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *_known_keys(arguments)], keys_by_choice())
     for e in _chain(error):
         if isinstance(e, OmegaConfBaseException) and e.full_key:
-            meaning = _meaning(str(e.full_key))
-            return f"`{e.full_key}`: {mistakes.first_line(e)}." + (f"\n  {e.full_key}: {meaning}" if meaning else "")
+            meaning = meaning_of(str(e.full_key))
+            what = f"`{e.full_key}`: {mistakes.first_line(e).rstrip('.')}."
+            return what + (f"\n  {e.full_key}: {meaning}" if meaning else "")
     return str(error)
 
 
@@ -54,27 +62,21 @@ def _as_typed(key: str, arguments: Sequence[str]) -> str:
 
 
 def _known_keys(arguments: Sequence[str]) -> list[str]:
-    """Keys of the config with the group choices that were typed, as far as they compose."""
+    """Keys of the config with the group choices that were typed, as far as they compose, and Hydra's own."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     picked = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
+    folders = [f"file://{Path(folder).absolute()}" for folder in config_dirs(arguments)]
+    searched = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     base = {name: value for name, value in hydra_main_arguments().items() if name == "version_base"}
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_dir()), **base):
-        for overrides in (picked, []):
+        for overrides in ([*searched, *picked], []):
             try:
-                cfg: DictConfig = compose("config", overrides=overrides)
+                cfg: DictConfig = compose("config", overrides=overrides, return_hydra_config=True)
                 return mistakes.keys_of(cfg)
             except HydraException:
                 continue
     return []
-
-
-def _meaning(key: str) -> str:
-    for schema in ("OptionConf", "TaskConf"):
-        for field in field_docs(schema):
-            if key in (field.name, f"task.{field.name}"):
-                return field.meaning
-    return ""

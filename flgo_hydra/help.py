@@ -21,24 +21,41 @@ GROUPS = {
     "option": "a named set of the options below",
     "experiment": "a named grid or setting, which works on any task",
 }
-_PARTS = {
-    "Options (at the root)": ("", "OptionConf"),
-    "Task": ("task.", "TaskConf"),
-    "Task source": ("task.source.", "SyntheticConf"),
+_PARTS: dict[str, tuple[str, dict[str, str]]] = {
+    "Options (at the root)": ("", {"OptionConf": ""}),
+    "Task": ("task.", {"TaskConf": ""}),
+    "Task source": ("task.source.", {"Cifar100Conf": "task=cifar100", "SyntheticConf": "task=synthetic"}),
     "Task partition": (
         "task.partition.",
-        ("PartitionConf", "DirichletConf", "ShardsConf", "ClassesConf", "QuantityConf"),
+        {
+            "PartitionConf": "",
+            "DirichletConf": "task/partition=dirichlet",
+            "ShardsConf": "task/partition=shards",
+            "ClassesConf": "task/partition=classes",
+            "QuantityConf": "task/partition=quantity",
+        },
     ),
-    "Model": ("model.", ("MlpConf", "CnnConf", "ResNetConf")),
-    "Algorithm": ("algorithm.", ("FedProxConf", "ScaffoldConf")),
-    "Sweep": ("hydra.sweeper.", "SweeperConf"),
+    "Model": ("model.", {"MlpConf": "model=mlp", "CnnConf": "model=cnn", "ResNetConf": "model=resnet"}),
+    "Algorithm": ("algorithm.", {"FedProxConf": "algorithm=fedprox", "ScaffoldConf": "algorithm=scaffold"}),
+    "Sweep": ("hydra.sweeper.", {"SweeperConf": ""}),
+}
+"""The page's sections: the prefix of the keys, and each schema with the choice that has it."""
+_PURPOSE = (
+    "Runs federated learning. With -m, values separated by commas make a grid: every combination runs, an Optuna study "
+    "records it, and the best valid_loss and its round are printed."
+)
+_FLAGS = {
+    "-m": "run a grid",
+    "--cfg job": "print the composed config and stop",
+    "--config-dir FOLDER": "add your own choices: FOLDER/algorithm/mine.yaml is algorithm=mine",
+    "--hydra-help": "all of Hydra's flags",
 }
 _EXAMPLES = """\
   python -m flgo_hydra lr=0.05 num_rounds=50
       one run, on scikit-learn's digits
   python -m flgo_hydra -m algorithm=fedavg,fedprox lr=0.1,0.01 seed=0,1,2
       a grid: every combination, and which one is best
-  python -m flgo_hydra -m experiment=tune task=mnist5k task/partition=dirichlet task.partition.alpha=0.1
+  python -m flgo_hydra -m experiment=tune task=mnist5k task/partition=dirichlet
       a named grid, on other data"""
 
 
@@ -52,39 +69,67 @@ def help_page(extra_folders: Sequence[str] = (), width: int | None = None) -> st
     lines = [
         "usage: python -m flgo_hydra [-m] [group=choice …] [key=value …]",
         "",
-        "Runs federated learning. With -m, values separated by commas make a grid: every combination runs, an Optuna",
-        "study records it, and the best valid_loss and its round are printed.",
+        *textwrap.wrap(_PURPOSE, width),
         "",
         "Groups (group=choice)",
     ]
     for group, meaning in GROUPS.items():
         choices = ", ".join(group_choices(group, extra_folders))
         lines += _entry(group, f"{choices}", meaning, width)
-    for title, (prefix, names) in _PARTS.items():
+    for title, (prefix, schemas) in _PARTS.items():
         lines += ["", title]
-        for name in (names,) if isinstance(names, str) else names:
-            for field in field_docs(name):
-                if not field.name.startswith("_") and field.name not in ("name", "source", "partition"):
-                    note = f" ({name.removesuffix('Conf').lower()})" if isinstance(names, tuple) else ""
-                    lines += _entry(prefix + field.name, field.default, field.meaning + note, width)
-    lines += [
-        "",
-        "Flags",
-        "  -m                            run a grid",
-        "  --cfg job                     print the composed config and stop",
-        "  --config-dir FOLDER           add your own choices: FOLDER/algorithm/mine.yaml is algorithm=mine",
-        "  --hydra-help                  all of Hydra's flags",
-        "",
-        "Examples",
-        _EXAMPLES,
-    ]
-    return "\n".join(lines)
+        for schema, choice in schemas.items():
+            if choice:
+                lines.append(f"  with {choice}")
+            for field in _shown_fields(schema):
+                lines += _entry(prefix + field.name, field.default, field.meaning, width)
+    lines += ["", "Flags"]
+    for flag, meaning in _FLAGS.items():
+        lines += _entry(flag, "", meaning, width)
+    return "\n".join([*lines, "", "Examples", _EXAMPLES])
+
+
+def keys_by_choice() -> dict[str, str]:
+    """Every key that needs a certain choice, with the choices that have it: `{"algorithm.mu": "algorithm=fedprox"}`."""
+    found: dict[str, list[str]] = {}
+    for prefix, schemas in _PARTS.values():
+        for schema, choice in schemas.items():
+            for field in _shown_fields(schema) if choice else ():
+                found.setdefault(prefix + field.name, []).append(choice)
+    return {key: " or ".join(choices) for key, choices in found.items()}
+
+
+def meaning_of(key: str) -> str:
+    """What a key means; empty where that is not known or depends on the choice."""
+    meanings = {
+        field.meaning
+        for prefix, schemas in _PARTS.values()
+        for schema in schemas
+        for field in _shown_fields(schema)
+        if prefix + field.name == key
+    }
+    return meanings.pop() if len(meanings) == 1 else ""
+
+
+def _shown_fields(schema: str) -> list["FieldDoc"]:
+    hidden = ("name", "source", "partition")
+    return [field for field in field_docs(schema) if not field.name.startswith("_") and field.name not in hidden]
 
 
 def group_choices(group: str, extra_folders: Sequence[str] = ()) -> list[str]:
     """Names of the YAML files that a group offers."""
     folders = [conf_dir(), *map(Path, extra_folders)]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def config_dirs(arguments: Sequence[str]) -> list[str]:
+    """The folders given with Hydra's `--config-dir X`, `--config-dir=X`, `-cd X` or `-cd=X`."""
+    folders = []
+    for i, argument in enumerate(arguments):
+        flag, is_joined, folder = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders += [folder] if is_joined else arguments[i + 1 : i + 2]
+    return folders
 
 
 class FieldDoc:
@@ -134,6 +179,6 @@ def _entry(key: str, value: str, meaning: str, width: int) -> list[str]:
     column = 38
     wrapped = textwrap.wrap(meaning, max(30, width - column)) or [""]
     if len(head) >= column:
-        head_lines = textwrap.wrap(head, width, subsequent_indent=" " * 6, initial_indent="", drop_whitespace=False)
-        return [head_lines[0], *head_lines[1:], *(" " * column + line for line in wrapped)]
+        head_lines = textwrap.wrap(head, width, subsequent_indent=" " * 6)
+        return [*head_lines, *(" " * column + line for line in wrapped)]
     return [f"{head:<{column}}{wrapped[0]}", *(" " * column + line for line in wrapped[1:])]

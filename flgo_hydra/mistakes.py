@@ -1,7 +1,7 @@
 """A mistake on the command line, answered with what was probably meant."""
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +25,7 @@ FLGO_NAMES = {
     "epochs": "num_epochs",
     "local_epochs": "num_epochs",
     "rounds": "num_rounds",
+    "torch_num_threads": "num_threads",
     "patience": "early_stop",
 }
 """FLGo's names (and a few of other tools) for what has another name here."""
@@ -37,19 +38,34 @@ def nearest(key: str, known: Collection[str], count: int = 3) -> list[str]:
         return [FLGO_NAMES[last]]
     scores: dict[str, float] = {}
     for candidate in known:
+        if key.startswith(candidate + "."):
+            continue  # what is above the key was not misspelt
         tail = candidate.replace("/", ".").rpartition(".")[2]
         whole = difflib.SequenceMatcher(None, key.lower(), candidate.lower()).ratio()
         by_tail = difflib.SequenceMatcher(None, last.lower(), tail.lower()).ratio()
+        # Hydra has a hundred keys of its own: they are meant by who writes `hydra`.
+        if candidate.startswith("hydra.") != key.startswith("hydra"):
+            by_tail = 0.0
         # A whole match counts a little more, so that `task.sed` finds `task.seed` before `seed`.
         scores[candidate] = max(whole, 0.98 * by_tail)
-    ranked = sorted((name for name in scores if scores[name] >= 0.6), key=lambda name: (-scores[name], name))
+    least = max(0.6, max(scores.values(), default=0.0) - 0.12)
+    ranked = sorted((name for name in scores if scores[name] >= least), key=lambda name: (-scores[name], name))
     return ranked[:count]
 
 
-def unknown_key(key: str, known: Collection[str]) -> str:
-    """The error for a key that does not exist."""
-    names = nearest(key, known)
-    advice = f"Did you mean {_or(names)}?" if names else "`python -m flgo_hydra --help` lists the keys."
+def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """The error for a key that does not exist.
+
+    Args:
+        known: keys that do.
+        elsewhere: keys that other choices have, with the choice: `{"algorithm.mu": "algorithm=fedprox"}`.
+    """
+    elsewhere = {name: choice for name, choice in (elsewhere or {}).items() if name not in known}
+    if key in elsewhere:
+        return f"There is no `{key}` with the choices made: it is a key of {elsewhere[key]}."
+    names = nearest(key, [*known, *elsewhere])
+    texts = [f"`{name}`" + (f" (of {elsewhere[name]})" if name in elsewhere else "") for name in names]
+    advice = f"Did you mean {' or '.join(texts)}?" if names else "`python -m flgo_hydra --help` lists the keys."
     return f"There is no `{key}`. {advice}"
 
 
@@ -75,7 +91,3 @@ def keys_of(cfg: DictConfig, without: str = "", prefix: str = "") -> list[str]:
 
 def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
-
-
-def _or(names: Iterable[str]) -> str:
-    return " or ".join(f"`{name}`" for name in names)

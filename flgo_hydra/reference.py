@@ -23,18 +23,19 @@ def load(target: str, key: str) -> Callable[..., Any]:
         ValueError: no such module or name, or it cannot be called.
     """
     module_name, _, name = target.rpartition(".")
-    if not module_name:
+    if not module_name or target.startswith("."):
         raise ValueError(f"`{key}` must read package.module.name, but got {target!r}.")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise  # the module is there; what it imports is not
         raise ValueError(
             f"`{key}={target}`: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"`{key}={target}`: the module {module_name!r} has no {name!r}.") from error
+    if not hasattr(module, name):
+        raise ValueError(f"`{key}={target}`: the module {module_name!r} has no {name!r}.")
+    found = getattr(module, name)
     if not callable(found):
         raise ValueError(f"`{key}={target}` must be a function or a class, but it is {type(found).__name__}.")
     return found  # type: ignore[no-any-return]

@@ -21,7 +21,8 @@ def evaluate(model: nn.Module, data: Data, samples: Samples) -> Tensor:
     if not data.is_classification:
         total[1] = torch.nan
     chunk = CHUNK[samples.x.device.type]
-    for x, y, weights in zip(samples.x.split(chunk), samples.y.split(chunk), samples.weights.split(chunk), strict=True):
+    for begin in range(0, len(samples.x), chunk):
+        x, y, weights = (part[begin : begin + chunk] for part in (samples.x, samples.y, samples.weights))
         outputs = model(x)
         total[0] += (data.criterion(outputs, y).to(weights.dtype) * weights).sum()
         if data.is_classification:

@@ -68,7 +68,7 @@ def _momentum(momentum: float, weight_decay: float, nesterov: bool) -> Step:
 
 
 def _adam(weight_decay: float, is_decoupled: bool, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; adamw: https://arxiv.org/abs/1711.05101 (decay 0.01 there)."""
+    """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; adamw: https://arxiv.org/abs/1711.05101"""
 
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
         if weight_decay and is_decoupled:
@@ -124,6 +124,6 @@ def _adadelta(weight_decay: float, rho: float = 0.9, eps: float = 1e-6) -> Step:
 
 def clip(grads: dict[str, Tensor], max_norm: float) -> dict[str, Tensor]:
     """Scales the gradients so that their common 2-norm is at most `max_norm` (`torch.nn.utils.clip_grad_norm_`)."""
-    norm = torch.sqrt(sum((g * g).sum() for g in grads.values()))  # type: ignore[call-overload]
+    norm = torch.sqrt(torch.stack([(g * g).sum() for g in grads.values()]).sum())
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return {name: g * factor for name, g in grads.items()}

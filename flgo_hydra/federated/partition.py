@@ -1,9 +1,9 @@
 """Partitions: which client each training sample belongs to.
 
 A partition is a function `(labels, num_clients, rng, ...) -> client_of`: for each of the n samples the number of the
-one client that holds it, so no sample can be lost or dealt twice. A user's own is named by `task.partition._target_`
-and is given, of `labels`, `num_clients`, `rng`, `client` (the source's client ids, or None) and `min_samples`, what
-its signature takes.
+one client that holds it, so no sample can be lost or dealt twice. A user's own is given, of `labels`, `num_clients`,
+`rng`, `client` (the source's client ids, or None) and `min_samples`, what its signature takes, and its parameters from
+the config: `task/partition=custom task.partition._target_=my_module.my_split +task.partition.width=3`.
 
 `assign` calls one and then sees to it that nobody goes without: samples move one at a time, at random, from whichever
 client is the largest until every client has `min_samples`. A partition that takes `client` keeps the ids it is given:

@@ -190,14 +190,15 @@ def npz(path: str | None) -> Arrays:
     """A user's own arrays, written by `np.savez(path, x_train=..., y_train=...)`; pickled objects are refused."""
     (file,) = _find_npz(path)
     key = ""
+    arrays: Arrays = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with Path(file).open("rb") as opened:  # np.load leaves a file open that it cannot read
+            archive = np.load(opened, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; write it with np.savez(path, x_train=..., y_train=...)")
-            arrays = {}
             for key in archive.files:
                 arrays[key] = archive[key]
-            return arrays
     except (ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         where = f"{path}{f': `{key}`' if key else ''}"
         raise ValueError(f"{where} must be readable as arrays without pickle, but it is not: {error}") from error
+    return arrays

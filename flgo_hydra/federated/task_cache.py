@@ -2,7 +2,7 @@
 
     <folder>/<name>-<hash>/<array>.npy and meta.json    a task; the hash is of everything that decides its content
     <folder>/<hash>.lock                                held while a process builds it
-    <folder>/<hash>.tmp-<random>/                       being written, or on its way out
+    <folder>/<hash>.tmp-build/, <hash>.tmp-damaged/     being written, on its way out (by who holds the lock)
 
 A folder appears under its final name only when it is complete: files are written and flushed under a temporary one,
 meta.json last, then it is renamed. meta.json records type, shape, size, CRC-32 and time of each array's file. The
@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -104,8 +103,8 @@ def _read_or_remove(entry: Path, key: str) -> Arrays | None:
     except _Damaged as error:
         log.warning("The cached task %s is damaged (%s) and is built again.", entry, error)
         # Moved first: no process may find it half deleted.
-        trash = tempfile.mkdtemp(prefix=f"{key}.tmp-", dir=entry.parent)
-        os.rename(entry, Path(trash, "damaged"))
+        trash = entry.with_name(f"{key}.tmp-damaged")
+        os.rename(entry, trash)
         shutil.rmtree(trash, ignore_errors=True)
         return None
 
@@ -135,13 +134,13 @@ def _read_array(path: Path, recorded: dict[str, Any]) -> NDArray[Any]:
 
 
 def _write(entry: Path, key: str, content: Mapping[str, Any], arrays: Arrays) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f"{key}.tmp-", dir=entry.parent))
+    temporary = entry.with_name(f"{key}.tmp-build")
+    temporary.mkdir()
     try:
         recorded = {name: _write_array(temporary / f"{name}.npy", array) for name, array in arrays.items()}
         with (temporary / "meta.json").open("w") as file:
             json.dump({"arrays": recorded, "content": content}, file, indent=1, default=str)
             _flush(file)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's are private, but a cache folder may be shared
         os.rename(temporary, entry)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -163,12 +162,6 @@ def _flush(file: Any) -> None:
     # A file that a power cut emptied would have the size and the time that meta.json promises.
     file.flush()
     os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _crc32(path: Path) -> int:

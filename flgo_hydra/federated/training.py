@@ -84,7 +84,7 @@ class LoopBackend:
         self._data = data
         self._step = step
         self._work = work
-        self._params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._param_list = list(self._params.values())
         self._buffers = _buffers(model)
         # What a plain FedAvg client does in place, without the general step's copies.
@@ -132,12 +132,10 @@ class LoopBackend:
         work = self._work
         size = resolve_batch_size(work.batch_size, len(x))
         num_steps = count_steps(len(x), size, work.num_epochs, work.num_steps)
-        order = batch_order(
-            len(x), size, num_steps, numpy_generator(work.seed, Purpose.BATCH_ORDER, round_num, k)
-        )
+        order = batch_order(len(x), size, num_steps, numpy_generator(work.seed, Purpose.BATCH_ORDER, round_num, k))
         seed_torch(torch_seed(work.seed, Purpose.LOCAL_NOISE, round_num, k), x.device)
         self._model.train()
-        slots = self._step.start(self._params) if self._step.optimizer.num_slots else dict.fromkeys(self._params, ())
+        slots = self._step.start(self._params)
         for count, indices in enumerate(order, start=1):
             rows = torch.from_numpy(indices).to(x.device)
             grads = torch.autograd.grad(

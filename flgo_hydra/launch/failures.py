@@ -102,13 +102,13 @@ def classify(end: End) -> Failure | None:
     """Returns why the attempt failed; None: it has a result."""
     if end.is_complete and end.error is None and not end.has_heeded_stop:
         return None
+    if end.error is not None and end.ended_for != "timeout":
+        return _classify_error(end.error, end.peak_mib)
     if end.ended_for is not None and (end.status != 0 or end.has_heeded_stop):
         told = {"timeout": "took longer than `hydra.launcher.timeout_min`", "cancelled": "was cancelled"}
         return Failure(end.ended_for, told.get(end.ended_for, "was stopped"))
     if end.is_complete and end.error is None:
         return Failure("stopped", "was stopped at a round boundary")
-    if end.error is not None:
-        return _classify_error(end.error, end.peak_mib)
     if end.status is None:
         return Failure("crashed", end.note or "could not be started")
     if end.status == -signal.SIGKILL and end.is_on_cpu and (end.has_kernel_killed or _is_near_limit(end)):

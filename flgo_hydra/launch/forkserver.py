@@ -41,7 +41,7 @@ def main(settings: dict[str, Any]) -> None:
     """Runs the server in this process; in a forked child, runs the job.
 
     Args:
-        settings: `fd` of the socket, `parent` process id, `preload` module names, `task` (fields of a TaskReference) or None.
+        settings: `fd` of the socket, `parent` process id, `preload` module names, `entry` of jobs, `task` (fields of a TaskReference) or None.
     """
     sock = socket.socket(fileno=settings["fd"])
     sock.set_inheritable(False)
@@ -51,6 +51,9 @@ def main(settings: dict[str, Any]) -> None:
     for name in settings["preload"]:
         with contextlib.suppress(BaseException):  # the job imports it again and shows the error as its own
             importlib.import_module(name)
+    with contextlib.suppress(BaseException):
+        entry = importlib.import_module(settings["entry"].partition(":")[0])
+        getattr(entry, "prepare", lambda: None)()
     if settings["task"] is not None:
         with contextlib.suppress(BaseException):
             load_task(TaskReference(**settings["task"]))

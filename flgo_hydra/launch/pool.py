@@ -78,7 +78,8 @@ class Pool:
     """Starts processes and tells what becomes of them.
 
     Args:
-        entry: `module:function` called with a `Channel` in each new process; its int is the exit status.
+        entry: `module:function` called with a `Channel` in each new process; its int is the exit status. Where the
+            module has a `prepare`, the forkserver calls it once.
         preload: modules the forkserver imports once.
         task: a task function the forkserver looks up once, so that its modules are there too.
         env: set for the forkserver, hence before torch is imported, and for every job.
@@ -245,6 +246,7 @@ class Pool:
             "parent": os.getpid(),
             "sys_path": [entry or os.getcwd() for entry in sys.path],
             "preload": list(self.preload),
+            "entry": self.entry,
             "task": self.task and dataclasses.asdict(self.task),
         }
         flags = [f"-W{option}" for option in sys.warnoptions] + ["-O"] * sys.flags.optimize

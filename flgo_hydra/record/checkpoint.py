@@ -4,7 +4,6 @@ A checkpoint holds tensors and plain values only, and is read with `weights_only
 """
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,14 +33,16 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[
         ValueError: the checkpoint is of another config.
     """
     try:
+        _check_sums(path)
         content = torch.load(path, map_location=device, weights_only=True)
-        is_ours = isinstance(content, dict) and content.get("version") == _VERSION
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # the file is good: this attempt has too little memory
+    except Exception as error:  # what a damaged pickle makes its reader raise may be anything
         _log.warning("%s cannot be read (%s): the run starts from round 0.", path, str(error).partition("\n")[0])
         return None
-    if not is_ours:
+    if not isinstance(content, dict) or content.get("version") != _VERSION or "fingerprint" not in content:
         _log.warning("%s is no checkpoint of this version: the run starts from round 0.", path)
         return None
     if content["fingerprint"] != fingerprint:
@@ -49,7 +50,15 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[
             f"{path} belongs to a run with another config. "
             "Choose another folder (`hydra.run.dir=…`), or delete this one to start anew."
         )
-    return dict(content)
+    return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raises BadZipFile unless every part has the sum it was written with: `torch.load` does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 class CheckpointClock:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,18 +18,16 @@ def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
         is_durable: wait until the content is on disk, so that it outlives a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             if is_durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -76,10 +74,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_json_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrites a file of lines with those that are kept."""
-    lines = read_json_lines(path)
-    if lines:
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if is_kept(line)))
+    """Rewrites a file of lines with those that are kept. A torn line goes: what is appended would be glued to it."""
+    if path.exists():
+        write_text(path, "".join(json.dumps(to_json(line)) + "\n" for line in read_json_lines(path) if is_kept(line)))
 
 
 def to_json(value: Any) -> Any:
@@ -91,9 +88,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -52,15 +52,18 @@ def write_result(paths: RunPaths, result: RunResult) -> None:
 
 
 def read_result(paths: RunPaths) -> RunResult | None:
-    """Returns the folder's result, or None when the run is not finished."""
+    """Returns the folder's result, or None when the run is not finished or the file is not one of ours."""
     values = read_json(paths.result)
     if values is None:
         return None
     values = {name: value for name, value in values.items() if name in RunResult.__dataclass_fields__}
-    for metrics in ("best", "last"):
-        values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
-    values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
-    return RunResult(**values)
+    try:
+        for metrics in ("best", "last"):
+            values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
+        values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
+        return RunResult(**values)
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def read_rounds(paths: RunPaths) -> list[dict[str, float]]:
@@ -89,7 +92,10 @@ def read_failure(paths: RunPaths) -> Failure | None:
     values = read_json(paths.failure)
     if values is None:
         return None
-    return Failure(**{name: value for name, value in values.items() if name in Failure.__dataclass_fields__})
+    try:
+        return Failure(**{name: value for name, value in values.items() if name in Failure.__dataclass_fields__})
+    except TypeError:
+        return None
 
 
 def _number(value: Any) -> Any:

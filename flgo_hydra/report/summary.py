@@ -52,8 +52,8 @@ def print_summary(
     if num_left:
         print(f"\nnot run: {num_left} points")
     print(f"\nfolder:  {_relative(paths.folder)}")
-    files = ["results.csv", *(["best.yaml"] if best else []), *(["curves.png"] if is_drawn else []), "<job>/rounds.jsonl"]
-    print(f"files:   {', '.join(files)}")
+    files = {"results.csv": True, "best.yaml": best is not None, "curves.png": is_drawn, "<job>/rounds.jsonl": True}
+    print(f"files:   {', '.join(name for name, is_there in files.items() if is_there)}")
     print(f"resume:  {_resume_command(command, paths.folder)}")
     where = _relative(Path(storage)) if "://" not in storage else storage
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")

@@ -84,7 +84,7 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
             [row.job, row.status, *(swept[row.job].get(key, "") for key in keys)]
             + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
             + [_number(row.best.get(name)) for name in metrics]
-            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, str(row.folder)]
+            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, row.folder.name]
         )
     write_text(path, buffer.getvalue())
 
@@ -101,7 +101,7 @@ def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
         "best_round": best.best_round,
         "at_best_round": dict(best.best),
         "job": best.job,
-        "folder": str(best.folder),
+        "folder": best.folder.name,
     }
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import app, compose, mistakes
+from flgo_hydra.help import keys_by_choice
 from flgo_hydra.study.grid import Grid
 
 
@@ -95,7 +96,7 @@ class PointComposer:
         name = override.key_or_group
         known = mistakes.keys_of(cfg)
         if name not in known:
-            return ValueError(mistakes.unknown_key(name, known))
+            return ValueError(mistakes.unknown_key(name, known, keys_by_choice()))
         return ValueError(f"`{override.input_line}`: {mistakes.first_line(error)}")
 
 

@@ -45,7 +45,7 @@ class StudySweeper(Sweeper):
         batch_size: int | None = None,
         curve: str = "valid_loss",
     ) -> None:
-        self._params = params or {}
+        self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
         self._storage = storage
         self._study_name = study_name
         self._batch_size = batch_size
@@ -70,9 +70,8 @@ class StudySweeper(Sweeper):
         """
         assert self._config is not None and self.hydra_context is not None
         grid = self._read_grid(arguments)
-        composer = PointComposer(
-            self.hydra_context.config_loader, self._config.hydra.job.config_name, [*self._hydra_overrides(), *grid.fixed]
-        )
+        fixed = [*self._hydra_overrides(), *grid.fixed]
+        composer = PointComposer(self.hydra_context.config_loader, self._config.hydra.job.config_name, fixed)
         points = check_points(composer, grid)
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
         paths.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +87,8 @@ class StudySweeper(Sweeper):
 
     def _hydra_overrides(self) -> list[str]:
         assert self._config is not None
-        return list(self._config.hydra.overrides.hydra)
+        # `-m` adds the mode by itself.
+        return [text for text in self._config.hydra.overrides.hydra if not text.startswith("hydra.mode=")]
 
 
 class _Sweep:

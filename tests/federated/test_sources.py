@@ -97,12 +97,12 @@ class Python2Pickler(pickle._Pickler):
 
     dispatch = dict(pickle._Pickler.dispatch)
 
-    def save_bytes(self, value):
-        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+    def save_text(self, value):
+        text = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + struct.pack("<i", len(text)) + text)
         self.memoize(value)
 
-    dispatch[bytes] = save_bytes
-    dispatch[str] = lambda self, value: self.save_bytes(value.encode("latin1"))
+    dispatch[bytes] = dispatch[str] = save_text
 
     def save_global(self, value, name=None):
         module = value.__module__.replace("numpy._core", "numpy.core")
@@ -133,7 +133,9 @@ def images(start):
 def test_cifar10(tmp_path, python2):
     folder = tmp_path / "cifar-10-batches-py"
     for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        write_batch(folder / name, python2, batch_label=f"part {i}", labels=[i, 9], data=images(i), filenames=["a", "b"])
+        write_batch(
+            folder / name, python2, batch_label=f"part {i}", labels=[i, 9], data=images(i), filenames=["a", "b"]
+        )
     arrays = sources.cifar10(str(tmp_path))
     assert arrays["x_train"].shape == (10, 3, 32, 32) and arrays["x_train"].dtype == np.uint8
     assert arrays["y_train"].tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9] and arrays["y_test"].tolist() == [5, 9]
@@ -143,9 +145,7 @@ def test_cifar10(tmp_path, python2):
 
 def test_cifar100(tmp_path):
     for name in ("train", "test"):
-        write_batch(
-            tmp_path / "cifar-100-python" / name, fine_labels=[99, 0], coarse_labels=[19, 1], data=images(3)
-        )
+        write_batch(tmp_path / "cifar-100-python" / name, fine_labels=[99, 0], coarse_labels=[19, 1], data=images(3))
     assert sources.cifar100(str(tmp_path))["y_train"].tolist() == [99, 0]
     assert sources.cifar100(str(tmp_path), coarse=True)["y_test"].tolist() == [19, 1]
     with pytest.raises(ValueError, match="task.source.coarse"):
@@ -225,7 +225,9 @@ def test_npz_with_pickle_is_refused(tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-30], lambda data: b"", lambda data: data.replace(b"\x01", b"\x02")])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-30], lambda data: b"", lambda data: data.replace(b"\x01", b"\x02")]
+)
 def test_damaged_npz(tmp_path, damage):
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=np.arange(30, dtype=np.uint8).reshape(3, 10), y_train=np.array([0, 1, 1]))

@@ -86,7 +86,16 @@ def test_the_test_split_is_the_same_under_any_partition(with_arrays):
 
 @pytest.mark.parametrize(
     "size, share, held",
-    [(1, 0.5, 0), (2, 0.1, 1), (2, 0.999, 1), (10, 0.1, 1), (19, 0.1, 1), (20, 0.1, 2), (100, 0.29, 29), (100, 0.57, 57)],
+    [
+        (1, 0.5, 0),
+        (2, 0.1, 1),
+        (2, 0.999, 1),
+        (10, 0.1, 1),
+        (19, 0.1, 1),
+        (20, 0.1, 2),
+        (100, 0.29, 29),
+        (100, 0.57, 57),
+    ],
 )
 def test_held_out_of_a_client(size, share, held):
     # a second client with two samples, so that there is some validation sample

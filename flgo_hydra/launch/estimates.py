@@ -1,0 +1,148 @@
+"""What jobs needed before: peak memory and duration by signature, remembered across sweeps on this machine.
+
+The figures live in one JSON file in the user's cache folder, below a key of the machine (`machine_key`), since another
+torch, driver or device needs other memory. Sweeps that run at once share the file: each writes under a lock what it
+has seen itself since its last write, on top of what the others wrote, to a temporary name that is then renamed. A lost
+or broken file costs a few probes and nothing else, so trouble with it never ends a sweep.
+
+The estimate of a peak is the largest of the last few, that of a duration their median: a single odd job is forgotten
+in time.
+"""
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: sweeps that write at the same instant may lose figures, not the file
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+# Figures kept of a signature, and signatures kept of a machine; the longest unused go first.
+NUM_KEPT = 8
+NUM_SIGNATURES = 2000
+MEMORY, DURATION = "memory_mib", "duration_s"
+
+Figures = dict[str, dict[str, list[float]]]
+
+
+def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Returns the file in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`)."""
+    cache = environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "flgo_hydra" / "estimates.json"
+
+
+def machine_key(device_name: str, driver: str | None = None) -> str:
+    """Returns what memory figures depend on besides the job: torch, driver, device. Does not import torch."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "none"
+    return f"torch {torch} / driver {driver or 'none'} / {device_name}"
+
+
+class Estimates:
+    """Expected peaks and durations. Memory and duration may be kept under different signatures."""
+
+    def __init__(self, machine: str, path: Path | None = None) -> None:
+        """Args:
+        machine: a `machine_key`.
+        path: the file, which need not exist; None: nothing is remembered.
+        """
+        self.machine = machine
+        self.path = path
+        self._figures = _read(path).get(machine, {})
+        self._unsaved: list[tuple[str, str, float]] = []
+
+    def memory_mib(self, signature: str) -> int | None:
+        """Returns the expected peak, without a margin; None where no job of this signature has reported one."""
+        peaks = self._figures.get(MEMORY, {}).get(signature)
+        return int(max(peaks)) if peaks else None
+
+    def duration_s(self, signature: str) -> float | None:
+        """Returns the expected duration in seconds; None where no job of this signature has ended."""
+        durations = self._figures.get(DURATION, {}).get(signature)
+        return statistics.median(durations) if durations else None
+
+    def learn_memory(self, signature: str, peak_mib: int) -> None:
+        """Takes note of a job's peak, at the end of its first round and at its own end."""
+        self._learn(MEMORY, signature, peak_mib)
+
+    def learn_duration(self, signature: str, duration_s: float) -> None:
+        """Takes note of the seconds a job took from its start to its end."""
+        self._learn(DURATION, signature, duration_s)
+
+    def save(self) -> None:
+        """Writes what has been learned since the last time. `learn_*` writes a signature's first figure by itself."""
+        if self.path is None or not self._unsaved:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path.with_suffix(".lock")):
+                machines = _read(self.path)
+                figures = machines.setdefault(self.machine, {})
+                for kind, signature, value in self._unsaved:
+                    _add(figures, kind, signature, value)
+                _write(self.path, machines)
+        except OSError as error:
+            log.debug("Estimates are not remembered: %s", error)
+        else:
+            self._figures = figures
+        self._unsaved = []
+
+    def _learn(self, kind: str, signature: str, value: float) -> None:
+        is_first = signature not in self._figures.get(kind, {})
+        _add(self._figures, kind, signature, value)
+        self._unsaved.append((kind, signature, value))
+        if is_first:
+            self.save()
+
+
+def _add(figures: Figures, kind: str, signature: str, value: float) -> None:
+    of_kind = figures.setdefault(kind, {})
+    of_kind[signature] = [*of_kind.pop(signature, []), value][-NUM_KEPT:]
+    while len(of_kind) > NUM_SIGNATURES:
+        of_kind.pop(next(iter(of_kind)))
+
+
+def _read(path: Path | None) -> dict[str, Figures]:
+    """Returns the file's content by machine; nothing where it is missing, broken or of another form."""
+    try:
+        machines = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        return {
+            machine: {
+                kind: {signature: [float(value) for value in values][-NUM_KEPT:] for signature, values in of.items()}
+                for kind, of in figures.items()
+            }
+            for machine, figures in machines.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(path: Path, machines: dict[str, Figures]) -> None:
+    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(machines, file, indent=1)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock beside the file, which the kernel lets go of when its holder dies."""
+    with open(path, "a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,409 @@
+"""Hydra's launcher of flgo_hydra: jobs of a sweep side by side on this machine's GPUs or cores, none lost.
+
+`launch` is Hydra's contract, for any sweeper and any app: one `JobReturn` a job, in order, whatever became of it.
+A sweeper that knows this launcher uses `watching`, `submit`, `next_event` and `job_return` instead: a slot is filled
+again as soon as it is free, not when a batch has ended. `launch` itself is a loop over them.
+
+Jobs are composed here, one at a time while others run, and travel to their workers by pickle: composing needs
+Hydra's singletons, and `${now:}` must mean the same in every job. Processes, devices and retries are the queue's.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from flgo_hydra import reference
+from flgo_hydra.launch.devices import Devices
+from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
+from flgo_hydra.launch.failures import Failure
+from flgo_hydra.launch.kernel_kills import read_kernel_kills
+from flgo_hydra.launch.pool import Pool
+from flgo_hydra.launch.queue import Event, Job, Queue
+from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
+from flgo_hydra.launch.settings import LauncherConf
+from flgo_hydra.launch.task_reference import TaskReference, find_task
+from flgo_hydra.launch.view import View, open_view
+from flgo_hydra.launch.worker import Assignment
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import Failure as FailureRecord
+from flgo_hydra.record.result import write_failure
+
+log = logging.getLogger(__name__)
+
+SCHEDULERS = {
+    "basic": "flgo_hydra.launch.scheduler.BasicScheduler",
+    "random": "flgo_hydra.launch.scheduler.RandomScheduler",
+    "auto": "flgo_hydra.launch.auto.AutoScheduler",
+    "ledger": "flgo_hydra.launch.ledger.LedgerScheduler",
+}
+PRELOAD = ("torch", "numpy.random")
+_PRELOAD_PACKAGES = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml")
+"""What the launcher has imported of these by the time it starts a job, jobs need too."""
+_MOST_WAITING = 64
+"""Jobs composed ahead of the slots: enough to put the longest first, few enough to keep in memory."""
+_SHARE = 0.5
+"""Expected peak of an unknown job on the CPU, of its slot's share of the host's memory."""
+_TICK_S = 1.0
+
+
+class JobFailed(RuntimeError):
+    """Why a job has no result; what `JobReturn.return_value` raises."""
+
+
+class PackingLauncher(Launcher):
+    """Runs jobs in processes of their own, as many at once as the scheduler finds room for."""
+
+    def __init__(self, **settings: Any) -> None:
+        plain = {key: _plain(value) for key, value in settings.items()}
+        self.settings = LauncherConf(**{"_target_": "", **plain})
+        make_scheduler(self.settings.scheduler)  # to refuse a wrong one at once
+        self._config: DictConfig | None = None
+        self._queue: Queue | None = None
+        self._interrupts = 0
+        self._view: View | None = None
+        self._overrides: dict[int, list[str]] = {}
+        self._configs: dict[int, DictConfig] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._config = config
+        self._hydra_context = hydra_context
+        self._task = find_task(task_function)
+        self._context = pickle.dumps(hydra_context)
+
+    # Hydra's contract
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs a batch and returns what became of each job, in order.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C (or SIGTERM), when everything has stopped.
+        """
+        assert self._config is not None
+        setup_globals()
+        configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+        Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        to_submit = list(enumerate(job_overrides, start=initial_job_idx))
+        to_submit.reverse()
+        returns: dict[int, JobReturn] = {}
+        with self.watching(len(job_overrides)) as queue:
+            while to_submit or not queue.is_idle:
+                may_submit = bool(to_submit) and not queue.stop_level and len(queue.waiting) < _MOST_WAITING
+                if may_submit:
+                    num, overrides = to_submit.pop()
+                    self.submit(overrides, num)
+                elif queue.stop_level:
+                    to_submit.clear()
+                # With jobs still to compose, only look at what has happened meanwhile.
+                event = self.next_event(timeout_s=0.0 if to_submit and may_submit else None)
+                if event is not None and event.kind == "ended":
+                    returns[event.job.num] = self.job_return(event.job)
+        if queue.stop_level:
+            raise KeyboardInterrupt(f"stopped with {len(returns)} of {len(job_overrides)} jobs looked at")
+        return [returns[initial_job_idx + i] for i in range(len(job_overrides))]
+
+    # for a sweeper that fills slots as they become free
+
+    @contextlib.contextmanager
+    def watching(self, num_jobs: int | None = None) -> Iterator[Queue]:
+        """While open, jobs are shown and Ctrl-C stops them: once at their next round boundary, twice now.
+
+        Whatever ends the block, no job outlives it.
+
+        Args:
+            num_jobs: how many will be submitted, for the time left; None: unknown.
+        """
+        queue = self._open_queue()
+        self._interrupts = 0
+        with _signals(self._interrupt), open_view(self.settings.view, queue, num_jobs) as self._view:
+            try:
+                yield queue
+            finally:
+                if not queue.is_idle:
+                    queue.stop(now=True)
+                    while not queue.is_idle:
+                        queue.next_event()
+                queue.estimates.save()
+                self._view = None
+                if queue.stop_level:  # it takes no more jobs; a later batch gets a new one
+                    self._close_pool()
+                    self._queue = None
+
+    def submit(self, overrides: Sequence[str], num: int, config: DictConfig | None = None) -> Job:
+        """Queues a job and returns it. What is wrong with its config becomes its failure.
+
+        Args:
+            num: Hydra's job number, which also names the job's folder.
+            config: what `overrides` compose to, with Hydra's node, where the caller has composed it already.
+        """
+        queue = self._open_queue()
+        self._overrides[num] = list(overrides)
+        name = " ".join(filter_overrides(list(overrides)))
+        try:
+            composed = self._compose(overrides, num) if config is None else self._number(config, num)
+            folder = _folder(composed)
+            memory_keys = self.settings.memory_keys
+            assignment = Assignment(
+                task=self._task,
+                context=self._context,
+                config=pickle.dumps(composed),
+                job_name=str(composed.hydra.job.name),
+                num_threads=self._num_threads,
+            )
+            job = Job(
+                num=num,
+                payload=pickle.dumps(assignment),
+                folder=folder,
+                signature=signature(composed, memory_keys, self._task),
+                duration_signature=signature(composed, [*memory_keys, *self.settings.duration_keys], self._task),
+                memory_mib=self.settings.job_memory_mib,
+                name=name,
+                cwd=os.getcwd(),
+            )
+        except Exception as error:
+            folder = Path(str(self._config.hydra.sweep.dir)) / str(num) if self._config is not None else Path(str(num))
+            job = Job(num=num, payload=b"", folder=folder.absolute(), name=name)
+            self._configs.pop(num, None)
+            queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
+            return job
+        self._configs[num] = composed
+        queue.submit(job)
+        return job
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """Returns what happened next to any job, or None: ask again unless `queue.is_idle`."""
+        assert self._view is not None, "events are told inside `with launcher.watching()`"
+        queue = self._open_queue()
+        self._heed_interrupts()
+        tick_s = _TICK_S if self._view.wants_ticks else None
+        waits = [wait for wait in (timeout_s, tick_s) if wait is not None]
+        event = queue.next_event(min(waits, default=None))
+        self._heed_interrupts()
+        if event is not None and event.kind == "ended" and event.job.state == "failed":
+            write_failure(RunPaths(event.job.folder), failure_record(event.job))
+        self._view.show(event)
+        return event
+
+    def cancel(self, job: Job, now: bool = True) -> None:
+        """Ends a job `now` or at its next round boundary; its `ended` event comes all the same."""
+        self._open_queue().cancel(job, now)
+
+    def job_return(self, job: Job) -> JobReturn:
+        """Returns what Hydra's sweepers expect of an ended job. May be asked once."""
+        assert job.is_ended
+        overrides, config = self._overrides.pop(job.num, []), self._configs.pop(job.num, None)
+        if job.result:
+            try:
+                returned: JobReturn = pickle.loads(job.result)
+            except Exception as error:
+                job.failure = Failure("error", f"its result cannot be read: {type(error).__name__}: {error}")
+            else:
+                if job.state == "done" or returned.status is JobStatus.FAILED:
+                    return returned
+        failed = JobReturn(overrides=overrides, working_dir=str(job.folder), status=JobStatus.FAILED)
+        if config is not None:
+            task = config.copy()
+            with open_dict(task):
+                del task["hydra"]
+            failed.cfg = task
+            failed.hydra_cfg = OmegaConf.masked_copy(config, ["hydra"])
+            failed.overrides = list(config.hydra.overrides.task)
+            failed.task_name = config.hydra.job.name
+        failed.return_value = JobFailed(explain(job))
+        return failed
+
+    # inside
+
+    def _open_queue(self) -> Queue:
+        if self._queue is None:
+            self._queue = self._make_queue()
+        return self._queue
+
+    def _make_queue(self) -> Queue:
+        settings = self.settings
+        devices = Devices(settings.devices, settings.slots)
+        num_at_once = devices.slots * max(1, len(devices.gpus))
+        self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
+        threads = str(self._num_threads)
+        # A user's own setting counts as much as ours: it stays.
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+        # Lets an app ask torch for GPUs when it is imported, without starting CUDA in the forkserver.
+        env = {name: os.environ.get(name, threads) for name in names} | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
+        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, env)
+        self._close_pool = weakref.finalize(self, self._pool.close)
+        return Queue(
+            pool=self._pool,
+            scheduler=make_scheduler(settings.scheduler),
+            read_devices=lambda running: devices.read(own_mib(running)),
+            max_retries=settings.max_retries,
+            backoff_s=settings.backoff_s,
+            timeout_s=None if settings.timeout_min is None else 60 * settings.timeout_min,
+            grace_s=settings.grace_s,
+            estimates=Estimates(machine_key(devices.name, devices.driver), default_path()),
+            guess_mib=_guess_mib(devices.read({})[0], devices.slots) if devices.is_cpu else None,
+            read_kernel_kills=read_kernel_kills,
+        )
+
+    def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
+        assert self._config is not None
+        config = self._hydra_context.config_loader.load_sweep_config(self._config, list(overrides))
+        return self._number(config, num)
+
+    def _number(self, config: DictConfig, num: int) -> DictConfig:
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{num}"
+            config.hydra.job.num = num
+            config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
+        return config
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+        self._pool.wake()
+
+    def _heed_interrupts(self) -> None:
+        assert self._queue is not None
+        level = min(self._interrupts, 2)
+        if level > self._queue.stop_level:
+            self._queue.stop(now=level == 2)
+            assert self._view is not None
+            self._view.tell_stopping(is_now=level == 2)
+
+
+def make_scheduler(wanted: Any) -> Scheduler:
+    """Returns the scheduler that `hydra.launcher.scheduler` names.
+
+    Raises:
+        ValueError: there is no such scheduler, or it does not take those arguments.
+    """
+    key = "hydra.launcher.scheduler"
+    given: dict[str, Any] = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    target = given.pop("_target_", None)
+    name = given.pop("name", None)
+    if target is None:
+        if name not in SCHEDULERS:
+            raise ValueError(
+                f"`{key}` must be one of {', '.join(SCHEDULERS)}, one of them with settings ({{name: auto, …}}), or a "
+                f"class of your own ({{_target_: package.module.Name}}), but got {wanted!r}."
+            )
+        target = SCHEDULERS[name]
+    scheduler = reference.call(reference.load(target, f"{key}._target_"), given, {}, key)
+    if not isinstance(scheduler, Scheduler):
+        raise ValueError(
+            f"`{key}._target_={target}` must be a subclass of flgo_hydra.launch.scheduler.Scheduler, but it makes "
+            f"{type(scheduler).__name__}."
+        )
+    return scheduler
+
+
+def own_mib(running: Sequence[RunningJob]) -> dict[str, int | None]:
+    """Returns what our jobs use, by device; None where one of them has not said."""
+    used: dict[str, int | None] = {}
+    for job in running:
+        before = used.get(job.device, 0)
+        used[job.device] = None if before is None or job.memory_mib is None else before + job.memory_mib
+    return used
+
+
+def _guess_mib(host: Device, slots: int) -> int | None:
+    return None if host.total_mib is None else round(_SHARE * host.total_mib / slots)
+
+
+def signature(config: DictConfig, keys: Sequence[str], task: TaskReference) -> str:
+    """Returns the values of `keys` as text, or of all keys where the app has none of them."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    plain.pop("hydra", None)
+    chosen = {}
+    for key in keys:
+        value: Any = plain
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            chosen[key] = value
+    app = f"{task.main_path or task.main_module or ''}:{task.module}:{task.qualname}"
+    return json.dumps({"app": app, **(chosen or plain)}, sort_keys=True, default=str)
+
+
+def explain(job: Job) -> str:
+    """Says in a line or two why a job has no result, what was tried, and where to look."""
+    failure = job.failure
+    text = f"Job {job.num}{f' ({job.name})' if job.name else ''} "
+    if failure is None:
+        return text + f"was {job.state}."
+    text += failure.message if failure.kind not in ("error", "out_of_memory", "impossible") else ""
+    if failure.kind == "error":
+        text += f"failed: {failure.message}"
+    elif failure.kind == "impossible":
+        text = failure.message
+    elif failure.kind == "out_of_memory":
+        wanted = f"; it wanted at least {failure.wanted_mib} MiB" if failure.wanted_mib is not None else ""
+        alone = ", the last time alone on its device" if job.attempts and job.attempts[-1].alone else ""
+        text += f"ran out of memory{alone}{wanted}: {failure.message}. Lower `batch_size`, or use a larger device"
+    text = text.rstrip(".") + "."
+    if len(job.attempts) > 1:
+        text += f" Attempts: {len(job.attempts)}."
+    if job.attempts:
+        text += f" Log: {job.attempts[-1].log}"
+    return text
+
+
+def failure_record(job: Job) -> FailureRecord:
+    """Returns what failure.json says of a job that failed for good."""
+    assert job.failure is not None
+    wanted = [a.failure.wanted_mib for a in job.attempts if a.failure is not None and a.failure.wanted_mib is not None]
+    return FailureRecord(
+        kind=job.failure.kind,
+        message=explain(job),
+        traceback=job.failure.traceback,
+        attempts=[asdict(attempt) for attempt in job.attempts],
+        wanted_memory_mib=max([*wanted, job.failure.wanted_mib or 0]) or None,
+    )
+
+
+def _folder(config: DictConfig) -> Path:
+    # hydra.sweep.subdir may ask for ${hydra:…}, which only a job's own HydraConfig answers.
+    from hydra.core.hydra_config import HydraConfig
+
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().cfg = config  # not set_config, which copies it
+    try:
+        sweep_dir = str(OmegaConf.select(config, "hydra.sweep.dir"))
+        return Path(sweep_dir, str(OmegaConf.select(config, "hydra.sweep.subdir"))).absolute()
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+@contextlib.contextmanager
+def _signals(interrupt: Any) -> Iterator[None]:
+    """Calls `interrupt` for Ctrl-C, SIGTERM and SIGHUP. Not outside the main thread: nobody can there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, lambda *_: interrupt())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,412 @@
+"""What runs next, and what becomes of it: jobs in, events out.
+
+The queue puts waiting jobs where the scheduler says, starts them in the pool, follows their memory, and gives a job
+whose attempt failed another one where `failures.decide` says so. It knows neither Hydra nor federated learning:
+a job is bytes for a worker, a folder for its logs, and what is expected of its memory and duration.
+
+Everything that waits is in `next_event`: for pipes of the pool, and with a deadline only where the clock itself
+decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from flgo_hydra.launch.estimates import Estimates
+from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
+from flgo_hydra.launch.pool import Ended, Message, Started
+from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
+from flgo_hydra.record.paths import RunPaths
+
+State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
+END_STATES = ("done", "failed", "cancelled", "stopped")
+_LOOK_AGAIN_S = 1.0
+
+
+@dataclass(eq=False)
+class Job:
+    """One job, from the queue's door to its end. The queue alone changes it after `submit`."""
+
+    num: int
+    # what the worker's entry function reads
+    payload: bytes
+    # gets a log for each attempt
+    folder: Path
+    # jobs with the same signature are expected to need the same memory
+    signature: str = ""
+    # jobs with the same duration signature are expected to take the same time
+    duration_signature: str = ""
+    # expected peak; None: unknown
+    memory_mib: int | None = None
+    # for people
+    name: str = ""
+    cwd: str | None = None
+    state: State = "waiting"
+    attempts: list[Attempt] = field(default_factory=list)
+    # the last `report("round", …)`
+    progress: dict[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    # what the last attempt left as its result
+    result: bytes = b""
+    # not before, on the queue's clock
+    not_before_s: float = 0.0
+    alone: bool = False
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in END_STATES
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a job: `ended` comes once a job, and is the last."""
+
+    kind: Literal["started", "report", "retry", "stuck", "ended"]
+    job: Job
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ProcessPool(Protocol):
+    """What the queue needs of `pool.Pool`."""
+
+    def start(self, payload: bytes, log: Path, cwd: str | None, env: Mapping[str, str]) -> int: ...
+    def request_stop(self, token: int) -> None: ...
+    def end(self, token: int, grace_s: float) -> None: ...
+    def wait(self, timeout_s: float | None) -> Sequence[Started | Message | Ended]: ...
+
+
+@dataclass
+class Running:
+    """An attempt under way."""
+
+    job: Job
+    token: int
+    placement: Placement
+    number: int
+    log: Path
+    started_s: float
+    memory_mib: int | None = None
+    expected_mib: int | None = None
+    round: int | None = None
+    has_learned: bool = False
+    end_message: dict[str, Any] | None = None
+    ended_for: Literal["timeout", "cancelled", "stopped"] | None = None
+
+
+@dataclass
+class Queue:
+    """Jobs, and the devices they share.
+
+    Args:
+        read_devices: the devices as they are now, told what runs.
+        estimates: what jobs of a signature needed before; told what they need now.
+        guess_mib: expected peak of a job of which nothing is known; None: the scheduler shall find out.
+        read_kernel_kills: processes the kernel has killed for want of memory so far; None: cannot be known.
+        clock: seconds, monotonic.
+    """
+
+    pool: ProcessPool
+    scheduler: Scheduler
+    read_devices: Callable[[Sequence[RunningJob]], Sequence[Device]]
+    max_retries: int = 2
+    backoff_s: float = 2.0
+    timeout_s: float | None = None
+    grace_s: float = 10.0
+    estimates: Estimates = field(default_factory=lambda: Estimates(""))
+    guess_mib: int | None = None
+    read_kernel_kills: Callable[[], int | None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.waiting: list[Job] = []
+        self.running: dict[int, Running] = {}  # by token
+        self.devices: Sequence[Device] = ()
+        self.stop_level = 0  # 1: at the next round boundary; 2: now
+        self._events: deque[Event] = deque()
+        self._kernel_kills = self.read_kernel_kills()
+        self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
+        self._is_stuck = False
+        self._has_told_stuck = False
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing waits, runs, or has been left unsaid."""
+        return not (self.waiting or self.running or self._events)
+
+    def submit(self, job: Job) -> None:
+        """Queues a job. After a stop it ends at once, as stopped."""
+        self.waiting.append(job)
+        if self.stop_level:
+            self._drop_waiting("stopped", "was not started: the sweep was stopped")
+
+    def refuse(self, job: Job, failure: Failure) -> None:
+        """Takes note of a job that cannot even be submitted."""
+        self._end(job, "failed", failure)
+
+    def cancel(self, job: Job, now: bool = True) -> None:
+        """Ends a job, `now` or at its next round boundary; one that waits never starts."""
+        if job in self.waiting:
+            self.waiting.remove(job)
+            self._end(job, "cancelled", Failure("cancelled", "was cancelled before it started"))
+        for running in self.running.values():
+            if running.job is job:
+                self._stop_attempt(running, "cancelled", now)
+
+    def stop(self, now: bool = False) -> None:
+        """Starts nothing new, and ends what runs: at its next round boundary with a checkpoint, or `now`."""
+        self.stop_level = 2 if now else max(self.stop_level, 1)
+        self._drop_waiting("stopped", "was not started: the sweep was stopped")
+        for running in self.running.values():
+            self._stop_attempt(running, "stopped", now)
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """Returns what happened next, or None: time is up, the pool was woken, the clock was looked at.
+
+        None does not mean that nothing will come: ask again unless `is_idle`.
+        """
+        deadline = None if timeout_s is None else self.clock() + timeout_s
+        while not self._events:
+            self._place()
+            if self._events or not (self.waiting or self.running):
+                break
+            now_s = self.clock()
+            waits = [self._wait_s(now_s), None if deadline is None else max(0.0, deadline - now_s)]
+            happened = self.pool.wait(min((wait for wait in waits if wait is not None), default=None))
+            for event in happened:
+                self._hear(event)
+            self._check_time()
+            if not happened and not self._events:
+                return None
+        return self._events.popleft() if self._events else None
+
+    # what runs next
+
+    def _place(self) -> None:
+        now_s = self.clock()
+        ready = [job for job in self.waiting if job.not_before_s <= now_s]
+        if not ready:
+            return
+        running = self.running_jobs()
+        self.devices = self.read_devices(running)
+        requests = []
+        for job in ready:
+            request = self._request(job)
+            why = self.scheduler.impossible(request, self.devices) if not job.attempts else None
+            if why is not None:
+                self.waiting.remove(job)
+                self._end(job, "failed", Failure("impossible", why, wanted_mib=request.memory_mib))
+            else:
+                requests.append(request)
+        by_num = {job.num: job for job in ready}
+        placements = self.scheduler.choose(requests, running, self.devices, now_s)
+        for placement in placements:
+            self._start(by_num[placement.job], placement, now_s)
+        self._is_stuck = not placements and not self.running
+        if self._is_stuck and not self._has_told_stuck and requests:
+            self._has_told_stuck = True
+            self._events.append(Event("stuck", by_num[requests[0].job], {"devices": len(self.devices)}))
+
+    def _request(self, job: Job) -> Request:
+        known_mib = job.memory_mib if job.memory_mib is not None else self.estimates.memory_mib(job.signature)
+        memory_mib = known_mib if known_mib is not None else self.guess_mib
+        duration_s = self.estimates.duration_s(job.duration_signature)
+        return Request(job.num, job.signature, memory_mib, duration_s, job.alone)
+
+    def _start(self, job: Job, placement: Placement, now_s: float) -> None:
+        self._has_told_stuck = False
+        if not self.running:
+            self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
+        number = next_attempt(job.folder)
+        log = RunPaths(job.folder).attempt_log(number)
+        expected = self._request(job).memory_mib
+        env = {"FLGO_HYDRA_ATTEMPT": str(number), **self._device_env(placement.device)}
+        token = self.pool.start(job.payload, log, job.cwd, env)
+        self.waiting.remove(job)
+        job.state = "running"
+        job.progress = {}
+        running = Running(job, token, placement, number, log, now_s, expected_mib=expected)
+        self.running[token] = running
+        values = {"attempt": number, "device": placement.device, "log": str(log)}
+        self._events.append(Event("started", job, values))
+
+    def _device_env(self, device_id: str) -> dict[str, str]:
+        if device_id == CPU:
+            return {"CUDA_VISIBLE_DEVICES": ""}
+        env = {"CUDA_VISIBLE_DEVICES": device_id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        device = next((device for device in self.devices if device.id == device_id), None)
+        is_empty = all(running.placement.device != device_id for running in self.running.values())
+        if device_id in self._context_mib:
+            env["FLGO_HYDRA_CONTEXT_MIB"] = str(self._context_mib[device_id])
+        elif is_empty and device is not None and device.total_mib is not None and device.free_mib is not None:
+            # Alone on its device a job can measure the context: what is used now is not its own.
+            env["FLGO_HYDRA_USED_MIB"] = str(device.total_mib - device.free_mib)
+        return env
+
+    def running_jobs(self) -> list[RunningJob]:
+        """What runs, as the scheduler sees it."""
+        return [
+            RunningJob(
+                job=running.job.num,
+                device=running.placement.device,
+                signature=running.job.signature,
+                memory_mib=running.memory_mib,
+                reserved_mib=running.placement.reserved_mib,
+                started_s=running.started_s,
+                expected_mib=running.expected_mib,
+                alone=running.job.alone,
+            )
+            for running in self.running.values()
+        ]
+
+    def _wait_s(self, now_s: float) -> float | None:
+        """Seconds until the clock alone may change something."""
+        waits = [job.not_before_s - now_s for job in self.waiting if job.not_before_s > now_s]
+        ready = [job for job in self.waiting if job.not_before_s <= now_s]
+        if ready:
+            asked = [self._request(job) for job in ready]
+            wait_s = self.scheduler.wait_s(asked, self.running_jobs(), self.devices, now_s)
+            if wait_s is None and self._is_stuck:
+                wait_s = _LOOK_AGAIN_S  # no device and no job whose end could bring one
+            waits += [] if wait_s is None else [wait_s]
+        for running in self.running.values():
+            if self.timeout_s is not None and running.ended_for is None:
+                waits.append(self.timeout_s - self._seconds(running, now_s))
+        return max(0.0, min(waits)) if waits else None
+
+    # what becomes of it
+
+    def _hear(self, event: Started | Message | Ended) -> None:
+        running = self.running.get(event.token)
+        if running is None:
+            return
+        if isinstance(event, Started):
+            running.started_s = self.clock()
+        elif isinstance(event, Message):
+            self._hear_message(running, event.values)
+        else:
+            del self.running[event.token]
+            self._end_attempt(running, event)
+
+    def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
+        job = running.job
+        if isinstance(values.get("memory_mib"), int | float):
+            running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
+        if isinstance(values.get("context_mib"), int | float):
+            self._context_mib[running.placement.device] = round(values["context_mib"])
+        if values["kind"] == "end":
+            running.end_message = values
+        elif values["kind"] not in ("memory", "unreadable"):
+            if values["kind"] == "round" and isinstance(values.get("round"), int):
+                running.round = values["round"]
+                job.progress = values
+                if running.round >= 1 and not running.has_learned and running.memory_mib is not None:
+                    # After its first round and evaluation a job has seen nearly all it will need.
+                    running.has_learned = True
+                    running.expected_mib = running.memory_mib
+                    self.estimates.learn_memory(job.signature, running.memory_mib)
+            self._events.append(Event("report", job, values))
+
+    def _end_attempt(self, running: Running, ended: Ended) -> None:
+        job = running.job
+        end = self._describe(running, ended)
+        failure = classify(end)
+        seconds = self.clock() - running.started_s
+        placement = running.placement
+        job.attempts.append(
+            Attempt(
+                number=running.number,
+                device=placement.device,
+                log=str(running.log),
+                seconds=seconds,
+                round=running.round,
+                peak_mib=end.peak_mib,
+                reserved_mib=placement.reserved_mib if placement.reserved_mib is not None else running.expected_mib,
+                alone=job.alone,
+                failure=failure,
+            )
+        )
+        job.result = ended.result if end.is_complete or end.error is not None else b""
+        if failure is None:
+            if end.peak_mib is not None:
+                self.estimates.learn_memory(job.signature, end.peak_mib)
+            if running.number == 1:  # a later attempt goes on from a checkpoint
+                self.estimates.learn_duration(job.duration_signature, seconds)
+            RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
+            return self._end(job, "done", None)
+        retry = None if self.stop_level or running.ended_for else decide(job.attempts, self.max_retries, self.backoff_s)
+        if retry is None:
+            state: State = failure.kind if failure.kind in ("cancelled", "stopped") else "failed"  # type: ignore[assignment]
+            return self._end(job, state, failure)
+        job.state = "waiting"
+        job.not_before_s = self.clock() + retry.after_s
+        job.memory_mib = retry.memory_mib if retry.memory_mib is not None else job.memory_mib
+        job.alone = retry.alone or self._is_too_large(retry.memory_mib)
+        # First in the queue: it has waited longest, and what it needs is known best.
+        self.waiting.insert(0, job)
+        values = {"failure": failure, "attempt": running.number, "after_s": retry.after_s, "log": str(running.log)}
+        self._events.append(Event("retry", job, {**values, "memory_mib": retry.memory_mib, "alone": job.alone}))
+
+    def _is_too_large(self, memory_mib: int | None) -> bool:
+        """True when no device can promise that much: only a device of its own is left to try."""
+        totals = [device.total_mib for device in self.devices if device.total_mib is not None]
+        return memory_mib is not None and bool(totals) and memory_mib > max(totals)
+
+    def _describe(self, running: Running, ended: Ended) -> End:
+        kills = self.read_kernel_kills()
+        has_killed = kills is not None and self._kernel_kills is not None and kills > self._kernel_kills
+        if has_killed and ended.status == -9:
+            assert self._kernel_kills is not None
+            self._kernel_kills += 1  # one kill explains one death
+        message = running.end_message
+        is_on_cpu = running.placement.device == CPU
+        # Of a process that died without a word the kernel still knows the resident memory; of a GPU nobody does.
+        peaks = [running.memory_mib, round(ended.peak_memory_mib) if is_on_cpu and ended.peak_memory_mib else None]
+        device = next((device for device in self.devices if device.id == running.placement.device), None)
+        return End(
+            status=ended.status,
+            error=message.get("error") if message else None,
+            is_complete=message is not None and message.get("status") == "completed",
+            has_heeded_stop=message is not None and bool(message.get("has_heeded_stop")),
+            ended_for=running.ended_for,
+            has_kernel_killed=has_killed,
+            peak_mib=max((peak for peak in peaks if peak is not None), default=None),
+            total_mib=device.total_mib if device is not None else None,
+            is_on_cpu=is_on_cpu,
+            note=ended.error,
+        )
+
+    def _check_time(self) -> None:
+        if self.timeout_s is None:
+            return
+        for running in self.running.values():
+            if running.ended_for is None and self._seconds(running, self.clock()) >= self.timeout_s:
+                self._stop_attempt(running, "timeout", now=True)
+
+    def _seconds(self, running: Running, now_s: float) -> float:
+        """Of all the job's attempts: one that crashes and continues does not win time by it."""
+        return sum(attempt.seconds for attempt in running.job.attempts) + now_s - running.started_s
+
+    def _stop_attempt(self, running: Running, why: Literal["timeout", "cancelled", "stopped"], now: bool) -> None:
+        running.ended_for = running.ended_for or why
+        if now:
+            self.pool.end(running.token, self.grace_s)
+        else:
+            self.pool.request_stop(running.token)
+
+    def _drop_waiting(self, state: Literal["stopped"], why: str) -> None:
+        waiting, self.waiting = self.waiting, []
+        for job in waiting:
+            self._end(job, state, job.attempts[-1].failure if job.attempts else Failure("stopped", why))
+
+    def _end(self, job: Job, state: State, failure: Failure | None) -> None:
+        job.state, job.failure = state, failure
+        self._events.append(Event("ended", job, {"state": state}))
+
+
+def next_attempt(folder: Path) -> int:
+    """Returns the number of the next attempt: an earlier sweep in this folder may have left logs of its own."""
+    numbers = [path.stem.removeprefix("attempt-") for path in folder.glob("attempt-*.log")]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)

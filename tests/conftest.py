@@ -1,0 +1,94 @@
+"""Runs of flgo_hydra inside the test's process, in an empty folder, with a task cache of the session's own."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.config import Conf
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tasks are built once a session, and never in the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: nothing of the checkout is in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def make_conf(empty_folder: Path) -> Callable[..., Conf]:
+    """Composes a config from overrides, as a job would get it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from flgo_hydra import compose
+
+    def make(*overrides: str) -> Conf:
+        compose.prepare()
+        GlobalHydra.instance().clear()
+        base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
+        with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+            return compose.to_conf(hydra_compose("config", overrides=list(overrides)))
+
+    return make
+
+
+@pytest.fixture
+def command(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Finished]]:
+    """`command("-m", "lr=0.1,0.01")` is `python -m flgo_hydra -m lr=0.1,0.01` without a new process."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from flgo_hydra import __main__
+
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["flgo_hydra", *arguments])
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        try:
+            status = __main__._run(list(arguments))
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        out, err = capfd.readouterr()
+        return Finished(status, out, err)
+
+    yield run
+    for handler in list(root.handlers):
+        if handler not in before[0]:
+            root.removeHandler(handler)
+            handler.close()
+    root.handlers, root.level = before
+    os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -1,0 +1,94 @@
+"""Every algorithm against numbers computed by hand: two clients, three samples, y = w x from w = 0, lr 0.1.
+
+With full batches client 0's gradient at w is 5 w - 7 and client 1's is 2 w - 4.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.cohort import sample_cohort
+from flgo_hydra.federated.optimizer import build_optimizer
+from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+
+
+def run(by_hand, model, algorithm, hyper, num_rounds, num_steps, aggregate="other", optimizer="sgd", clip_grad=0.0):
+    """Returns w after each round, and the server's and clients' states."""
+    step = LocalStep(algorithm, build_optimizer(optimizer), clip_grad)
+    backend = LoopBackend(model, by_hand, step, LocalWork(-1, 1, num_steps, seed=0))
+    server = server_state(model, algorithm)
+    clients = ClientStates(algorithm.init_client(server.params), 2)
+    sizes = np.diff(by_hand.offsets)
+    weights = []
+    for r in range(1, num_rounds + 1):
+        cohort = sample_cohort(sizes, 1.0, "full", aggregate, algorithm.weighting, np.random.default_rng(0))
+        server = backend.train(server, clients, cohort, {"lr": 0.1, **hyper}, r)
+        weights.append(server.params["weight"].item())
+    return weights, server, clients
+
+
+@pytest.mark.parametrize(
+    "algorithm, hyper, num_steps, aggregate, expected",
+    [
+        # one step: w_0 = 0.7, w_1 = 0.4
+        (FedAvg(), {}, 1, "other", (2 * 0.7 + 0.4) / 3),
+        (FedAvg(), {}, 1, "uniform", 0.55),
+        (FedAvg(), {}, 1, "weighted_com", 0.6),
+        (FedAvg(), {}, 1, "weighted_scale", 0.6),  # N / K = 1 with everyone in
+        # two steps: 0.7 + 0.35 and 0.4 + 0.32
+        (FedAvg(), {}, 2, "other", (2 * 1.05 + 0.72) / 3),
+        (FedProx(), {"mu": 0.0}, 2, "other", (2 * 1.05 + 0.72) / 3),
+        # the second gradients, -3.5 and -3.2, become -2.8 and -2.8
+        (FedProx(), {"mu": 1.0}, 2, "other", (2 * 0.98 + 0.68) / 3),
+        # its own weights are even
+        (Scaffold(), {"eta": 1.0}, 1, "other", 0.55),
+        (Scaffold(), {"eta": 0.5}, 1, "other", 0.275),
+        (Scaffold(), {"eta": 1.0}, 1, "uniform", 0.55),
+    ],
+)
+def test_first_round(by_hand, make_line, algorithm, hyper, num_steps, aggregate, expected):
+    weights, _, _ = run(by_hand, make_line(), algorithm, hyper, 1, num_steps, aggregate)
+    assert weights == pytest.approx([expected], abs=1e-12)
+
+
+def test_scaffold_second_round_uses_the_control_variates(by_hand, make_line):
+    weights, server, clients = run(by_hand, make_line(), Scaffold(), {"eta": 1.0}, 2, 1)
+    # c_0 = -7, c_1 = -4, c = -5.5; directions -4.25 + 7 - 5.5 and -2.9 + 4 - 5.5
+    assert weights == pytest.approx([0.55, 0.55 + (0.275 + 0.44) / 2], abs=1e-12)
+    assert clients.get(0)["control"]["weight"].item() == pytest.approx(-4.25, abs=1e-12)
+    assert clients.get(1)["control"]["weight"].item() == pytest.approx(-2.9, abs=1e-12)
+    assert server.state["control"]["weight"].item() == pytest.approx((-4.25 - 2.9) / 2, abs=1e-12)
+
+
+def test_weighted_scale_shrinks_the_model_that_the_absent_leave_out(by_hand, make_line):
+    """One client of two: w = N / K p_k w_k, from w = 1, so that the server's own model shows."""
+    model = make_line()
+    torch.nn.init.ones_(model.weight)
+    backend = LoopBackend(model, by_hand, LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(-1, 1, 1, seed=0))
+    server = server_state(model, FedAvg())
+    sizes = np.diff(by_hand.offsets)
+    cohort = next(
+        c
+        for c in (
+            sample_cohort(sizes, 0.5, "uniform", "weighted_scale", "samples", np.random.default_rng(s)) for s in range(9)
+        )
+        if c.clients.tolist() == [1]
+    )
+    server = backend.train(server, ClientStates({}, 2), cohort, {"lr": 0.1}, 1)
+    w_1 = 1 - 0.1 * (2 - 4)
+    assert server.params["weight"].item() == pytest.approx(2 / 1 * (1 / 3) * w_1, abs=1e-12)
+
+
+def test_clipping_bounds_the_corrected_gradient(by_hand, make_line):
+    weights, _, _ = run(by_hand, make_line(), FedAvg(), {}, 1, 1, clip_grad=1.0)
+    assert weights == pytest.approx([0.1], rel=1e-6)  # both gradients have norm 1
+
+
+def test_momentum_starts_anew_in_each_round(by_hand, make_line):
+    weights, _, _ = run(by_hand, make_line(), FedAvg(), {}, 2, 1, optimizer="momentum")
+    plain, _, _ = run(by_hand, make_line(), FedAvg(), {}, 2, 1)
+    assert weights == pytest.approx(plain, abs=1e-12)

@@ -1,0 +1,170 @@
+"""What every algorithm keeps to. A new one adds a row to ALGORITHMS."""
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Client
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.cohort import sample_cohort
+from flgo_hydra.federated.optimizer import build_optimizer
+from flgo_hydra.federated.randomness import Purpose, numpy_generator
+from flgo_hydra.federated.schedule import batch_order
+from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+
+
+class Decaying(Algorithm):
+    """Stands for a user's own: another loss, another message, a state of its own."""
+
+    def init_client(self, params):
+        return {"visits": {name: torch.zeros(()).to(p.dtype) for name, p in params.items()}}
+
+    def loss(self, outputs, targets, criterion):
+        return criterion(outputs, targets) + 0.01 * outputs.square().sum(dim=-1)
+
+    def finish(self, params, client, num_steps, hyper):
+        sent, _ = super().finish(params, client, num_steps, hyper)
+        visits = {name: v + 1 for name, v in client.state["visits"].items()}
+        return {"update": {n: u / visits[n] for n, u in sent["update"].items()}}, {"visits": visits}
+
+
+ALGORITHMS = {
+    "fedavg": (FedAvg(), {}),
+    "fedprox": (FedProx(), {"mu": 0.3}),
+    "scaffold": (Scaffold(), {"eta": 0.7}),
+    "own": (Decaying(), {}),
+}
+OPTIMIZERS = ["sgd", "momentum", "adam"]
+each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+class Federation:
+    """A few rounds of one algorithm over clients of different sizes."""
+
+    def __init__(self, data, model, name, optimizer="sgd", clip_grad=0.0, batch_size=3, weight_decay=0.0):
+        self.algorithm, numbers = ALGORITHMS[name]
+        self.hyper = {"lr": 0.1, **numbers}
+        self.step = LocalStep(self.algorithm, build_optimizer(optimizer, 0.0, weight_decay), clip_grad)
+        self.work = LocalWork(batch_size, 2, None, seed=5)
+        self.backend = LoopBackend(model, data, self.step, self.work)
+        self.data = data
+        self.server = server_state(model, self.algorithm)
+        self.clients = ClientStates(self.algorithm.init_client(self.server.params), len(data.offsets) - 1)
+
+    def cohort(self, r, proportion=0.5):
+        rng = numpy_generator(5, Purpose.COHORT, r)
+        sizes = np.diff(self.data.offsets)
+        return sample_cohort(sizes, proportion, "uniform", "other", self.algorithm.weighting, rng)
+
+    def run(self, rounds, proportion=0.5):
+        for r in rounds:
+            self.server = self.backend.train(self.server, self.clients, self.cohort(r, proportion), self.hyper, r)
+        return self.server.params
+
+
+def difference(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@each_algorithm
+def test_the_same_seed_gives_the_same_numbers(ragged, make_mlp, name):
+    first = Federation(ragged, make_mlp(), name).run(range(1, 5))
+    again = Federation(ragged, make_mlp(), name).run(range(1, 5))
+    assert difference(first, again) == 0.0
+
+
+@each_algorithm
+def test_training_moves_the_model(ragged, make_mlp, name):
+    federation = Federation(ragged, make_mlp(), name)
+    before = {key: p.clone() for key, p in federation.server.params.items()}
+    assert difference(before, federation.run([1])) > 1e-3
+
+
+@each_algorithm
+def test_state_survives_saving(ragged, make_mlp, name, tmp_path):
+    """Two rounds, through a file, and two more are four rounds."""
+    whole = Federation(ragged, make_mlp(), name).run(range(1, 5))
+    first = Federation(ragged, make_mlp(), name)
+    first.run(range(1, 3))
+    torch.save({"server": vars(first.server), "clients": first.clients.export()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    second = Federation(ragged, make_mlp(seed=9), name)  # another model: everything must come from the file
+    second.server = type(second.server)(**saved["server"])
+    second.clients.restore(saved["clients"])
+    assert difference(whole, second.run(range(3, 5))) == 0.0
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
+def test_one_client_in_the_first_round_is_local_training(make_ragged_task, make_mlp, name):
+    """With one client there is nothing to correct: mu pulls to where it started, control variates are zero."""
+    from flgo_hydra.federated.data import to_data
+
+    data = to_data(make_ragged_task((7,)), torch.device("cpu"), torch.float64)
+    federation = Federation(data, make_mlp(), name)
+    federation.hyper.update({"mu": 0.0, "eta": 1.0})
+    params = federation.run([1], proportion=1.0)
+    model = make_mlp()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = data.client(0)
+    for rows in batch_order(7, 3, 6, numpy_generator(5, Purpose.BATCH_ORDER, 1, 0)):
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        sgd.step()
+    assert difference(params, {key: p.detach() for key, p in model.named_parameters()}) < 1e-12
+
+
+@each_algorithm
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clip_grad, weight_decay", [(0.0, 0.0), (0.5, 0.01)])
+def test_the_client_step_runs_under_vmap(ragged, make_mlp, name, optimizer, clip_grad, weight_decay):
+    """Two rounds of two clients as lanes of one batch, hyper-parameters as tensors, equal the loop in float64."""
+    federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, -1, weight_decay)
+    lanes = Federation(ragged, make_mlp(), name, optimizer, clip_grad, -1, weight_decay)
+    model = make_mlp()
+    num_steps = 2  # full batches, two epochs
+
+    def client_round(server_params, server, kept, x, y, present, hyper):
+        """One lane: `present` marks the client's own samples among the padding."""
+        client = Client(server_params, server, kept)
+
+        def objective(params):
+            outputs = functional_call(model, params, (x,))
+            losses = lanes.algorithm.loss(outputs, y, ragged.criterion)
+            return (losses * present).sum() / present.sum()
+
+        params, slots = server_params, lanes.step.start(server_params)
+        for count in range(1, num_steps + 1):
+            params, slots = lanes.step(params, grad(objective)(params), slots, count, client, hyper)
+        return lanes.algorithm.finish(params, client, num_steps, hyper)
+
+    for r in (1, 2):
+        expected = federation.run([r])
+        cohort = lanes.cohort(r)
+        parts = [ragged.client(k) for k in cohort.clients.tolist()]
+        longest = max(len(x) for x, _ in parts)
+
+        def pad(tensor, longest=longest):
+            return torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+
+        x = torch.stack([pad(part[0]) for part in parts])
+        y = torch.stack([pad(part[1]) for part in parts])
+        present = torch.stack([pad(torch.ones(len(part[0]), dtype=torch.float64)) for part in parts])
+        states = [lanes.clients.get(k) for k in cohort.clients.tolist()]
+        kept = {s: {n: torch.stack([state[s][n] for state in states]) for n in states[0][s]} for s in states[0]}
+        hyper = {key: torch.full((len(parts),), value, dtype=torch.float64) for key, value in lanes.hyper.items()}
+        sent, kept = vmap(client_round, in_dims=(None, None, 0, 0, 0, 0, 0))(
+            lanes.server.params, lanes.server.state, kept, x, y, present, hyper
+        )
+        weights = torch.from_numpy(cohort.weights)
+        message = {s: {n: torch.einsum("k,k...->...", weights, t) for n, t in ts.items()} for s, ts in sent.items()}
+        params, state = lanes.algorithm.update_server(
+            lanes.server.params, lanes.server.state, message, cohort.participation, lanes.hyper
+        )
+        lanes.server = type(lanes.server)(params, {}, state)
+        for lane, k in enumerate(cohort.clients.tolist()):
+            lanes.clients.put(k, {s: {n: t[lane] for n, t in ts.items()} for s, ts in kept.items()})
+        assert difference(expected, params) < 1e-12

@@ -1,0 +1,40 @@
+import torch
+
+from flgo_hydra.federated.client_state import ClientStates
+
+
+def test_rows_are_zero_until_they_are_put_and_only_used_rows_are_exported():
+    states = ClientStates({"control": {"w": torch.ones(2, 3)}}, num_clients=5)
+    assert states.get(4)["control"]["w"].tolist() == [[0, 0, 0], [0, 0, 0]]
+    states.put(3, {"control": {"w": torch.full((2, 3), 7.0)}})
+    exported = states.export()
+    assert exported["clients"] == [3]
+    other = ClientStates({"control": {"w": torch.ones(2, 3)}}, num_clients=5)
+    other.restore(exported)
+    assert other.get(3)["control"]["w"].tolist() == [[7, 7, 7], [7, 7, 7]]
+    assert other.get(0)["control"]["w"].sum() == 0
+
+
+def test_a_kept_state_does_not_follow_the_tensor_it_was_copied_from():
+    states = ClientStates({"s": {"w": torch.zeros(1)}}, 2)
+    tensor = torch.ones(1)
+    states.put(0, {"s": {"w": tensor}})
+    tensor += 1
+    assert states.get(0)["s"]["w"].item() == 1
+
+
+def test_many_clients_cost_no_memory_before_they_take_part():
+    """A model's worth for each of 10,000 clients would be 16 GB here; one row is written."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    states = ClientStates({"control": {"w": torch.zeros(400_000)}}, num_clients=10_000)
+    states.put(9_999, {"control": {"w": torch.ones(400_000)}})
+    assert states.get(9_999)["control"]["w"].sum() == 400_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_algorithms_without_state_keep_none():
+    states = ClientStates({}, 3)
+    states.put(1, {})
+    assert states.get(1) == {} and states.export() == {"clients": [], "rows": {}}

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from flgo_hydra.federated.model import build_model, count_multiplications
+
+MLP = {"_target_": "flgo_hydra.federated.model.mlp", "name": "mlp", "hidden": [200]}
+CNN = {"_target_": "flgo_hydra.federated.model.cnn", "name": "cnn", "channels": [32, 64], "hidden": 512}
+RESNET = {
+    "_target_": "flgo_hydra.federated.model.resnet",
+    "name": "resnet",
+    "channels": [8, 16],
+    "num_blocks": 2,
+    "num_groups": 4,
+}
+LOGISTIC = {"_target_": "flgo_hydra.federated.model.logistic", "name": "logistic"}
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "parameters, input_shape, num_outputs, num_parameters",
+    [
+        (LOGISTIC, (60,), 10, 610),
+        (MLP, (1, 28, 28), 10, 784 * 200 + 200 + 2000 + 10),
+        ({**MLP, "hidden": [200, 200]}, (784,), 10, 199_210),  # the FedAvg paper's 2NN
+        (CNN, (1, 28, 28), 10, 1_663_370),  # the FedAvg paper's CNN
+        (CNN, (3, 8, 8), 4, None),
+        (RESNET, (3, 32, 32), 100, None),
+        (RESNET, (1, 8, 8), 10, None),
+    ],
+)
+def test_shapes_follow_the_task(parameters, input_shape, num_outputs, num_parameters):
+    model = build_model(parameters, input_shape, num_outputs, seed=0)
+    assert model(torch.zeros(3, *input_shape)).shape == (3, num_outputs)
+    assert num_parameters is None or size(model) == num_parameters
+
+
+def test_the_seed_decides_the_weights_and_leaves_torchs_own_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, again, other = (build_model(MLP, (4,), 2, seed=s).state_dict() for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["hidden0.weight"], other["hidden0.weight"])
+
+
+def test_both_dtypes_start_from_the_same_model():
+    single = build_model(MLP, (4,), 2, seed=0).state_dict()
+    double = build_model(MLP, (4,), 2, seed=0, dtype=torch.float64).state_dict()
+    assert double["output.bias"].dtype == torch.float64
+    assert all(torch.equal(single[name].double(), double[name]) for name in single)
+
+
+@pytest.mark.parametrize("parameters", [CNN, RESNET])
+def test_models_of_images_say_so_when_there_are_none(parameters):
+    with pytest.raises(ValueError, match=r"images of shape .* \(60,\)"):
+        build_model(parameters, (60,), 10, seed=0)
+
+
+def test_a_model_must_be_a_module_with_something_to_train():
+    with pytest.raises(ValueError, match="torch.nn.Module, but got Counter"):
+        build_model({"_target_": "collections.Counter"}, (4,), 2, seed=0)
+    with pytest.raises(ValueError, match="trainable parameters"):
+        build_model({"_target_": "torch.nn.Flatten"}, (4,), 2, seed=0)
+
+
+def test_the_example_of_the_docstring_runs(tmp_path, monkeypatch):
+    import textwrap
+
+    from flgo_hydra.federated import model as module
+
+    code = textwrap.dedent(module.__doc__.split("+model.width=32`:")[1])
+    (tmp_path / "my_models.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = build_model({"_target_": "my_models.TwoLayers", "width": 32}, (1, 8, 8), 10, seed=0)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert size(model) == 64 * 32 + 32 + 320 + 10
+
+
+def test_multiplications_of_dense_and_convolutional_layers():
+    model = build_model(MLP, (784,), 10, seed=0)
+    assert count_multiplications(model, (784,), torch.float32) == 784 * 200 + 2000
+    cnn = build_model(CNN, (1, 28, 28), 10, seed=0)
+    expected = 28 * 28 * 32 * 25 + 14 * 14 * 64 * 32 * 25 + 3136 * 512 + 5120
+    assert count_multiplications(cnn, (1, 28, 28), torch.float32) == expected

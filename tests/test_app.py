@@ -1,0 +1,252 @@
+"""One job in its folder: files, numbers, early stop, divergence, and going on after a death."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra import app, compose
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import read_failure, read_result, read_rounds
+
+SMALL = ("num_rounds=3", "model=logistic", "num_steps=2", "task.num_clients=5")
+
+
+def losses(folder: Path) -> list[tuple]:
+    """What a run computed: everything in rounds.jsonl but the time."""
+    rounds = read_rounds(RunPaths(folder))
+    return [tuple((name, value) for name, value in line.items() if name != "seconds") for line in rounds]
+
+
+def test_a_run_writes_the_files_of_the_design(make_conf, tmp_path):
+    result = app.run(make_conf(*SMALL), tmp_path / "run")
+    rounds = read_rounds(RunPaths(tmp_path / "run"))
+    assert [line["round"] for line in rounds] == [0, 1, 2, 3]
+    assert set(rounds[0]) == {"round", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "seconds"}
+    assert [line["seconds"] for line in rounds] == sorted(line["seconds"] for line in rounds)
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["status"] == "completed" and written["last_round"] == 3 and written["seed"] == 0
+    assert written["best_valid_loss"] == min(line["valid_loss"] for line in rounds) == result.objective
+    assert rounds[written["best_round"]]["valid_loss"] == written["best_valid_loss"]
+    assert written["best"]["test_accuracy"] == rounds[written["best_round"]]["test_accuracy"]
+    assert written["peak_memory_mib"] > 0 and written["device"] == "cpu"
+    assert (written["task"]["name"], written["model"]["name"], written["algorithm"]["name"]) == (
+        "digits",
+        "logistic",
+        "fedavg",
+    )
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["result.json", "rounds.jsonl"]
+
+
+def test_the_same_command_gives_the_same_numbers_and_another_seed_others(make_conf, tmp_path):
+    for name, overrides in {"a": SMALL, "b": SMALL, "c": (*SMALL, "seed=1"), "d": (*SMALL, "task.seed=1")}.items():
+        app.run(make_conf(*overrides), tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a")[0] != losses(tmp_path / "c")[0]  # other initial weights
+    assert losses(tmp_path / "a")[0] != losses(tmp_path / "d")[0]  # other data
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["num_epochs=2"],
+        ["num_steps=3"],
+        ["batch_size=7"],
+        ["batch_size=0.5"],
+        ["batch_size=-1"],
+        ["lr=0.05"],
+        ["lr_schedule=step", "lr_decay=0.5"],
+        ["optimizer=adam", "lr=0.01"],
+        ["momentum=0.9"],
+        ["weight_decay=0.1"],
+        ["clip_grad=0.1"],
+        ["proportion=0.4"],
+        ["sample=md"],
+        ["sample=full"],
+        ["aggregate=uniform"],
+        ["aggregate=weighted_com"],
+        ["aggregate=weighted_scale"],
+        ["dtype=float64"],
+        ["seed=3"],
+        ["task.train_holdout=0.3"],
+        ["task.standardize=true"],
+        ["task/partition=quantity"],
+        ["model=mlp"],
+        ["algorithm=fedprox", "algorithm.mu=5"],
+        ["algorithm=scaffold"],
+    ],
+)
+def test_every_option_has_an_effect(make_conf, tmp_path, overrides):
+    base = ("num_rounds=2", "model=logistic", "task.num_clients=5", "task/partition=dirichlet", "num_epochs=1")
+    base += ("proportion=0.6",)
+    app.run(make_conf(*base), tmp_path / "base")
+    app.run(make_conf(*base, *overrides), tmp_path / "changed")
+    assert losses(tmp_path / "base")[-1] != losses(tmp_path / "changed")[-1]
+
+
+def test_evaluation_interval_and_the_last_round(make_conf, tmp_path):
+    app.run(make_conf(*SMALL, "num_rounds=5", "eval_interval=2"), tmp_path / "run")
+    assert [dict(line)["round"] for line in losses(tmp_path / "run")] == [0, 2, 4, 5]
+    app.run(make_conf(*SMALL, "num_rounds=5"), tmp_path / "every")
+    # Looking more often changes nothing.
+    assert set(losses(tmp_path / "run")) < set(losses(tmp_path / "every"))
+
+
+def test_early_stop_ends_the_run_with_its_best(make_conf, tmp_path):
+    """A learning rate that only makes it worse: the untrained model is the best, and patience counts from it."""
+    result = app.run(make_conf(*SMALL, "lr=30", "num_rounds=50", "early_stop=2"), tmp_path / "run")
+    assert result.status == "early_stopped"
+    assert result.last_round == result.best_round + 2
+    assert result.best_valid_loss == min(dict(line)["valid_loss"] for line in losses(tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(make_conf, tmp_path):
+    result = app.run(make_conf(*SMALL, "lr=1e38", "num_rounds=50"), tmp_path / "run")
+    assert result.status == "diverged"
+    assert f"round {result.last_round}" in result.message
+    assert math.isnan(result.objective) and result.best_round == 0
+    assert math.isnan(read_rounds(RunPaths(tmp_path / "run"))[-1]["valid_loss"])
+
+
+def test_a_finished_run_is_read_back_and_another_config_is_refused(make_conf, tmp_path):
+    app.run(make_conf(*SMALL), tmp_path / "run")
+    before = (tmp_path / "run" / "rounds.jsonl").stat().st_mtime_ns
+    again = app.run(make_conf(*SMALL, "num_threads=1"), tmp_path / "run")
+    assert again == read_result(RunPaths(tmp_path / "run"))
+    assert (tmp_path / "run" / "rounds.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another config"):
+        app.run(make_conf(*SMALL, "lr=0.2"), tmp_path / "run")
+
+
+def test_best_weights_are_kept_and_start_another_run(make_conf, tmp_path):
+    result = app.run(make_conf(*SMALL, "save_best=true"), tmp_path / "run")
+    weights = tmp_path / "run" / "best_model.safetensors"
+    app.run(make_conf(*SMALL, f"initial_weights={weights}"), tmp_path / "next")
+    assert dict(losses(tmp_path / "next")[0])["valid_loss"] == result.best_valid_loss
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["initial_weights=nowhere.safetensors"], ["initial_weights=nowhere.safetensors", "cannot be read"]),
+        (["device=cuda:7"], ["device=cuda:7", "torch sees"]),
+        (["model=cnn", "task=synthetic"], ["model=cnn", "(60,)"]),
+        (["model=custom", "model._target_=math.sqrt"], ["model"]),
+        (["algorithm=custom", "algorithm._target_=builtins.dict"], ["subclass", "dict"]),
+    ],
+)
+def test_what_cannot_run_says_why(make_conf, tmp_path, overrides, words):
+    with pytest.raises(ValueError) as error:
+        app.run(make_conf(*SMALL, *overrides), tmp_path / "run")
+    for word in words:
+        assert word in str(error.value)
+    failure = read_failure(RunPaths(tmp_path / "run"))
+    assert failure is not None and failure.kind == "ValueError" and "Traceback" in failure.traceback
+
+
+def test_weights_of_another_model_are_refused(make_conf, tmp_path):
+    app.run(make_conf(*SMALL, "save_best=true"), tmp_path / "run")
+    weights = tmp_path / "run" / "best_model.safetensors"
+    with pytest.raises(ValueError, match=r"hidden0.weight is missing"):
+        app.run(make_conf("model=mlp", f"initial_weights={weights}"), tmp_path / "next")
+
+
+MODELS = '''
+import math
+import os
+import signal
+
+import torch
+from torch import nn
+
+from flgo_hydra.federated.algorithm.scaffold import Scaffold
+
+
+class Noisy(nn.Sequential):
+    """Everything whose state is easily forgotten: running statistics, dropout, a frozen parameter."""
+
+    def __init__(self, input_shape, num_outputs):
+        inputs = math.prod(input_shape)
+        super().__init__(
+            nn.Flatten(), nn.Linear(inputs, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, num_outputs)
+        )
+        self[1].bias.requires_grad_(False)
+
+
+class Dying(Scaffold):
+    """Sends this process a signal in the middle of a round, when DIE_AT says so."""
+
+    rounds = 0
+
+    def update_server(self, *args):
+        Dying.rounds += 1
+        if os.environ.get("DIE_AT") == str(Dying.rounds):
+            os.kill(os.getpid(), getattr(signal, os.environ["DIE_OF"]))
+        return super().update_server(*args)
+'''
+
+
+def start(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, in `folder`/run."""
+    arguments = [
+        "task.num_clients=5",
+        "model=custom",
+        "model._target_=mine.Noisy",
+        "algorithm=custom",
+        "algorithm._target_=mine.Dying",
+        "+algorithm.eta=1.0",
+        "num_rounds=6",
+        "checkpoint_interval=2",
+        *overrides,
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "flgo_hydra", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(compose.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "mine.py").write_text(MODELS)
+    assert start(folder, "hydra.run.dir=run").returncode == 0
+    return losses(folder / "run")
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_with_the_same_numbers(tmp_path, undisturbed):
+    (tmp_path / "mine.py").write_text(MODELS)
+    killed = start(tmp_path, "hydra.run.dir=run", DIE_AT="4", DIE_OF="SIGKILL")
+    assert killed.returncode == -signal.SIGKILL
+    assert [dict(line)["round"] for line in losses(tmp_path / "run")] == [0, 1, 2, 3]  # 3 is after the checkpoint
+    again = start(tmp_path, "hydra.run.dir=run")
+    assert again.returncode == 0, again.stderr
+    assert "going on after round 2" in again.stdout
+    assert losses(tmp_path / "run") == undisturbed
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undisturbed):
+    (tmp_path / "mine.py").write_text(MODELS)
+    stopped = start(tmp_path, "hydra.run.dir=run", DIE_AT="3", DIE_OF="SIGINT")
+    assert stopped.returncode == 130
+    assert "stopped after round 3" in stopped.stderr and "hydra.run.dir=" in stopped.stderr
+    again = start(tmp_path, "hydra.run.dir=run")
+    assert again.returncode == 0 and "going on after round 3" in again.stdout
+    assert losses(tmp_path / "run") == undisturbed
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(MODELS)
+    start(tmp_path, "hydra.run.dir=run", DIE_AT="4", DIE_OF="SIGKILL")
+    other = start(tmp_path, "hydra.run.dir=run", "lr=0.2")
+    assert other.returncode == 1
+    assert "another config" in other.stderr and "checkpoint.pt" in other.stderr
