@@ -42,8 +42,15 @@ def job(cfg: DictConfig) -> float:
         the best valid_loss (nan when the run diverged), which any Hydra sweeper minimises.
     """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    return run(compose.to_conf(cfg), Path(HydraConfig.get().runtime.output_dir)).objective
+    hydra = HydraConfig.get()
+    try:
+        return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
+    except Exception:
+        if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
+            _log.exception("the job failed")
+        raise
 
 
 def run(conf: Conf, folder: Path) -> RunResult:

@@ -84,6 +84,8 @@ class AutoScheduler(Scheduler):
         placements: list[Placement] = []
         running = list(running)
         for request in waiting:
+            if not candidates:
+                break
             device = next((device for device in candidates if self._takes(device, running, request)), None)
             if device is not None:
                 candidates.remove(device)
@@ -99,17 +101,19 @@ class AutoScheduler(Scheduler):
             return None
         if not devices:
             return LOOK_S
+        # Only memory and `alone` matter to a device, so one request of each kind answers for all.
+        kinds = list({(request.memory_mib, request.alone): request for request in waiting}.values())
         open_ = [
             device
             for device in devices
-            if any(has_slot(device, running, request, self.max_jobs_per_device) for request in waiting)
+            if any(has_slot(device, running, request, self.max_jobs_per_device) for request in kinds)
         ]
         if not open_:
             return None
         soon = [
             self._open_s(device) - now_s
             for device in open_
-            if device.id in self._since_s and any(self._takes(device, running, request) for request in waiting)
+            if device.id in self._since_s and any(self._takes(device, running, request) for request in kinds)
         ]
         return min([LOOK_S, *(max(SHORTEST_S, wait) for wait in soon)])
 

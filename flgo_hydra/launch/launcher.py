@@ -28,6 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import reference
+from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.devices import Devices
 from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
 from flgo_hydra.launch.failures import Failure
@@ -84,6 +85,7 @@ class PackingLauncher(Launcher):
         self._hydra_context = hydra_context
         self._task = find_task(task_function)
         self._context = pickle.dumps(hydra_context)
+        self._composer: SweepComposer | None = None
 
     # Hydra's contract
 
@@ -261,8 +263,9 @@ class PackingLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
         assert self._config is not None
-        config = self._hydra_context.config_loader.load_sweep_config(self._config, list(overrides))
-        return self._number(config, num)
+        if self._composer is None:
+            self._composer = SweepComposer(self._hydra_context.config_loader, self._config)
+        return self._number(self._composer.compose(overrides), num)
 
     def _number(self, config: DictConfig, num: int) -> DictConfig:
         with open_dict(config):

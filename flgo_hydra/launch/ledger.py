@@ -39,8 +39,8 @@ class LedgerScheduler(Scheduler):
     def __init__(
         self,
         margin: float = 1.1,
-        probe_share: float = 0.5,
-        probe_s: float | None = 120.0,
+        probe_share: float = 0.7,
+        probe_s: float | None = 900.0,
         max_jobs_per_device: int | None = None,
     ) -> None:
         """Args:

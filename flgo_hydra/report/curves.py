@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from flgo_hydra.record.files import replacing
 
 _MOST_NAMED = 12
-"""beyond that many lines a legend is longer than the picture: only the best ones are named"""
+"""beyond that many lines a legend is longer than the picture: only the best one is named"""
 
 
 @dataclass(frozen=True)
@@ -22,67 +25,72 @@ class Curve:
 
 def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
     """Draws the curves into a PNG. Values that are not finite are gaps."""
+    # Without pyplot: it would set a user's own plots aside.
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     curves = [curve for curve in curves if any(math.isfinite(v) for v in curve.values)]
     is_crowded = len(curves) > _MOST_NAMED
-    figure, axes = pyplot.subplots(figsize=(9, 5.2), layout="constrained")
+    names = distinct_names([curve.name for curve in curves])
+    num_entries = 2 if is_crowded else len(curves)
+    figure = Figure(figsize=(9, 5 + 0.2 * num_entries), layout="constrained")
+    axes = figure.subplots()
     colors = matplotlib.colormaps["viridis" if is_crowded else "tab10"]
-    # The best last, so that nothing is drawn over it.
-    order = sorted(range(len(curves)), key=lambda i: curves[i].is_best)
-    for i in order:
-        curve = curves[i]
-        color = colors(i / max(1, len(curves) - 1)) if is_crowded else colors(i % 10)
-        is_named = not is_crowded or curve.is_best
-        values = [v if math.isfinite(v) else math.nan for v in curve.values]
-        axes.plot(
-            curve.rounds,
-            values,
-            color="crimson" if curve.is_best and is_crowded else color,
-            linestyle="-" if is_crowded or i < 10 else "--",
-            linewidth=2.6 if curve.is_best else (0.8 if is_crowded else 1.4),
-            alpha=1.0 if curve.is_best or not is_crowded else 0.45,
-            label=_short(curve.name) + (" (best)" if curve.is_best else "") if is_named else None,
-        )
-        if curve.is_best and curve.best_round in list(curve.rounds):
-            value = values[list(curve.rounds).index(curve.best_round)]
-            axes.plot(
-                [curve.best_round],
-                [value],
-                marker="o",
-                markersize=8,
-                color="crimson",
-                linestyle="none",
-                label=f"best: {value:.4g} at round {curve.best_round}",
-                zorder=10,
-            )
-    _limit(axes, curves)
+    for i, curve in enumerate(curves):
+        look: dict[str, Any] = {
+            "color": colors(i / len(curves)) if is_crowded else colors(i % 10),
+            "linestyle": "-" if is_crowded or i < 10 else "--",
+            "linewidth": 0.8 if is_crowded else 1.4,
+            "alpha": 0.45 if is_crowded else 1.0,
+            "label": None if is_crowded else names[i],
+        }
+        if curve.is_best:
+            # Above the others, so that nothing is drawn over it.
+            look |= {"linewidth": 2.6, "alpha": 1.0, "zorder": 10, "label": f"{names[i]} (best)"}
+            look |= {"color": "crimson"} if is_crowded else {}
+            if curve.best_round in list(curve.rounds):
+                at = list(curve.rounds).index(curve.best_round)
+                look |= {"marker": "o", "markersize": 8, "markerfacecolor": "crimson", "markeredgecolor": "white"}
+                look["markevery"] = [at]
+                look["label"] = f"{names[i]} (best: {curve.values[at]:.4g} at round {curve.best_round})"
+        axes.plot(curve.rounds, [v if math.isfinite(v) else math.nan for v in curve.values], **look)
+    if is_crowded:
+        others = len(curves) - sum(curve.is_best for curve in curves)
+        axes.plot([], [], color="gray", linewidth=0.8, label=f"{others} other points")
+    if "loss" in metric:
+        top = top_of([curve.values for curve in curves])
+        low, high = axes.get_ylim()
+        if top is not None and top < high:
+            low = min((v for curve in curves for v in curve.values if math.isfinite(v)), default=low)
+            axes.set_ylim(low - 0.05 * (top - low), top)
     axes.set_xlabel("round")
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    if is_crowded:
-        axes.plot([], [], color="gray", linewidth=0.8, label=f"{len(curves) - 1} other points")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+        # Below the axes: nowhere inside is free of lines for certain.
+        figure.legend(loc="outside lower left", fontsize=9, frameon=False)
+    with replacing(path, is_durable=False) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
-def _limit(axes: object, curves: Sequence[Curve]) -> None:
-    """Keeps a run that blew up from pressing all others flat."""
-    finite = [v for curve in curves for v in curve.values if math.isfinite(v)]
-    starts = [curve.values[0] for curve in curves if len(curve.values) and math.isfinite(curve.values[0])]
-    if finite and starts:
-        low, high = min(finite), max(finite)
-        top = 3 * max(starts)
-        if high > top:
-            axes.set_ylim(low - 0.05 * (top - low), top)  # type: ignore[attr-defined]
+def top_of(losses: Sequence[Sequence[float]]) -> float | None:
+    """Where the axis of a loss ends, so that a run that blew up does not press all others flat.
+
+    Half as high again as the highest first value and as the whole of the tamest curve; None without finite values.
+    """
+    finite = [[v for v in values if math.isfinite(v)] for values in losses]
+    finite = [values for values in finite if values]
+    if not finite:
+        return None
+    return 1.5 * max(*(values[0] for values in finite), min(max(values) for values in finite))
 
 
-def _short(name: str, most: int = 60) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def distinct_names(names: Sequence[str], most: int = 90) -> list[str]:
+    """Names without the words that all of them have; one that is still long loses its middle."""
+    words = [name.split() for name in names]
+    common = set.intersection(*map(set, words)) if len(names) > 1 else set()
+    shorter = [" ".join(word for word in own if word not in common) or " ".join(own) for own in words]
+    half = (most - 1) // 2
+    return [name if len(name) <= most else f"{name[:half]}…{name[-half:]}" for name in shorter]

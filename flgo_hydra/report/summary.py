@@ -1,7 +1,7 @@
 """What is printed at the end of a sweep."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flgo_hydra.record.paths import RunPaths, SweepPaths
@@ -28,7 +28,8 @@ def print_summary(
         num_left: points that did not run (the sweep was stopped).
     """
     best = best_row(rows)
-    is_drawn = _draw(paths.curves, rows, best, curve)
+    rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in rows}
+    is_drawn = _draw(paths.curves, rows, rounds, best, curve)
     print()
     if best is not None:
         print("optimal combination:", " ".join(best.overrides) or "(a single point)")
@@ -54,6 +55,9 @@ def print_summary(
     print(f"\nfolder:  {_relative(paths.folder)}")
     files = {"results.csv": True, "best.yaml": best is not None, "curves.png": is_drawn, "<job>/rounds.jsonl": True}
     print(f"files:   {', '.join(name for name, is_there in files.items() if is_there)}")
+    if not is_drawn and any(rounds.values()):
+        known = sorted({name for lines in rounds.values() for line in lines for name in line} - {"round"})
+        print(f"         no curves.png: no job recorded `{curve}`; there are {', '.join(known)}")
     print(f"resume:  {_resume_command(command, paths.folder)}")
     where = _relative(Path(storage)) if "://" not in storage else storage
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
@@ -77,10 +81,12 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
         print(f"  … and {len(listed) - _MOST_LISTED} more")
 
 
-def _draw(path: Path, rows: Sequence[Row], best: Row | None, metric: str) -> bool:
+def _draw(
+    path: Path, rows: Sequence[Row], rounds: Mapping[int, list[dict[str, float]]], best: Row | None, metric: str
+) -> bool:
     curves = []
     for row in rows:
-        lines = [line for line in read_rounds(RunPaths(row.folder)) if metric in line]
+        lines = [line for line in rounds[row.job] if metric in line]
         if lines:
             curves.append(
                 Curve(

@@ -1,0 +1,140 @@
+"""The study over real storages."""
+
+import math
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from flgo_hydra.record.result import RunResult
+from flgo_hydra.study.study import SweepStudy, distribution
+
+RESULT = RunResult(
+    status="completed",
+    best_valid_loss=0.5,
+    best_round=1,
+    last_round=2,
+    best={"valid_loss": 0.5, "test_accuracy": 0.9},
+    last={"valid_loss": 0.6, "test_accuracy": 0.8},
+    seconds=1.0,
+    peak_memory_mib=100.0,
+    device="cpu",
+    seed=0,
+    task={},
+    model={},
+    algorithm={},
+    option={},
+    versions={},
+    fingerprint="f",
+)
+ROUNDS = [{"round": 0, "valid_loss": 2.0}, {"round": 1, "valid_loss": 0.5}, {"round": 2, "valid_loss": 0.6}]
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def storage(request, tmp_path):
+    return tmp_path / "study.journal" if request.param == "journal" else f"sqlite:///{tmp_path}/study.db"
+
+
+def start(study, lr, job=0, values=(0.1, 0.01)):
+    attributes = {"identity": f"point {lr}", "job": job, "overrides": [f"lr={lr}"], "attempt": 1}
+    return study.start({"lr": lr}, {"lr": values}, attributes)
+
+
+def load(storage, name="s"):
+    if not isinstance(storage, str):
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        storage = JournalStorage(JournalFileBackend(str(storage)))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def test_a_finished_run_is_complete_with_its_best_value_and_curve(storage):
+    study = SweepStudy(storage, "s")
+    study.finish(start(study, 0.1), RESULT, ROUNDS)
+    trial = load(storage).best_trial
+    assert (trial.value, trial.params, trial.state) == (0.5, {"lr": 0.1}, TrialState.COMPLETE)
+    assert trial.intermediate_values == {0: 2.0, 1: 0.5, 2: 0.6}
+    attributes = trial.user_attrs
+    assert (attributes["best_round"], attributes["last_round"], attributes["status"]) == (1, 2, "completed")
+    assert (attributes["job"], attributes["overrides"], attributes["attempt"]) == (0, ["lr=0.1"], 1)
+    assert attributes["test_accuracy_at_best"] == 0.9
+
+
+def test_early_stopped_is_complete_and_diverged_and_failed_are_fail_with_the_reason(storage):
+    study = SweepStudy(storage, "s")
+    study.finish(start(study, 0.1, 0), replace(RESULT, status="early_stopped"), ROUNDS)
+    diverged = replace(RESULT, status="diverged", message="the loss is not finite at round 2")
+    study.finish(start(study, 0.01, 1), diverged, [*ROUNDS[:2], {"round": 2, "valid_loss": math.nan}])
+    study.fail(start(study, 0.1, 2), "ValueError: no")
+    states = [trial.state for trial in load(storage).trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+    assert load(storage).trials[1].user_attrs["reason"] == "the loss is not finite at round 2"
+    assert load(storage).trials[2].user_attrs["reason"] == "ValueError: no"
+    assert load(storage).best_trial.number == 0
+
+
+def test_a_later_process_closes_what_a_killed_one_left_running(storage):
+    start(SweepStudy(storage, "s"), 0.1)
+    study = SweepStudy(storage, "s")
+    (stored,) = study.stored_trials()
+    assert (stored.identity, stored.job, stored.is_running) == ("point 0.1", 0, True)
+    study.finish(stored.number, RESULT, ROUNDS)
+    assert load(storage).best_trial.intermediate_values[1] == 0.5
+
+
+def test_an_axis_of_numbers_may_grow(storage):
+    study = SweepStudy(storage, "s")
+    study.finish(start(study, 0.1), RESULT, ROUNDS)
+    again = SweepStudy(storage, "s")
+    again.finish(start(again, 0.5, 1, (0.1, 0.01, 0.5)), RESULT, ROUNDS)
+    assert [trial.params["lr"] for trial in load(storage).trials] == [0.1, 0.5]
+
+
+def test_a_changed_kind_of_values_is_an_error_that_says_what_to_do(storage):
+    study = SweepStudy(storage, "s")
+    study.finish(start(study, 0.1), RESULT, ROUNDS)
+    with pytest.raises(ValueError, match="hydra.sweep.dir"):
+        study.start({"lr": "auto"}, {"lr": ["auto", 0.1]}, {})
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_is_mended(tmp_path, caplog):
+    path = tmp_path / "study.journal"
+    study = SweepStudy(path, "s")
+    study.finish(start(study, 0.1), RESULT, ROUNDS)
+    with open(path, "ab") as file:
+        file.write(b'{"op_code": 4, "worker')
+    again = SweepStudy(path, "s")
+    again.finish(start(again, 0.01, 1), RESULT, ROUNDS)
+    assert len(load(path).trials) == 2
+    assert "middle of a line" in caplog.text
+
+
+def test_a_long_curve_is_thinned_with_its_best_and_last_round(tmp_path):
+    path = tmp_path / "study.journal"
+    study = SweepStudy(path, "s")
+    rounds = [{"round": r, "valid_loss": 1.0 if r == 1234 else 2.0} for r in range(3001)]
+    study.finish(start(study, 0.1), replace(RESULT, best_round=1234, best_valid_loss=1.0), rounds)
+    curve = load(path).best_trial.intermediate_values
+    assert len(curve) <= 501 and curve[1234] == 1.0 and 3000 in curve and 0 in curve
+
+
+def test_the_journals_only_study_is_opened_whatever_the_folder_is_called_now(tmp_path):
+    SweepStudy(tmp_path / "study.journal", "before")
+    assert SweepStudy(tmp_path / "study.journal", "moved").name == "before"
+
+
+@pytest.mark.parametrize(
+    "values, kind",
+    [
+        ((0.1, 0.01), "FloatDistribution"),
+        ((1, 0.5), "FloatDistribution"),
+        ((0, 1, 2), "IntDistribution"),
+        ((True, False), "CategoricalDistribution"),
+        ((None, 5), "CategoricalDistribution"),
+        (("fedavg", "fedprox"), "CategoricalDistribution"),
+    ],
+)
+def test_distributions(values, kind):
+    assert type(distribution(values)).__name__ == kind

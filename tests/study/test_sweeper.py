@@ -1,0 +1,221 @@
+"""Grids from the command line: what runs, what is written, what is printed."""
+
+import csv
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import read_result, read_rounds
+
+SMALL = ("num_rounds=2", "model=logistic", "num_steps=1", "task.num_clients=5", "hydra.sweep.dir=sweep")
+
+
+def load(path="sweep/study.journal"):
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(os.path.abspath(path)))
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def rows(folder="sweep"):
+    with open(f"{folder}/results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_grid_writes_its_files_and_says_who_won(command):
+    done = command("-m", *SMALL, "lr=0.1,0.01", "seed=0,1")
+    assert done.status == 0, done.err
+    results = [read_result(RunPaths(Path("sweep") / str(job))) for job in range(4)]
+    best = min(range(4), key=lambda job: results[job].best_valid_loss)
+    # the table
+    table = rows()
+    assert [(row["job"], row["lr"], row["seed"]) for row in table] == [
+        ("0", "0.1", "0"),
+        ("1", "0.1", "1"),
+        ("2", "0.01", "0"),
+        ("3", "0.01", "1"),
+    ]
+    assert [float(row["best_valid_loss"]) for row in table] == [result.best_valid_loss for result in results]
+    # the winner
+    winner = yaml.safe_load(Path("sweep/best.yaml").read_text())
+    assert winner["job"] == best and winner["best_valid_loss"] == results[best].best_valid_loss
+    assert winner["best_round"] == results[best].best_round
+    assert winner["overrides"] == [f"lr={table[best]['lr']}", f"seed={table[best]['seed']}"]
+    # the study
+    study = load()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert study.best_trial.user_attrs["job"] == best
+    assert study.best_value == results[best].best_valid_loss
+    rounds = read_rounds(RunPaths(Path("sweep") / str(best)))
+    assert study.best_trial.intermediate_values == {int(line["round"]): line["valid_loss"] for line in rounds}
+    # what a person reads
+    assert f"optimal combination: lr={table[best]['lr']} seed={table[best]['seed']}" in done.out
+    assert f"at round {results[best].best_round} (job {best})" in done.out
+    assert "python -m flgo_hydra -m" in done.out and "hydra.sweep.dir=sweep" in done.out
+    assert f"--study-name {study.study_name}" in done.out
+    assert Path("sweep/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("sweep/multirun.yaml").exists()
+
+
+def test_one_failing_point_does_not_stop_the_others(command, empty_folder):
+    (empty_folder / "mine.py").write_text(
+        "from flgo_hydra.federated.algorithm.base import Algorithm\n"
+        "class Picky(Algorithm):\n"
+        "    def update_server(self, params, server, message, participation, hyper):\n"
+        "        if hyper['lr'] == 0.2:\n"
+        "            raise RuntimeError('not 0.2')\n"
+        "        return super().update_server(params, server, message, participation, hyper)\n"
+    )
+    own = ("algorithm=custom", "algorithm._target_=mine.Picky")
+    done = command("-m", *SMALL, *own, "lr=0.1,0.2,0.3,1e38")
+    assert done.status == 1
+    assert [row["status"] for row in rows()] == ["completed", "failed", "completed", "diverged"]
+    failure = json.loads(Path("sweep/1/failure.json").read_text())
+    assert (failure["kind"], failure["message"]) == ("RuntimeError", "not 0.2")
+    assert "failed: 1 of 4" in done.out and "job 1  lr=0.2  RuntimeError: not 0.2" in done.out
+    log = next(line.split()[-1] for line in done.out.splitlines() if "job 1  lr=0.2" in line)
+    assert "not 0.2" in Path(log).read_text()
+    assert "diverged: 1 of 4" in done.out and "not finite at round" in done.out
+    states = [trial.state.name for trial in load().trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+
+
+def test_the_same_command_goes_on_and_runs_nothing_twice(command, empty_folder):
+    command("-m", *SMALL, "lr=0.1,0.01")
+    before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/rounds.jsonl")}
+    done = command("-m", *SMALL, "lr=0.1,0.01,0.05")
+    assert done.status == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [(row["job"], row["lr"]) for row in rows()] == [("0", "0.1"), ("1", "0.01"), ("2", "0.05")]
+    assert len(load().trials) == 3
+
+
+def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
+    """Its trial is RUNNING and its run folder has a result: the trial is closed with it."""
+    from flgo_hydra.study.study import SweepStudy
+
+    command("-m", *SMALL, "lr=0.1,0.01")
+    trials = load().trials
+    study = SweepStudy(Path("sweep/study.journal"), "any")
+    for job, lr in [(0, 0.1), (7, 0.01)]:
+        attributes = {"identity": trials[0].user_attrs["identity"] if job == 0 else "gone", "job": job, "attempt": 2}
+        study.start({"lr": lr}, {"lr": [0.1, 0.01]}, attributes)
+    done = command("-m", *SMALL, "lr=0.1,0.01")
+    assert done.status == 0
+    states = [trial.state.name for trial in load().trials]
+    assert states == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+    assert load().trials[2].value == trials[0].value
+
+
+def test_a_failed_point_runs_again_in_its_folder(command, empty_folder):
+    source = "from flgo_hydra.federated.algorithm.fedavg import FedAvg as Base\nclass Own(Base):\n    "
+    (empty_folder / "later.py").write_text(source + "def init_server(self, params): raise OSError('no disk')\n")
+    own = ("algorithm=custom", "algorithm._target_=later.Own")
+    assert command("-m", *SMALL, *own, "lr=0.1,0.01").status == 1
+    (empty_folder / "later.py").write_text(source + "pass\n")
+    import sys
+
+    del sys.modules["later"]
+    done = command("-m", *SMALL, *own, "lr=0.1,0.01")
+    assert done.status == 0, done.out + done.err
+    assert [row["job"] for row in rows()] == ["0", "1"]
+    assert not Path("sweep/0/failure.json").exists()
+    assert [(t.state.name, t.user_attrs["attempt"]) for t in load().trials] == [
+        ("FAIL", 1),
+        ("FAIL", 1),
+        ("COMPLETE", 2),
+        ("COMPLETE", 2),
+    ]
+
+
+def test_nothing_starts_when_a_point_is_wrong(command):
+    done = command("-m", *SMALL, "lr=0.1,-1")
+    assert done.status == 1
+    assert "lr > 0" in done.err and "lr=-1" in done.err
+    assert not Path("sweep").exists()
+
+
+def test_the_second_process_in_a_folder_is_told_whose_it_is(command):
+    Path("sweep").mkdir()
+    with open("sweep/.owner.lock", "w") as file:
+        file.write("4242\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = command("-m", *SMALL, "lr=0.1,0.01")
+    assert done.status == 1 and "process 4242" in done.err and "hydra.sweep.dir" in done.err
+
+
+def test_params_of_the_config_make_a_grid_and_the_command_line_wins(command):
+    done = command("-m", *SMALL, "experiment=tune", "num_steps=1,2", "+hydra.sweeper.params.seed=[0,1]")
+    assert done.status == 0, done.err
+    assert {(row["lr"], row["num_steps"], row["seed"]) for row in rows()} == {
+        (lr, steps, seed) for lr in ("0.1", "0.01", "0.05") for steps in ("1", "2") for seed in ("0", "1")
+    }
+
+
+@pytest.mark.parametrize(
+    "preset, keys, num_points",
+    [
+        ("learning_rates", {"lr"}, 5),
+        ("algorithms", {"algorithm"}, 2),
+        ("tune", {"lr", "num_steps"}, 6),
+        ("early_stop", {"lr"}, 2),
+    ],
+)
+@pytest.mark.parametrize("task", ["digits", "synthetic"])
+def test_presets_work_on_any_task(command, preset, keys, num_points, task):
+    """Also without -m: a preset that is a grid says so itself."""
+    small = ("model=logistic", "num_rounds=2", "hydra.sweep.dir=sweep", f"task={task}")
+    done = command(f"experiment={preset}", *small)
+    assert done.status == 0, done.err
+    table = rows()
+    assert len(table) == num_points
+    assert keys <= set(table[0])
+    assert "optimal combination:" in done.out
+
+
+def test_one_point_and_group_globs(command):
+    done = command("-m", *SMALL, "algorithm=glob(fed*)", "seed=range(1)")
+    assert done.status == 0, done.err
+    assert [row["algorithm"] for row in rows()] == ["fedavg", "fedprox"]
+
+
+def test_any_optuna_storage_holds_several_sweeps(command, empty_folder):
+    url = f"sqlite:///{empty_folder}/all.db"
+    for name, seed in [("one", 0), ("two", 1)]:
+        arguments = [*SMALL, f"hydra.sweeper.storage={url}", f"hydra.sweeper.study_name={name}"]
+        arguments[arguments.index("hydra.sweep.dir=sweep")] = f"hydra.sweep.dir={name}"
+        assert command("-m", *arguments, f"seed={seed}", "lr=0.1,0.01").status == 0
+    assert sorted(optuna.get_all_study_names(url)) == ["one", "two"]
+    assert len(optuna.load_study(study_name="two", storage=url).trials) == 2
+
+
+def test_the_joblib_launcher_runs_it_too(command, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    done = command("-m", *SMALL, "lr=0.1,0.01", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.status == 0, done.err
+    parallel = [row["best_valid_loss"] for row in rows()]
+    arguments = [argument.replace("dir=sweep", "dir=basic") for argument in SMALL]
+    assert command("-m", *arguments, "lr=0.1,0.01", "seed=0,1").status == 0
+    assert parallel == [row["best_valid_loss"] for row in rows("basic")]
+    assert len(load().trials) == 4
+
+
+def test_a_preset_draws_the_metric_it_is_about(command, monkeypatch):
+    from flgo_hydra.report import summary
+
+    drawn = []
+    monkeypatch.setattr(summary, "draw_curves", lambda path, curves, metric: drawn.append((len(curves), metric)))
+    command("-m", *SMALL, "experiment=algorithms")
+    assert drawn == [(2, "test_loss")]

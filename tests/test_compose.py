@@ -1,0 +1,161 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from flgo_hydra import compose
+from flgo_hydra.config import Conf, DirichletConf, FedProxConf, SyntheticConf
+from flgo_hydra.help import group_choices
+
+Make = Callable[..., Conf]
+OWN = {
+    "task": ["task.source._target_=mine.data"],
+    "task/partition": ["task.partition._target_=mine.split"],
+    "model": ["model._target_=mine.Model", "+model.width=3"],
+    "algorithm": ["algorithm._target_=mine.Algorithm", "+algorithm.beta=0.5"],
+}
+
+
+def _compose(*overrides: str) -> DictConfig:
+    compose.prepare()
+    GlobalHydra.instance().clear()
+    base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
+    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    "group, choice",
+    [
+        (group, choice)
+        for group in ("task", "task/partition", "model", "algorithm", "option", "experiment")
+        for choice in group_choices(group)
+    ],
+)
+def test_every_choice_becomes_a_conf(make_conf: Make, group: str, choice: str) -> None:
+    own = OWN[group] if choice == "custom" else []
+    conf = make_conf(f"{group}={choice}", *own)
+    if group in ("task", "model", "algorithm"):
+        assert compose.parameters(getattr(conf, group))["name"] == choice
+    if group == "task/partition":
+        assert compose.parameters(conf.task.partition)["name"] == choice
+
+
+def test_values_reach_the_subclass(make_conf: Make) -> None:
+    # With the schema after `_self_`, the fields that only the subclass has would vanish in silence.
+    conf = make_conf(
+        "algorithm=fedprox",
+        "algorithm.mu=1",
+        "task=synthetic",
+        "task.source.alpha=0.25",
+        "task/partition=dirichlet",
+        "task.partition.alpha=0.1",
+    )
+    assert isinstance(conf.algorithm, FedProxConf) and conf.algorithm.mu == 1.0
+    assert isinstance(conf.task.source, SyntheticConf) and conf.task.source.alpha == 0.25
+    assert isinstance(conf.task.partition, DirichletConf) and conf.task.partition.alpha == 0.1
+
+
+def test_a_users_own_keeps_its_parameters(make_conf: Make) -> None:
+    conf = make_conf("algorithm=custom", "algorithm._target_=mine.Algorithm", "+algorithm.beta=0.5")
+    assert conf.algorithm == {"name": "custom", "_target_": "mine.Algorithm", "beta": 0.5}
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["+foo=1"], "There is no `foo`. `python -m flgo_hydra --help` lists the keys."),
+        (["+lrr=1"], "There is no `lrr`. Did you mean `lr`?"),
+        (["+task.sed=1"], "There is no `task.sed`. Did you mean `task.seed` or `seed`?"),
+        (["+algorithm.mu=1"], "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox."),
+        (["+task.partition.foo=1"], "There is no `task.partition.foo`. `python -m flgo_hydra --help` lists the keys."),
+        (["task=custom"], "`task.source._target_` must be given: `task.source._target_=…`."),
+        (["model=custom"], "`model._target_` must be given: `model._target_=…`."),
+        (["~task"], "`task` must be given"),
+        (["~lr"], "`lr` was deleted, but a job needs it. Set it instead."),
+        (["task.source=null"], "`task.source._target_` must name a function or a class, but `task.source` is None."),
+        (["task.partition=3"], "`task.partition._target_` must name a function or a class"),
+        (["model=custom", "model._target_=null"], "`model._target_` must name a function or a class"),
+        (["lr=-1"], "`lr > 0 and finite` must hold, but got -1.0."),
+        (["algorithm=fedprox", "algorithm.mu=-1"], "`algorithm.mu >= 0 and finite` must hold, but got -1.0."),
+    ],
+)
+def test_mistakes_become_value_errors(make_conf: Make, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        make_conf(*overrides)
+    assert message in str(raised.value)
+
+
+def test_task_without_its_schema(make_conf: Make) -> None:
+    cfg = _compose()
+    OmegaConf.update(cfg, "task", {"name": "mine"}, merge=False)
+    with pytest.raises(ValueError, match="/schema/task@_here_"):
+        compose.to_conf(cfg)
+
+
+@pytest.mark.parametrize(
+    "one, other, is_same",
+    [
+        (["lr=0.1"], ["lr=1e-1"], True),
+        (["lr=1"], ["lr=1.0"], True),
+        (["batch_size=10"], ["batch_size=10.0"], True),
+        (["device=cpu", "num_threads=2"], [], True),
+        (["checkpoint_interval=1", "save_best=true"], [], True),
+        (["task.cache_dir=/a", "task.data_dir=/b"], [], True),
+        (["option=fedavg_paper"], ["proportion=0.1", "batch_size=10"], True),
+        (["seed=1"], [], False),
+        (["task.seed=1"], [], False),
+        (["num_rounds=21"], [], False),
+        (["early_stop=5"], [], False),
+        (["dtype=float64"], [], False),
+        (["model.hidden=[100]"], [], False),
+        (["algorithm=fedprox"], [], False),
+        (["algorithm=fedprox", "algorithm.mu=1"], ["algorithm=fedprox"], False),
+        (["task/partition=dirichlet"], [], False),
+    ],
+)
+def test_fingerprint(make_conf: Make, one: list[str], other: list[str], is_same: bool) -> None:
+    assert (compose.fingerprint(make_conf(*one)) == compose.fingerprint(make_conf(*other))) is is_same
+
+
+def test_parts_are_plain_values(make_conf: Make) -> None:
+    parts = compose.parts(make_conf("lr=0.5"))
+    assert list(parts) == ["task", "model", "algorithm", "option"]
+    assert parts["option"]["lr"] == 0.5 and parts["task"]["partition"]["name"] == "iid"
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ({"_target_": "mine.Net"}, "net"),
+        ({"_target_": "mine.Net", "name": "wide"}, "wide"),
+        (FedProxConf(_target_="a.b", name="fedprox"), "fedprox"),
+    ],
+)
+def test_parameters_have_a_name(part: object, name: str) -> None:
+    assert compose.parameters(part)["name"] == name
+
+
+def test_conf_dir_of_the_checkout() -> None:
+    package = Path(compose.__file__).parent
+    assert compose.conf_dir() in (package / "conf", package.parent / "conf")
+    assert (compose.conf_dir() / "config.yaml").is_file()
+
+
+def test_prepare_may_be_called_again(empty_folder: Path) -> None:
+    compose.prepare()
+    before = list(sys.path), set(ConfigStore.instance().repo["schema"])
+    compose.prepare()
+    assert (list(sys.path), set(ConfigStore.instance().repo["schema"])) == before
+    assert sum((Path(folder) / "hydra_plugins" / "flgo_hydra").is_dir() for folder in sys.path if folder) >= 1
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_is_ours(empty_folder: Path, is_ours: bool) -> None:
+    assert compose.is_ours(_compose() if is_ours else OmegaConf.create({"lr": 0.1})) is is_ours
