@@ -32,7 +32,8 @@ def prepare() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for path, schema in SCHEMAS.items():
+    is_registered = "config.yaml" in store.repo.get("schema", {})
+    for path, schema in () if is_registered else SCHEMAS.items():  # Hydra 1.4 warns of a second time
         group, _, name = f"schema/{path}".rpartition("/")
         store.store(group=group, name=name, node=schema, provider="flgo_hydra")
     _offer_plugins()

@@ -124,7 +124,7 @@ def group_choices(group: str, extra_folders: Sequence[str] = ()) -> list[str]:
 
 def config_dirs(arguments: Sequence[str]) -> list[str]:
     """The folders given with Hydra's `--config-dir X`, `--config-dir=X`, `-cd X` or `-cd=X`."""
-    folders = []
+    folders: list[str] = []
     for i, argument in enumerate(arguments):
         flag, is_joined, folder = argument.partition("=")
         if flag in ("--config-dir", "-cd"):

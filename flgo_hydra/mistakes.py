@@ -33,24 +33,27 @@ FLGO_NAMES = {
 
 def nearest(key: str, known: Collection[str], count: int = 3) -> list[str]:
     """Returns the known keys that `key` may have meant, best first, compared whole and by their last part."""
-    last = key.rpartition(".")[2]
+    parent, _, last = key.rpartition(".")
     if FLGO_NAMES.get(last) in known:
         return [FLGO_NAMES[last]]
-    scores: dict[str, float] = {}
+    scores: dict[str, tuple[float, float]] = {}
     for candidate in known:
-        if key.startswith(candidate + "."):
+        above, _, tail = candidate.replace("/", ".").rpartition(".")
+        if key.startswith(f"{above}.{tail}.".lstrip(".")):
             continue  # what is above the key was not misspelt
-        tail = candidate.replace("/", ".").rpartition(".")[2]
         whole = difflib.SequenceMatcher(None, key.lower(), candidate.lower()).ratio()
         by_tail = difflib.SequenceMatcher(None, last.lower(), tail.lower()).ratio()
         # Hydra has a hundred keys of its own: they are meant by who writes `hydra`.
         if candidate.startswith("hydra.") != key.startswith("hydra"):
             by_tail = 0.0
+        # A long name in common above them does not make two keys alike.
+        if parent and parent == above:
+            whole = by_tail
         # A whole match counts a little more, so that `task.sed` finds `task.seed` before `seed`.
-        scores[candidate] = max(whole, 0.98 * by_tail)
-    least = max(0.6, max(scores.values(), default=0.0) - 0.12)
-    ranked = sorted((name for name in scores if scores[name] >= least), key=lambda name: (-scores[name], name))
-    return ranked[:count]
+        scores[candidate] = (max(whole, 0.98 * by_tail), whole)
+    least = max(0.6, max((score for score, _ in scores.values()), default=0.0) - 0.12)
+    names = sorted(name for name, (score, _) in scores.items() if score >= least)
+    return sorted(names, key=scores.__getitem__, reverse=True)[:count]
 
 
 def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] | None = None) -> str:
@@ -80,7 +83,7 @@ def keys_of(cfg: DictConfig, without: str = "", prefix: str = "") -> list[str]:
     """Every key of a config, in full (`task.partition.alpha`), leaving one out."""
     keys: list[str] = []
     for key in cfg:
-        full = f"{prefix}{key}"
+        full = f"{prefix}{key!s}"
         if full != without:
             keys.append(full)
             node = cfg._get_node(key)

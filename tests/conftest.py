@@ -75,6 +75,7 @@ def command(
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def run(*arguments: str) -> Finished:
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # what the run before has set
         monkeypatch.setattr(sys, "argv", ["flgo_hydra", *arguments])
         GlobalHydra.instance().clear()
         capfd.readouterr()

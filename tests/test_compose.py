@@ -1,5 +1,6 @@
+import copy
+import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, DirichletConf, FedProxConf, SyntheticConf
-from flgo_hydra.help import group_choices
+from flgo_hydra.help import GROUPS, group_choices
 
-Make = Callable[..., Conf]
 OWN = {
     "task": ["task.source._target_=mine.data"],
     "task/partition": ["task.partition._target_=mine.split"],
@@ -22,6 +22,7 @@ OWN = {
 }
 
 
+@functools.cache
 def _compose(*overrides: str) -> DictConfig:
     compose.prepare()
     GlobalHydra.instance().clear()
@@ -30,26 +31,29 @@ def _compose(*overrides: str) -> DictConfig:
         return hydra_compose("config", overrides=list(overrides))
 
 
-@pytest.mark.parametrize(
-    "group, choice",
-    [
-        (group, choice)
-        for group in ("task", "task/partition", "model", "algorithm", "option", "experiment")
-        for choice in group_choices(group)
-    ],
-)
-def test_every_choice_becomes_a_conf(make_conf: Make, group: str, choice: str) -> None:
-    own = OWN[group] if choice == "custom" else []
-    conf = make_conf(f"{group}={choice}", *own)
-    if group in ("task", "model", "algorithm"):
-        assert compose.parameters(getattr(conf, group))["name"] == choice
-    if group == "task/partition":
-        assert compose.parameters(conf.task.partition)["name"] == choice
+def _conf(*overrides: str) -> Conf:
+    return compose.to_conf(_compose(*overrides))
 
 
-def test_values_reach_the_subclass(make_conf: Make) -> None:
+# The i-th choices of all groups at once: composing takes its time.
+CHOICES = [group_choices(group) for group in GROUPS]
+TOGETHER = [[names[i % len(names)] for names in CHOICES] for i in range(max(map(len, CHOICES)))]
+
+
+@pytest.mark.parametrize("choices", TOGETHER, ids=" ".join)
+def test_every_choice_becomes_a_conf(choices: list[str]) -> None:
+    chosen = dict(zip(GROUPS, choices, strict=True))
+    own = [text for group, choice in chosen.items() if choice == "custom" for text in OWN[group]]
+    conf = _conf(*(f"{group}={choice}" for group, choice in chosen.items()), *own)
+    parts = {"task": conf.task, "task/partition": conf.task.partition, "model": conf.model, "algorithm": conf.algorithm}
+    assert {group: compose.parameters(part)["name"] for group, part in parts.items()} == {
+        group: chosen[group] for group in parts
+    }
+
+
+def test_values_reach_the_subclass() -> None:
     # With the schema after `_self_`, the fields that only the subclass has would vanish in silence.
-    conf = make_conf(
+    conf = _conf(
         "algorithm=fedprox",
         "algorithm.mu=1",
         "task=synthetic",
@@ -62,8 +66,8 @@ def test_values_reach_the_subclass(make_conf: Make) -> None:
     assert isinstance(conf.task.partition, DirichletConf) and conf.task.partition.alpha == 0.1
 
 
-def test_a_users_own_keeps_its_parameters(make_conf: Make) -> None:
-    conf = make_conf("algorithm=custom", "algorithm._target_=mine.Algorithm", "+algorithm.beta=0.5")
+def test_a_users_own_keeps_its_parameters() -> None:
+    conf = _conf("algorithm=custom", "algorithm._target_=mine.Algorithm", "+algorithm.beta=0.5")
     assert conf.algorithm == {"name": "custom", "_target_": "mine.Algorithm", "beta": 0.5}
 
 
@@ -86,14 +90,14 @@ def test_a_users_own_keeps_its_parameters(make_conf: Make) -> None:
         (["algorithm=fedprox", "algorithm.mu=-1"], "`algorithm.mu >= 0 and finite` must hold, but got -1.0."),
     ],
 )
-def test_mistakes_become_value_errors(make_conf: Make, overrides: list[str], message: str) -> None:
+def test_mistakes_become_value_errors(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as raised:
-        make_conf(*overrides)
+        _conf(*overrides)
     assert message in str(raised.value)
 
 
-def test_task_without_its_schema(make_conf: Make) -> None:
-    cfg = _compose()
+def test_task_without_its_schema() -> None:
+    cfg = copy.deepcopy(_compose())
     OmegaConf.update(cfg, "task", {"name": "mine"}, merge=False)
     with pytest.raises(ValueError, match="/schema/task@_here_"):
         compose.to_conf(cfg)
@@ -120,12 +124,17 @@ def test_task_without_its_schema(make_conf: Make) -> None:
         (["task/partition=dirichlet"], [], False),
     ],
 )
-def test_fingerprint(make_conf: Make, one: list[str], other: list[str], is_same: bool) -> None:
-    assert (compose.fingerprint(make_conf(*one)) == compose.fingerprint(make_conf(*other))) is is_same
+def test_fingerprint(one: list[str], other: list[str], is_same: bool) -> None:
+    def conf(overrides: list[str]) -> Conf:
+        choices = [text for text in overrides if text.partition("=")[0] in GROUPS]
+        values = OmegaConf.from_dotlist([text for text in overrides if text not in choices])
+        return compose.to_conf(OmegaConf.merge(_compose(*choices), values))  # composing takes its time
+
+    assert (compose.fingerprint(conf(one)) == compose.fingerprint(conf(other))) is is_same
 
 
-def test_parts_are_plain_values(make_conf: Make) -> None:
-    parts = compose.parts(make_conf("lr=0.5"))
+def test_parts_are_plain_values() -> None:
+    parts = compose.parts(_conf("lr=0.5"))
     assert list(parts) == ["task", "model", "algorithm", "option"]
     assert parts["option"]["lr"] == 0.5 and parts["task"]["partition"]["name"] == "iid"
 
@@ -148,7 +157,7 @@ def test_conf_dir_of_the_checkout() -> None:
     assert (compose.conf_dir() / "config.yaml").is_file()
 
 
-def test_prepare_may_be_called_again(empty_folder: Path) -> None:
+def test_prepare_may_be_called_again() -> None:
     compose.prepare()
     before = list(sys.path), set(ConfigStore.instance().repo["schema"])
     compose.prepare()
@@ -157,5 +166,5 @@ def test_prepare_may_be_called_again(empty_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_is_ours(empty_folder: Path, is_ours: bool) -> None:
+def test_is_ours(is_ours: bool) -> None:
     assert compose.is_ours(_compose() if is_ours else OmegaConf.create({"lr": 0.1})) is is_ours

@@ -83,15 +83,19 @@ class AutoScheduler(Scheduler):
         candidates.sort(key=lambda device: -1 if device.free_mib is None else device.free_mib, reverse=True)
         placements: list[Placement] = []
         running = list(running)
+        # Devices only fill up: what all refuse to one request they refuse to the next one like it.
+        refused: set[tuple[int | None, bool]] = set()
         for request in waiting:
-            if not candidates:
-                break
+            if not candidates or (request.memory_mib, request.alone) in refused:
+                continue
             device = next((device for device in candidates if self._takes(device, running, request)), None)
-            if device is not None:
-                candidates.remove(device)
-                self._put_s[device.id] = now_s
-                placements.append(Placement(request.job, device.id))
-                running.append(started(request, placements[-1], now_s))
+            if device is None:
+                refused.add((request.memory_mib, request.alone))
+                continue
+            candidates.remove(device)
+            self._put_s[device.id] = now_s
+            placements.append(Placement(request.job, device.id))
+            running.append(started(request, placements[-1], now_s))
         return placements
 
     def wait_s(

@@ -41,7 +41,8 @@ def main(settings: dict[str, Any]) -> None:
     """Runs the server in this process; in a forked child, runs the job.
 
     Args:
-        settings: `fd` of the socket, `parent` process id, `preload` module names, `entry` of jobs, `task` (fields of a TaskReference) or None.
+        settings: `fd` of the socket, `parent` process id, `preload` module names, `entry` of jobs, `task` (fields of a
+            TaskReference) or None.
     """
     sock = socket.socket(fileno=settings["fd"])
     sock.set_inheritable(False)

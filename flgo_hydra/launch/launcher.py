@@ -18,7 +18,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ class PackingLauncher(Launcher):
         self._config = config
         self._hydra_context = hydra_context
         self._task = find_task(task_function)
-        self._context = pickle.dumps(hydra_context)
+        # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
+        self._context = pickle.dumps(replace(hydra_context, config_loader=None))
         self._composer: SweepComposer | None = None
 
     # Hydra's contract
@@ -382,7 +383,7 @@ def _folder(config: DictConfig) -> Path:
     from hydra.core.hydra_config import HydraConfig
 
     before = HydraConfig.instance().cfg
-    HydraConfig.instance().cfg = config  # not set_config, which copies it
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # not set_config, which copies it
     try:
         sweep_dir = str(OmegaConf.select(config, "hydra.sweep.dir"))
         return Path(sweep_dir, str(OmegaConf.select(config, "hydra.sweep.subdir"))).absolute()

@@ -6,6 +6,9 @@ once one job with the same memory signature has reported the end of its first ro
 joins others only where enough room is left. Other jobs of its signature wait, unless a device is empty: there each
 may be a probe too, as nobody else can use the place yet.
 
+Tried in the simulator and left out: letting known jobs use 15 % of a device beside its probe (1 % of the makespan
+better on one GPU, 1 % worse on four), and jobs in place of memory as the measure of load (no difference).
+
 The rule keeps no state and never holds a place back: a device does not idle while a waiting job of known memory fits.
 A large job may therefore wait long behind small ones; the sweep ends all the same.
 """
@@ -23,7 +26,6 @@ from flgo_hydra.launch.scheduler import (
     Scheduler,
     has_slot,
     hold_max_jobs,
-    jobs_on,
     started,
 )
 
@@ -45,7 +47,8 @@ class LedgerScheduler(Scheduler):
     ) -> None:
         """Args:
         margin: what is booked, as a multiple of the expected peak.
-        probe_share: share of a device's memory that must be left for a probe to join other jobs.
+        probe_share: share of a device's memory that must be left for a probe to join other jobs. A job that
+            takes more may run out of memory as the first of its signature.
         probe_s: seconds after which a probe that reports memory but no end of its first round counts with the peak
             it has reached; None: never.
         max_jobs_per_device: most jobs at once on a GPU; None: as many as fit.
@@ -64,7 +67,14 @@ class LedgerScheduler(Scheduler):
         self, waiting: Sequence[Request], running: Sequence[RunningJob], devices: Sequence[Device], now_s: float
     ) -> list[Placement]:
         running = [self._settled(job, now_s) for job in running]
-        pages = [_Page(device, jobs_on(device, running), self.margin) for device in devices]
+        by_device: dict[str, list[RunningJob]] = {device.id: [] for device in devices}
+        for job in running:
+            by_device.get(job.device, []).append(job)
+        pages = [_Page(device, by_device[device.id], self.margin) for device in devices]
+        # Most often every slot is taken: then the queue, which may be long, need not be looked at.
+        pages = [page for page in pages if self._is_open(page)]
+        if not pages:
+            return []
         placements: list[Placement] = []
         refused: set[tuple[object, ...]] = set()
         for request, is_first in self._in_order(waiting, running):
@@ -127,6 +137,10 @@ class LedgerScheduler(Scheduler):
         known.sort(key=lambda request: math.inf if request.duration_s is None else request.duration_s, reverse=True)
         return [(r, True) for r in first] + [(r, False) for r in known] + [(r, False) for r in further]
 
+    def _is_open(self, page: "_Page") -> bool:
+        any_request = Request(job=-1, signature="")
+        return not page.is_closed and has_slot(page.device, page.jobs, any_request, self.max_jobs_per_device)
+
     def _fits(self, page: "_Page", request: Request, is_first: bool) -> bool:
         if page.is_closed or not has_slot(page.device, page.jobs, request, self.max_jobs_per_device):
             return False
@@ -170,7 +184,7 @@ class _Page:
         """
         assert request.memory_mib is not None
         if self.jobs:
-            return math.ceil(request.memory_mib * self.margin)
+            return _with_margin(request.memory_mib, self.margin)
         whole = math.ceil(self.size_mib * EMPTY_SHARE)
         may_take_all = request.alone or request.memory_mib <= self.size_mib
         return min(request.memory_mib, whole) if may_take_all else request.memory_mib
@@ -179,7 +193,7 @@ class _Page:
         """Places the job here, and closes the page behind a probe or a job that is alone."""
         reserved = None
         if request.memory_mib is not None:
-            reserved = math.ceil(request.memory_mib * self.margin)
+            reserved = _with_margin(request.memory_mib, self.margin)
             if self.room_mib is not None:
                 reserved = min(reserved, self.room_mib)
                 self.room_mib -= reserved
@@ -196,5 +210,10 @@ def _is_probe(job: RunningJob) -> bool:
 
 def _booked_mib(job: RunningJob, margin: float) -> int:
     """What a running job may still come to take; more than at its start, where it or one like it took more."""
-    expected = 0 if job.expected_mib is None else math.ceil(job.expected_mib * margin)
+    expected = 0 if job.expected_mib is None else _with_margin(job.expected_mib, margin)
     return max(job.reserved_mib or 0, job.memory_mib or 0, expected)
+
+
+def _with_margin(memory_mib: int, margin: float) -> int:
+    # Rounded before it is rounded up: 3000 * 1.1 is a little more than 3300.
+    return math.ceil(round(memory_mib * margin, 6))

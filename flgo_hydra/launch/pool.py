@@ -96,6 +96,7 @@ class Pool:
         self._processes: dict[int, _Process] = {}
         self._next_token = 0
         self._server: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket
         self._events: list[Started | Message | Ended] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()

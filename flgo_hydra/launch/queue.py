@@ -338,7 +338,7 @@ class Queue:
             return self._end(job, "done", None)
         retry = None if self.stop_level or running.ended_for else decide(job.attempts, self.max_retries, self.backoff_s)
         if retry is None:
-            state: State = failure.kind if failure.kind in ("cancelled", "stopped") else "failed"  # type: ignore[assignment]
+            state: State = failure.kind if failure.kind in ("cancelled", "stopped") else "failed"
             return self._end(job, state, failure)
         job.state = "waiting"
         job.not_before_s = self.clock() + retry.after_s

@@ -1,12 +1,13 @@
 """What can be set of the launcher (`hydra.launcher.*`), and its laws."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import MISSING
 
 from flgo_hydra.config import hold, one_of
 
+MEMORY_KEYS = ("task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype")
 VIEWS = ("auto", "table", "lines", "none")
 
 
@@ -23,15 +24,13 @@ class LauncherConf:
     # which job starts where: auto, basic, random, ledger, or {name: auto, put_interval: 2}, or a class's {_target_: …}
     scheduler: Any = "ledger"
     # most jobs at once on a device; null: the cores, shared by the devices
-    slots: Optional[int] = None
+    slots: int | None = None
     # threads of a job; null: the cores, shared by the jobs that run at once
-    threads: Optional[int] = None
+    threads: int | None = None
     # expected peak memory of a job, MiB; null: learned from the first job of its kind
-    job_memory_mib: Optional[int] = None
+    job_memory_mib: int | None = None
     # config keys whose values decide how much memory a job needs; those an app does not have are left out
-    memory_keys: list[str] = field(
-        default_factory=lambda: ["task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype"]
-    )
+    memory_keys: list[str] = field(default_factory=lambda: list(MEMORY_KEYS))
     # config keys that, with those, decide how long a job takes: the longest start first
     duration_keys: list[str] = field(default_factory=lambda: ["num_rounds", "num_epochs", "num_steps", "early_stop"])
     # new attempts for a job that was killed or crashed; out of memory does not count
@@ -39,7 +38,7 @@ class LauncherConf:
     # wait before the first retry, seconds; doubled each time
     backoff_s: float = 2.0
     # longest time of a job over all its attempts, minutes; null: no limit
-    timeout_min: Optional[float] = None
+    timeout_min: float | None = None
     # time a job gets to end after SIGTERM, seconds; then SIGKILL
     grace_s: float = 10.0
     # what is shown while it runs: auto (a table on a terminal, else lines), table, lines, none

@@ -228,11 +228,11 @@ class Simulation:
         peak = self.estimates.memory_mib(running.signature)
         assert peak is not None
         for num, request in self.waiting.items():
-            if request.signature == running.signature:
-                self.waiting[num] = replace(request, memory_mib=max(peak, request.memory_mib or 0))
+            if request.signature == running.signature and (request.memory_mib or 0) < peak:
+                self.waiting[num] = replace(request, memory_mib=peak)
         for num, job in self.running.items():
-            if job.signature == running.signature:
-                self.running[num] = replace(job, expected_mib=max(peak, job.expected_mib or 0))
+            if job.signature == running.signature and (job.expected_mib or 0) < peak:
+                self.running[num] = replace(job, expected_mib=peak)
 
     def _learn_duration(self, running: RunningJob) -> None:
         self.estimates.learn_duration(running.signature, self.now_s - running.started_s)
@@ -302,7 +302,10 @@ class FlgoAsCoded(Scheduler):
         if (device.free_mib or 0) <= self._estimate_mib:
             self._short_s[device.id] = now_s
             return False
-        if now_s - since_s < self.AVAILABLE_INTERVAL or now_s - self._put_s.get(device.id, -math.inf) < self.PUT_INTERVAL:
+        if (
+            now_s - since_s < self.AVAILABLE_INTERVAL
+            or now_s - self._put_s.get(device.id, -math.inf) < self.PUT_INTERVAL
+        ):
             return False
         self._put_s[device.id] = now_s
         return True

@@ -50,7 +50,8 @@ def find_task(function: Callable[..., Any]) -> TaskReference:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     main_module = spec.name if spec is not None else None
-    main_path = os.path.abspath(main.__file__) if main_module is None and getattr(main, "__file__", None) else None
+    main_file = getattr(main, "__file__", None)
+    main_path = os.path.abspath(main_file) if main_module is None and main_file else None
     module_name, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     num_wrappers = _count_wrappers(function, sys.modules.get(module_name or ""), qualname)
     has_file = main_module is not None or main_path is not None
@@ -61,7 +62,7 @@ def find_task(function: Callable[..., Any]) -> TaskReference:
     if module_name == "__main__":
         module_name = MAIN
         sys.modules.setdefault(MAIN, main)  # objects of its classes come back under this name
-        _check_is_guarded(str(main.__file__))
+        _check_is_guarded(str(main_file))
     return TaskReference(module_name, qualname, num_wrappers, main_module, main_path)
 
 

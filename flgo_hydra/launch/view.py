@@ -107,8 +107,6 @@ class View:
 class Lines(View):
     """A line an event."""
 
-    _levels = {"started": logging.INFO, "done": logging.INFO, "report": logging.DEBUG}
-
     def show(self, event: Event | None) -> None:
         super().show(event)
         if event is not None:
@@ -356,8 +354,5 @@ def _make_view(kind: str, queue: Queue, num_jobs: int | None) -> View:
     if kind == "none":
         return View(queue, num_jobs)
     if kind == "table" or (kind == "auto" and sys.stdout.isatty()):
-        try:
-            return Table(queue, num_jobs)
-        except ImportError:
-            log.info("`pip install rich` shows a table here")
+        return Table(queue, num_jobs)
     return Lines(queue, num_jobs)

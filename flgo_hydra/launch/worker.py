@@ -53,7 +53,12 @@ def run(channel: Channel) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     memory = MemoryReport(channel)
     channel.watch(LOOK_S, memory.tell)
-    reporter.connect(lambda message: (memory.tell(), channel.send(message))[1], channel.is_stopping)
+
+    def report(message: dict[str, Any]) -> None:
+        memory.tell()  # first, so that the launcher knows the memory of the round it hears of
+        channel.send(message)
+
+    reporter.connect(report, channel.is_stopping)
     returned: Any = None
     failure: BaseException | None = None
     try:
@@ -176,7 +181,7 @@ def _env_mib(name: str) -> float | None:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Returns type, message and traceback of an exception as text, and the types and messages of its causes."""
-    chain = []
+    chain: list[tuple[str, str]] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 16:
         chain.append((_type_name(cause), _text(cause)))

@@ -71,7 +71,7 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
     if len(listed) < 2:
         return
     print()
-    width = max(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED])
+    width = max(len("point"), *(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED]))
     print(f"  job  {'point':{width}}  best valid_loss  round  of  status")
     for row in listed[:_MOST_LISTED]:
         name = " ".join(row.overrides)

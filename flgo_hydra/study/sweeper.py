@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,18 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
 from flgo_hydra.study.grid import Grid, Value, parse_point, read_grid
-from flgo_hydra.study.points import Point, PointComposer, check_points
+from flgo_hydra.study.points import Point, check_points
+
+_MOST_AHEAD = 64
+"""Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
+_TABLES_COST_SHARE = 20.0
+"""Tables are rewritten when this many times their cost has passed."""
 
 
 @dataclass
@@ -70,9 +78,7 @@ class StudySweeper(Sweeper):
         """
         assert self._config is not None and self.hydra_context is not None
         grid = self._read_grid(arguments)
-        fixed = [*self._hydra_overrides(), *grid.fixed]
-        composer = PointComposer(self.hydra_context.config_loader, self._config.hydra.job.config_name, fixed)
-        points = check_points(composer, grid)
+        points = check_points(self.hydra_context.config_loader, self._config, grid)
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
         paths.folder.mkdir(parents=True, exist_ok=True)
         with _owning(paths):
@@ -114,6 +120,8 @@ class _Sweep:
         self._choices = self._read_choices([point.overrides for point in points])
         self._jobs = self._number(points)
         self._rows: dict[int, Row] = {}
+        self._tables_written = 0.0
+        self._tables_cost = 0.0
 
     def run(self) -> list[JobReturn]:
         self._study.describe({"grid": {axis.key: list(axis.values) for axis in self._grid.axes}})
@@ -121,11 +129,16 @@ class _Sweep:
         is_interrupted = False
         for job in self._jobs:
             self._harvest(job)
+        to_run = [job for job in self._jobs if job.number not in self._rows]
         try:
-            for batch in self._batches([job for job in self._jobs if job.number not in self._rows]):
-                returns.extend(self._launch(batch))
+            if isinstance(self._launcher, PackingLauncher):
+                returns = self._roll(self._launcher, to_run)
+            else:
+                for batch in self._batches(to_run):
+                    returns.extend(self._launch(batch))
         except KeyboardInterrupt:
             is_interrupted = True
+        self._write_tables()
         rows = [self._rows[number] for number in sorted(self._rows)]
         num_left = len(self._jobs) - len(rows)
         best = print_summary(rows, self._paths, self._storage, self._study.name, self._command, num_left, self._curve)
@@ -180,15 +193,52 @@ class _Sweep:
         if batch:
             yield batch
 
+    def _roll(self, launcher: PackingLauncher, jobs: Sequence[Job]) -> list[JobReturn]:
+        """Runs jobs under our own launcher: a free slot gets the next one at once."""
+        by_number = {job.number: job for job in jobs}
+        to_submit = deque(jobs)
+        returns: list[JobReturn] = []
+        with launcher.watching(len(jobs)) as queue:
+            while to_submit or not queue.is_idle:
+                may_submit = bool(to_submit) and not queue.stop_level and len(queue.waiting) < _MOST_AHEAD
+                if may_submit:
+                    job = to_submit.popleft()
+                    launcher.submit([*self._grid.fixed, *job.point.overrides], job.number)
+                elif queue.stop_level:
+                    to_submit.clear()
+                # With jobs still to submit, only look at what has happened meanwhile.
+                event = launcher.next_event(timeout_s=0.0 if may_submit else None)
+                if event is None:
+                    continue
+                job = by_number[event.job.num]
+                if event.kind == "started" and job.trial is None:
+                    self._open_trial(job)
+                elif event.kind == "ended":
+                    if job.trial is None:  # refused before it started
+                        self._open_trial(job)
+                    returned = launcher.job_return(event.job)
+                    returns.append(returned)
+                    if not self._harvest(job):
+                        self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
+                    self._write_tables_now_and_then()
+            is_stopped = queue.stop_level > 0
+        if is_stopped:
+            raise KeyboardInterrupt
+        return returns
+
+    def _open_trial(self, job: Job) -> None:
+        attributes = {
+            "identity": job.point.identity,
+            "job": job.number,
+            "overrides": list(job.point.overrides),
+            "attempt": job.attempt,
+        }
+        job.trial = self._study.start(parse_point(job.point.overrides), self._choices, attributes)
+
     def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
+        """Runs a batch under anybody else's launcher."""
         for job in batch:
-            attributes = {
-                "identity": job.point.identity,
-                "job": job.number,
-                "overrides": list(job.point.overrides),
-                "attempt": job.attempt,
-            }
-            job.trial = self._study.start(parse_point(job.point.overrides), self._choices, attributes)
+            self._open_trial(job)
         overrides = [[*self._grid.fixed, *job.point.overrides] for job in batch]
         try:
             returns = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
@@ -196,16 +246,19 @@ class _Sweep:
             for job in batch:
                 if not self._harvest(job):
                     self._fail(job, error)
-            self._write_tables()
             return []
         for job, returned in zip(batch, returns, strict=True):
             if not self._harvest(job):
                 self._settle(job, returned)
-        self._write_tables()
+        self._write_tables_now_and_then()
         return returns
 
-    def _settle(self, job: Job, returned: JobReturn) -> None:
-        """A job that wrote no result: it failed, or it is not one of ours and returned its value."""
+    def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
+        """A job that wrote no result: it was stopped, it failed, or it is not one of ours and returned its value."""
+        if is_stopped:
+            assert job.trial is not None
+            self._study.fail(job.trial, "the sweep was interrupted")
+            return
         if returned.status is not JobStatus.COMPLETED:
             error = returned._return_value
             self._fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
@@ -250,10 +303,18 @@ class _Sweep:
                     values.append(value)
         return choices
 
+    def _write_tables_now_and_then(self) -> None:
+        """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
+        if time.monotonic() - self._tables_written >= _TABLES_COST_SHARE * self._tables_cost:
+            self._write_tables()
+
     def _write_tables(self) -> None:
+        begin = time.monotonic()
         rows = [self._rows[number] for number in sorted(self._rows)]
         write_results(self._paths.results, rows)
         write_best(self._paths.best, rows, self._grid.fixed)
+        self._tables_written = time.monotonic()
+        self._tables_cost = self._tables_written - begin
 
 
 @contextlib.contextmanager

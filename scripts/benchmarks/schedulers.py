@@ -11,14 +11,15 @@ import argparse
 import os
 import random
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.ledger import LedgerScheduler
-from flgo_hydra.launch.scheduler import BasicScheduler
+from flgo_hydra.launch.scheduler import BasicScheduler, Scheduler
 from flgo_hydra.launch.simulator import MAX_OOM, WORKLOADS, FlgoAsCoded, Outcome, Simulation
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[[], Scheduler]] = {
     "one job a GPU": lambda: BasicScheduler(max_jobs_per_device=1),
     "FLGo as coded, mean": lambda: FlgoAsCoded("mean"),
     "FLGo as coded, max": lambda: FlgoAsCoded("max"),

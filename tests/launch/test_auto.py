@@ -1,0 +1,160 @@
+"""FLGo's rule as a table: an injected clock, injected devices, every branch."""
+
+import pytest
+
+from flgo_hydra.launch.auto import LOOK_S, SHORTEST_S, AutoScheduler
+from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob
+
+W = [Request(0, "s"), Request(1, "s"), Request(2, "s")]
+
+
+def gpu(free: int | None, id_: str = "a", total: int | None = 24000, **keys: int) -> Device:
+    return Device(id_, total, free, **keys)
+
+
+def job(memory: int | None = None, device: str = "a", expected: int | None = None, num: int = 9) -> RunningJob:
+    return RunningJob(num, device, "s", memory, None, 0.0, expected_mib=expected)
+
+
+def at_once(**keys: object) -> AutoScheduler:
+    """The rule without its clocks: decides by memory alone."""
+    return AutoScheduler(put_interval=0, available_interval=0, **keys)  # type: ignore[arg-type]
+
+
+FREE_BY_SECOND: list[tuple[list[int | None], int | None]] = [
+    ([9000] * 9, 5),
+    ([9000, 9000, 900, *[9000] * 9], 8),  # a shortage starts the clock again
+    ([1000, 1000, 1001, *[1001] * 9], 7),  # more than the estimate, not as much
+    ([900] * 9, None),
+    ([9000, 9000, None, 9000, 9000, 9000], 5),  # unknown, nothing of ours on it: no shortage
+]
+
+
+@pytest.mark.parametrize("free_by_second, first_start_s", FREE_BY_SECOND)
+def test_available_interval(free_by_second: list[int | None], first_start_s: int | None) -> None:
+    auto = AutoScheduler()
+    starts = [now for now, free in enumerate(free_by_second) if auto.choose(W[:1], [], [gpu(free)], float(now))]
+    assert (starts or [None])[0] == first_start_s
+
+
+def test_put_interval() -> None:
+    auto = AutoScheduler(put_interval=5, available_interval=2)
+    assert [now for now in range(13) if auto.choose(W, [], [gpu(20000)], float(now))] == [2, 7, 12]
+
+
+def test_a_device_that_vanishes_and_returns_starts_its_clock_again() -> None:
+    auto = AutoScheduler(available_interval=5)
+    assert auto.choose(W, [], [gpu(9000)], 0.0) == []
+    assert auto.choose(W, [job(500)], [], 4.0) == []
+    assert auto.wait_s(W, [], [], 4.0) == LOOK_S
+    assert [now for now in range(5, 12) if auto.choose(W, [], [gpu(9000)], float(now))] == [10]
+
+
+@pytest.mark.parametrize(
+    "condition, dynamic, jobs, free, starts",
+    [
+        ("mean", True, [], 1001, True),  # initial_memory_mib until a job runs
+        ("mean", True, [], 1000, False),
+        ("mean", True, [job(3000), job(5000)], 4001, True),
+        ("mean", True, [job(3000), job(5000)], 4000, False),
+        ("max", True, [job(3000), job(5000)], 5001, True),
+        ("max", True, [job(3000), job(5000)], 5000, False),
+        ("max", False, [job(3000), job(5000)], 1001, True),  # not dynamic
+        ("mean", True, [job(None)], 1000, False),  # unknown is not 0
+        ("mean", True, [job(None)], 1001, True),
+        ("mean", True, [job(200)], 1000, False),  # in its first round: not less than the initial figure
+        ("mean", True, [job(200, expected=400)], 401, True),  # its peak is known to be small
+        ("mean", True, [job(200, expected=6000)], 6000, False),  # starting, known to grow
+        ("mean", True, [job(5000, device="gone")], 5000, False),  # still one of ours
+        ("mean", True, [], None, True),  # unknown device, empty
+        ("mean", True, [job(100)], None, False),  # unknown device, taken
+    ],
+)
+def test_memory(condition: str, dynamic: bool, jobs: list[RunningJob], free: int | None, starts: bool) -> None:
+    auto = at_once(condition=condition, dynamic=dynamic)
+    assert bool(auto.choose(W[:1], jobs, [gpu(free)], 0.0)) is starts
+
+
+def test_estimate_outlives_the_jobs_it_came_from() -> None:
+    auto = at_once()
+    auto.choose([], [job(8000)], [gpu(9000)], 0.0)
+    assert auto.choose(W, [], [gpu(8000)], 1.0) == []
+
+
+def test_growing_strangers_close_a_device() -> None:
+    auto = AutoScheduler(available_interval=2)
+    free = [9000, 6000, 900, 900]  # of which nothing is ours
+    assert [auto.choose(W, [], [gpu(f, foreign_mib=24000 - f)], float(s)) for s, f in enumerate(free)] == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    "request_, device, starts",
+    [
+        (Request(0, "s", 9000), gpu(9000), True),
+        (Request(0, "s", 9001), gpu(9000), False),
+        (Request(0, "s", 99000, alone=True), gpu(9000), True),  # a guess refuses nothing
+        (Request(0, "s", 9000), gpu(None, total=9000), True),
+        (Request(0, "s", 9000), gpu(None, total=8000), False),
+        (Request(0, "s", 9000), gpu(None, total=None), True),
+    ],
+)
+def test_a_request_with_a_figure_must_fit(request_: Request, device: Device, starts: bool) -> None:
+    assert bool(at_once().choose([request_], [], [device], 0.0)) is starts
+
+
+def test_devices_by_free_memory_and_one_job_each() -> None:
+    devices = [gpu(None, "unknown"), gpu(5000, "a"), gpu(9000, "b"), gpu(500, "full")]
+    placed = at_once().choose([*W, Request(3, "s")], [], devices, 0.0)
+    assert placed == [Placement(0, "b"), Placement(1, "a"), Placement(2, "unknown")]
+
+
+@pytest.mark.parametrize(
+    "device, jobs, limit, starts",
+    [
+        (gpu(20000), 10, 10, False),
+        (gpu(20000), 9, 10, True),
+        (gpu(20000), 40, None, True),
+        (gpu(20000, slots=4), 4, 10, False),
+        (Device(CPU, 24000, 20000, slots=64), 40, 10, True),
+    ],
+)
+def test_slots(device: Device, jobs: int, limit: int | None, starts: bool) -> None:
+    here = [job(100, device=device.id, expected=100, num=10 + num) for num in range(jobs)]
+    assert bool(at_once(max_jobs_per_device=limit).choose(W, here, [device], 0.0)) is starts
+
+
+def test_alone() -> None:
+    request = Request(0, "s", alone=True)
+    assert at_once().choose([request], [job(500)], [gpu(20000)], 0.0) == []
+    assert at_once().choose([request], [job(500)], [gpu(20000), gpu(9000, "b")], 0.0) == [Placement(0, "b")]
+
+
+def test_wait() -> None:
+    auto = AutoScheduler(available_interval=0.5, put_interval=0.25)
+    device = [gpu(9000)]
+    assert auto.choose(W, [], device, 0.0) == []
+    assert auto.wait_s(W, [], device, 0.0) == 0.5
+    assert auto.wait_s([], [], device, 0.0) is None
+    assert auto.choose(W, [], device, 0.5) == [Placement(0, "a")]
+    assert auto.wait_s(W[1:], [job()], device, 0.5) == 0.25
+    assert auto.wait_s(W[1:], [job(num=n) for n in range(10)], device, 0.5) is None  # only an end changes that
+    assert auto.choose(W, [], [gpu(900)], 0.6) == []
+    assert auto.wait_s(W, [], [gpu(900)], 0.6) == LOOK_S  # strangers may leave
+    eager = at_once()
+    assert eager.choose(W, [], device, 0.0) == [Placement(0, "a")]
+    assert eager.wait_s(W[1:], [job()], device, 0.0) == SHORTEST_S
+
+
+@pytest.mark.parametrize(
+    "keys, law",
+    [
+        ({"put_interval": -1}, "put_interval >= 0` must hold, but got -1"),
+        ({"available_interval": -1}, "available_interval >= 0` must hold, but got -1"),
+        ({"initial_memory_mib": -1}, "initial_memory_mib >= 0` must hold, but got -1"),
+        ({"condition": "median"}, "condition` must be one of mean, max, but got 'median'"),
+        ({"max_jobs_per_device": 0}, "max_jobs_per_device >= 1"),
+    ],
+)
+def test_laws(keys: dict[str, int], law: str) -> None:
+    with pytest.raises(ValueError, match=law):
+        AutoScheduler(**keys)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""Composed quickly or Hydra's way: the same config."""
+
+import pytest
+from hydra import initialize_config_dir
+from hydra import version as hydra_version
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from flgo_hydra.launch.composing import SweepComposer
+
+ARGUMENTS = {"version_base": "1.3"} if hydra_version.__version__.startswith("1.3") else {}
+
+
+@pytest.fixture
+def loader(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text("defaults: [_self_, {model: mlp}]\nlr: 0.1\nname: run\ntwice: ${lr}\n")
+    (tmp_path / "model" / "mlp.yaml").write_text("hidden: 3\n")
+    (tmp_path / "model" / "cnn.yaml").write_text("channels: [1, 2]\n")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(tmp_path), **ARGUMENTS):
+        yield GlobalHydra.instance().config_loader()
+
+
+@pytest.mark.parametrize(
+    "overrides, is_quick",
+    [
+        (["lr=0.2"], True),
+        (["lr=0.2", "lr=1e-3"], True),
+        (["name='a b'", "lr=null"], True),
+        (["model=cnn", "lr=0.3"], True),
+        (["lr=0.3", "model=cnn"], True),
+        (["model.hidden=4"], True),
+        (["name=run-1"], True),
+        ([], True),
+        (["+new=1"], False),
+        (["++lr=1"], False),
+        (["~name"], False),
+        (["model.channels=[3]", "model=cnn"], False),
+        (["model.channels.0=3", "model=cnn"], False),
+        (["hydra.job.name=other", "lr=0.2"], False),
+    ],
+)
+def test_same_as_hydra(loader, overrides, is_quick):
+    config = loader.load_configuration("config", ["name=fixed"], RunMode.MULTIRUN)
+    sweep_dir = str(config.hydra.sweep.dir)  # answers ${now:}
+    composer = SweepComposer(loader, config)
+    for _ in range(2):
+        composed, expected = composer.compose(overrides), loader.load_sweep_config(config, overrides)
+        assert OmegaConf.to_yaml(composed) == OmegaConf.to_yaml(expected)
+        assert composed.hydra.sweep.dir == sweep_dir
+        for key in ("", "hydra", "hydra.job", "model"):
+            nodes = [OmegaConf.select(c, key) if key else c for c in (composed, expected)]
+            assert [OmegaConf.is_struct(node) for node in nodes] == [True, True]
+    assert bool(composer._bases) == is_quick
+
+
+@pytest.mark.parametrize("overrides", [["no_such_key=1"], ["model=nothing"], ["model.hidden.x=1"]])
+def test_errors_are_hydras(loader, overrides):
+    config = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    with pytest.raises(Exception) as ours:
+        SweepComposer(loader, config).compose(overrides)
+    with pytest.raises(Exception) as hydras:
+        loader.load_sweep_config(config, overrides)
+    assert str(ours.value) == str(hydras.value) and type(ours.value) is type(hydras.value)

@@ -1,0 +1,103 @@
+"""Estimates over real files: remembered, shared, and never the reason that a sweep ends."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.launch.estimates import NUM_KEPT, NUM_SIGNATURES, Estimates, default_path, machine_key
+
+
+def test_unknown_is_none() -> None:
+    estimates = Estimates("m")
+    assert estimates.memory_mib("s") is None and estimates.duration_s("s") is None
+
+
+def test_largest_peak_and_median_duration_of_the_last_few() -> None:
+    estimates = Estimates("m")
+    for peak in [900, 500, 700]:
+        estimates.learn_memory("s", peak)
+    assert estimates.memory_mib("s") == 900
+    for _ in range(NUM_KEPT - 1):
+        estimates.learn_memory("s", 600)
+    assert estimates.memory_mib("s") == 700  # 900 is forgotten
+    for seconds in [10.0, 11.0, 500.0]:
+        estimates.learn_duration("s", seconds)
+    assert estimates.duration_s("s") == 11.0
+    assert estimates.memory_mib("other") is None
+
+
+def test_remembered_by_machine(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "estimates.json"
+    first = Estimates("m", path)
+    first.learn_memory("s", 500)  # written at once: the next sweep needs no probe
+    assert Estimates("m", path).memory_mib("s") == 500
+    assert Estimates("another", path).memory_mib("s") is None
+    first.learn_memory("s", 700)
+    first.learn_duration("s", 3.5)
+    first.save()
+    again = Estimates("m", path)
+    assert (again.memory_mib("s"), again.duration_s("s")) == (700, 3.5)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["estimates.json", "estimates.lock"]
+
+
+def test_nothing_to_save_writes_nothing(tmp_path: Path) -> None:
+    Estimates("m", tmp_path / "e.json").save()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"m": 3}', '{"m": {"memory_mib": {"s": ["x"]}}}', "\x00"])
+def test_broken_file_is_forgotten(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "e.json"
+    path.write_text(text)
+    estimates = Estimates("m", path)
+    assert estimates.memory_mib("s") is None
+    estimates.learn_memory("s", 5)
+    assert json.loads(path.read_text()) == {"m": {"memory_mib": {"s": [5]}}}
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    estimates = Estimates("m", tmp_path / "file" / "e.json")
+    estimates.learn_memory("s", 5)
+    assert estimates.memory_mib("s") == 5
+
+
+def test_longest_unused_signatures_go_first(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    full = {f"s{num}": [1.0] for num in range(NUM_SIGNATURES)}
+    path.write_text(json.dumps({"m": {"memory_mib": full}}))
+    estimates = Estimates("m", path)
+    estimates.learn_memory("s0", 2)  # used again
+    estimates.learn_memory("new", 3)
+    again = Estimates("m", path)
+    assert [again.memory_mib(s) for s in ["s0", "s1", "s2", "new"]] == [2, None, 1, 3]
+
+
+def _sweep(path: Path, num: int) -> None:
+    estimates = Estimates("m", path)
+    for job in range(10):
+        estimates.learn_memory(f"{num}/{job}", 100 * num + job)
+        estimates.learn_memory("shared", num)
+    estimates.save()
+
+
+def test_concurrent_sweeps_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    context = multiprocessing.get_context("spawn")
+    sweeps = [context.Process(target=_sweep, args=(path, num)) for num in range(1, 4)]
+    for sweep in sweeps:
+        sweep.start()
+    for sweep in sweeps:
+        sweep.join(60)
+        assert sweep.exitcode == 0
+    estimates = Estimates("m", path)
+    assert all(estimates.memory_mib(f"{num}/{job}") == 100 * num + job for num in range(1, 4) for job in range(10))
+
+
+def test_default_path_and_machine_key() -> None:
+    assert default_path({"XDG_CACHE_HOME": "/c"}) == Path("/c/flgo_hydra/estimates.json")
+    assert default_path({}) == Path.home() / ".cache/flgo_hydra/estimates.json"
+    assert machine_key("H100", "580.1").endswith(" / driver 580.1 / H100")
+    assert machine_key("cpu").endswith(" / driver none / cpu")

@@ -1,0 +1,233 @@
+"""Real processes: what they say, how they end, and that none is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flgo_hydra.launch.pool import Ended, Message, Pool, Started
+
+ENTRIES = """
+import os, signal, subprocess, sys, time
+
+def hello(channel):
+    print("to stdout")
+    print("to stderr", file=sys.stderr)
+    channel.send({"kind": "hello", "payload": channel.read_payload().decode(), "env": os.environ.get("MARK")})
+    channel.write_result(b"result")
+    return 0
+
+def leave(channel):
+    sys.exit(int(channel.read_payload()))
+
+def tear(channel):
+    channel.send({"kind": "whole"})
+    os.write(channel._message_fd, b'{"kind": "torn", "valu')
+    channel.send({"kind": "after"})
+    os.write(channel._message_fd, b'\\xff\\x00 print of a stranger\\n[1]\\n{"no": "kind"}\\n{"kind": "torn"')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def spread(channel):
+    # A grandchild that holds every pipe of its dead parent and ignores SIGTERM.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            time.sleep(60)
+    channel.send({"kind": "grandchild", "pid": pid})
+    if channel.read_payload() == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        time.sleep(60)
+
+def heed(channel):
+    channel.watch(60, lambda: None)
+    channel.send({"kind": "up"})
+    while not channel.is_stopping():
+        time.sleep(0.01)
+    return 7
+
+def chat(channel):
+    for i in range(2000):
+        channel.send({"kind": "line", "i": i, "text": "x" * 100})
+
+def ignore(channel):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel.send({"kind": "up"})
+    while True:
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def make_pool(tmp_path, monkeypatch):
+    (tmp_path / "entries.py").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    pools = []
+
+    def make(function, **arguments):
+        pools.append(Pool(f"entries:{function}", **arguments))
+        return pools[-1]
+
+    yield make
+    server_pids = [pool._server.pid for pool in pools if pool._server is not None]
+    for pool in pools:
+        pool.close()
+    assert not [pid for pid in server_pids if psutil.pid_exists(pid)]
+
+
+def finish(pool, num_ends=1):
+    """All events until so many processes have ended."""
+    events = []
+    while sum(isinstance(event, Ended) for event in events) < num_ends:
+        events += pool.wait(60)
+    return events
+
+
+def messages(events):
+    return [event.values for event in events if isinstance(event, Message)]
+
+
+def test_a_process_says_what_it_has_to_say(make_pool, tmp_path):
+    pool = make_pool("hello")
+    log = tmp_path / "run" / "attempt-1.log"
+    token = pool.start(b"payload", log, env={"MARK": "set"})
+    started, message, ended = finish(pool)
+    assert started == Started(token, started.pid) and started.pid != os.getpid()
+    assert message == Message(token, {"kind": "hello", "payload": "payload", "env": "set"})
+    assert (ended.token, ended.status, ended.result) == (token, 0, b"result")
+    assert ended.peak_memory_mib > 1
+    assert log.read_text() == "to stdout\nto stderr\n"
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_exit_status(make_pool, tmp_path, status):
+    pool = make_pool("leave")
+    pool.start(str(status).encode(), tmp_path / "log")
+    assert finish(pool)[-1].status == status
+
+
+def test_torn_and_foreign_writes_cost_only_themselves(make_pool, tmp_path):
+    pool = make_pool("tear")
+    pool.start(b"", tmp_path / "log")
+    events = finish(pool)
+    assert messages(events) == [{"kind": "whole"}, {"kind": "after"}]
+    assert events[-1].status == -signal.SIGKILL
+
+
+def test_more_messages_than_a_pipe_holds(make_pool, tmp_path):
+    pool = make_pool("chat")
+    pool.start(b"", tmp_path / "log")
+    assert [values["i"] for values in messages(finish(pool))] == list(range(2000))
+
+
+def test_killed_while_a_grandchild_holds_its_pipes(make_pool, tmp_path):
+    pool = make_pool("spread")
+    pool.start(b"die", tmp_path / "log")
+    events = finish(pool)
+    assert events[-1].status == -signal.SIGKILL
+    wait_gone([messages(events)[0]["pid"]])
+
+
+def test_end_takes_the_whole_group_after_the_grace(make_pool, tmp_path):
+    pool = make_pool("spread")
+    token = pool.start(b"stay", tmp_path / "log")
+    events = []
+    while not messages(events):
+        events += pool.wait(60)
+    pool.end(token, grace_s=0.1)
+    assert finish(pool)[-1].status == -signal.SIGKILL
+    wait_gone([messages(events)[0]["pid"]])
+
+
+def test_request_stop(make_pool, tmp_path):
+    pool = make_pool("heed")
+    token = pool.start(b"", tmp_path / "log")
+    pool.request_stop(token)
+    assert finish(pool)[-1].status == 7
+
+
+def test_wake_ends_a_wait(make_pool):
+    pool = make_pool("heed")
+    pool.wake()
+    assert pool.wait() == []
+
+
+def test_wait_gives_up_in_time(make_pool):
+    assert make_pool("heed").wait(0) == []
+
+
+def test_the_forkserver_dies(make_pool, tmp_path):
+    pool = make_pool("ignore")
+    tokens = [pool.start(b"", tmp_path / f"{i}.log") for i in range(2)]
+    events = []
+    while len(messages(events)) < 2:
+        events += pool.wait(60)
+    pids = [event.pid for event in events if isinstance(event, Started)]
+    os.kill(pool._server.pid, signal.SIGKILL)
+    ends = [event for event in finish(pool, 2) if isinstance(event, Ended)]
+    assert [end.token for end in ends] == tokens and all(end.status is None for end in ends)
+    assert "forkserver ended with status -9" in ends[0].error
+    wait_gone(pids)
+    pool.start(b"", tmp_path / "again.log")  # the next start makes a new one
+    events = []
+    while not messages(events):
+        events += pool.wait(60)
+
+
+def test_a_module_that_kills_the_forkserver_is_left_to_the_jobs(make_pool, tmp_path):
+    (tmp_path / "deadly.py").write_text("import os; os._exit(9)")
+    pool = make_pool("hello", preload=("deadly",))
+    pool.start(b"", tmp_path / "log")
+    assert finish(pool)[-1].status is None
+    pool.start(b"", tmp_path / "log")
+    assert finish(pool)[-1].status == 0
+
+
+def test_no_open_files_are_left(make_pool, tmp_path):
+    pool = make_pool("hello")
+    pool.start(b"", tmp_path / "log")
+    finish(pool)
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        pool.start(b"x", tmp_path / "log")
+        finish(pool)
+    assert psutil.Process().num_fds() == before
+    assert psutil.Process(pool._server.pid).num_fds() < 12
+
+
+@pytest.mark.parametrize("entry", ["heed", "ignore"])
+def test_children_do_not_outlive_a_killed_parent(tmp_path, entry):
+    (tmp_path / "entries.py").write_text(ENTRIES)
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parents[2])!r}]
+        from pathlib import Path
+        from flgo_hydra.launch.pool import Message, Pool, Started
+        pool = Pool("entries:{entry}")
+        for i in range(2):
+            pool.start(b"", Path({str(tmp_path)!r}, f"{{i}}.log"))
+        events = []
+        while sum(isinstance(e, Message) for e in events) < 2:
+            events += pool.wait()
+        print(*[e.pid for e in events if isinstance(e, Started)], pool._server.pid, flush=True)
+        pool.wait()
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
+    with parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        parent.kill()
+    wait_gone(pids)
+
+
+def wait_gone(pids, timeout_s=5):
+    """Fails unless the processes end in time. Waits on them, without looking again and again."""
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,349 @@
+"""Policy over a pretend pool and clock: what is started when, and what becomes of it."""
+
+import signal
+
+import pytest
+
+from flgo_hydra.launch.failures import Failure
+from flgo_hydra.launch.pool import Ended, Message, Started
+from flgo_hydra.launch.queue import Job, Queue
+from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Scheduler
+
+HOST = Device("cpu", 10_000, 9_000, slots=2)
+GPU = Device("GPU-1", 80_000, 79_000, slots=4)
+KILL = -signal.SIGKILL
+
+
+class PretendPool:
+    """Notes what it is asked, and tells the events it was given; an empty list of events lets time pass."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.started, self.stops, self.ends, self.told, self.waits = [], [], [], [], []
+
+    def start(self, payload, log, cwd, env):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        self.started.append((payload, log.name, env))
+        self.told.append([Started(len(self.started), 100 + len(self.started))])
+        return len(self.started)
+
+    def request_stop(self, token):
+        self.stops.append(token)
+
+    def end(self, token, grace_s):
+        self.ends.append(token)
+
+    def wait(self, timeout_s):
+        self.waits.append(timeout_s)
+        if self.told:
+            return self.told.pop(0)
+        assert timeout_s is not None, "the queue would wait for ever"
+        self.clock.now += timeout_s
+        return []
+
+    def say(self, token, **values):
+        self.told.append([Message(token, values)])
+
+    def finish(self, token, exit_status=0, peak_mib=None, **end):
+        if end or exit_status == 0:
+            self.say(token, **{"kind": "end", "status": "completed", **end})
+        self.told.append([Ended(token, exit_status, peak_mib, b"result")])
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class World:
+    def __init__(self, folder):
+        self.folder = folder
+        self.clock = Clock()
+        self.pool = PretendPool(self.clock)
+        self.devices = [HOST]
+        self.kills = 0
+
+    def queue(self, scheduler=None, **settings):
+        return Queue(
+            pool=self.pool,
+            scheduler=scheduler or BasicScheduler(),
+            read_devices=lambda running: self.devices,
+            read_kernel_kills=lambda: self.kills,
+            clock=self.clock,
+            **settings,
+        )
+
+    def job(self, num=0, **values):
+        return Job(num, f"job {num}".encode(), self.folder / str(num), **values)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def events(queue, *kinds):
+    """Events until nothing is left; only those of `kinds`, if any are named."""
+    found = []
+    while not queue.is_idle:
+        event = queue.next_event()
+        if event is not None and (not kinds or event.kind in kinds):
+            found.append(event)
+    return found
+
+
+def until(queue, kind):
+    while True:
+        event = queue.next_event()
+        if event is not None and event.kind == kind:
+            return event
+
+
+def test_a_slot_is_filled_again_at_once(world):
+    queue = world.queue()
+    for num in range(3):
+        queue.submit(world.job(num))
+    assert [queue.next_event().job.num for _ in range(2)] == [0, 1]
+    assert len(world.pool.started) == 2
+    world.pool.finish(1)
+    ended, started = queue.next_event(), queue.next_event()
+    assert (ended.kind, ended.job.num, ended.job.state) == ("ended", 0, "done")
+    assert (started.kind, started.job.num) == ("started", 2)
+    world.pool.finish(2)
+    world.pool.finish(3)
+    assert [event.job.num for event in events(queue, "ended")] == [1, 2]
+    assert queue.is_idle and queue.next_event() is None
+
+
+def test_reports_reach_the_caller_and_memory_the_scheduler(world):
+    queue = world.queue()
+    job = world.job(signature="s")
+    queue.submit(job)
+    queue.next_event()
+    world.pool.say(1, kind="memory", memory_mib=300)
+    world.pool.say(1, kind="round", round=0, valid_loss=0.5)
+    assert queue.next_event().values["valid_loss"] == 0.5
+    assert queue.running_jobs()[0].memory_mib == 300
+    assert queue.running_jobs()[0].expected_mib is None  # the untrained model says nothing about the first round
+    world.pool.say(1, kind="memory", memory_mib=400)
+    world.pool.say(1, kind="round", round=1, valid_loss=0.4)
+    queue.next_event()
+    assert queue.running_jobs()[0].expected_mib == 400
+    assert queue.estimates.memory_mib("s") == 400
+    assert job.progress["valid_loss"] == 0.4
+
+
+def test_killed_twice_then_done(world):
+    queue = world.queue(max_retries=2, backoff_s=4.0)
+    job = world.job()
+    queue.submit(job)
+    world.pool.told = []
+    for token in (1, 2):
+        until(queue, "started")
+        world.pool.finish(token, KILL)
+        retry = until(queue, "retry")
+        assert retry.values["failure"].kind == "killed"
+        assert retry.values["after_s"] == 4.0 * token
+    before = world.clock.now
+    until(queue, "started")
+    assert world.clock.now == before + 8.0
+    world.pool.finish(3)
+    assert until(queue, "ended").job.state == "done"
+    assert [attempt.failure and attempt.failure.kind for attempt in job.attempts] == ["killed", "killed", None]
+    assert [log for _, log, _ in world.pool.started] == ["attempt-1.log", "attempt-2.log", "attempt-3.log"]
+    assert [env["FLGO_HYDRA_ATTEMPT"] for _, _, env in world.pool.started] == ["1", "2", "3"]
+
+
+def test_killed_too_often(world):
+    queue = world.queue(max_retries=1, backoff_s=0.0)
+    job = world.job()
+    queue.submit(job)
+    for token in (1, 2):
+        until(queue, "started")
+        world.pool.finish(token, KILL)
+    assert until(queue, "ended").job.state == "failed"
+    assert job.failure.kind == "killed" and len(job.attempts) == 2
+
+
+def test_out_of_memory_larger_then_alone_then_failed(world):
+    world.devices = [GPU]
+    queue = world.queue(max_retries=0)
+    job = world.job(memory_mib=1000)
+    queue.submit(job)
+    error = {"type": "torch.OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 1.00 GiB."}
+    seen = []
+    for token in (1, 2, 3):
+        until(queue, "started")
+        seen.append((queue.running_jobs()[0].expected_mib, queue.running_jobs()[0].alone))
+        world.pool.say(token, kind="memory", memory_mib=900)
+        world.pool.finish(token, 1, error=error)
+    assert until(queue, "ended").job.state == "failed"
+    # 900 it had and 1024 it asked for; then 1.3 times that
+    assert seen == [(1000, False), (1924, False), (2501, True)]
+    assert job.failure.kind == "out_of_memory" and job.failure.wanted_mib == 1924
+
+
+def test_more_than_any_device_has_means_alone(world):
+    queue = world.queue()
+    job = world.job(memory_mib=9_000)
+    queue.submit(job)
+    until(queue, "started")
+    world.pool.finish(1, 1, error={"type": "MemoryError", "message": ""})
+    assert until(queue, "retry").values["alone"]
+
+
+def test_a_kernel_kill_explains_one_death(world):
+    queue = world.queue(backoff_s=0.0)
+    jobs = [world.job(num, memory_mib=100) for num in range(2)]
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    until(queue, "started")
+    world.kills += 1
+    world.pool.finish(1, KILL, 300)
+    world.pool.finish(2, KILL, 300)
+    kinds = [until(queue, "retry").values["failure"].kind for _ in range(2)]
+    assert kinds == ["out_of_memory", "killed"]
+
+
+def test_a_job_larger_than_any_device_does_not_start(world):
+    queue = world.queue()
+    queue.submit(world.job(memory_mib=30_000))
+    event = queue.next_event()
+    assert (event.kind, event.job.state, event.job.failure.kind) == ("ended", "failed", "impossible")
+    assert "30000 MiB" in event.job.failure.message and "10000 MiB" in event.job.failure.message
+    assert not world.pool.started
+
+
+def test_time_is_up_over_all_attempts(world):
+    queue = world.queue(timeout_s=60.0, backoff_s=0.0)
+    job = world.job()
+    queue.submit(job)
+    until(queue, "started")
+    world.pool.told.append([Started(1, 1)])
+    assert queue.next_event(timeout_s=40.0) is None
+    world.pool.finish(1, KILL)
+    until(queue, "retry")
+    until(queue, "started")
+    before = world.clock.now
+    while not world.pool.ends:
+        queue.next_event()
+    assert world.clock.now == before + 20.0
+    world.pool.finish(2, 143)
+    assert until(queue, "ended").job.failure.kind == "timeout"
+
+
+def test_errors_are_not_tried_again_in_the_first_round(world):
+    queue = world.queue(backoff_s=0.0)
+    error = {"type": "ValueError", "message": "lr"}
+    queue.submit(world.job())
+    until(queue, "started")
+    world.pool.finish(1, 1, error=error)
+    assert until(queue, "ended").job.failure.message == "ValueError: lr"
+
+
+def test_cancel(world):
+    queue = world.queue()
+    jobs = [world.job(num) for num in range(3)]
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    until(queue, "started")
+    queue.cancel(jobs[2])
+    assert until(queue, "ended").job.state == "cancelled"
+    queue.cancel(jobs[0], now=False)
+    queue.cancel(jobs[1])
+    assert (world.pool.stops, world.pool.ends) == ([1], [2])
+    world.pool.finish(1, has_heeded_stop=True)
+    world.pool.finish(2, 143)
+    assert [event.job.state for event in events(queue, "ended")] == ["cancelled", "cancelled"]
+
+
+def test_stop_once_and_twice(world):
+    queue = world.queue()
+    jobs = [world.job(num) for num in range(4)]
+    for job in jobs[:3]:
+        queue.submit(job)
+    until(queue, "started")
+    until(queue, "started")
+    queue.stop()
+    assert (world.pool.stops, world.pool.ends) == ([1, 2], [])
+    queue.submit(jobs[3])
+    assert [until(queue, "ended").job.num for _ in range(2)] == [2, 3]
+    world.pool.finish(1, 130, status="stopped", has_heeded_stop=True)
+    assert until(queue, "ended").job.state == "stopped"
+    queue.stop(now=True)
+    assert world.pool.ends == [2]
+    world.pool.finish(2, KILL)
+    assert until(queue, "ended").job.state == "stopped"  # and no retry
+    assert queue.is_idle
+
+
+def test_no_device_is_told_and_looked_for_again(world):
+    world.devices = []
+    queue = world.queue()
+    queue.submit(world.job())
+    assert queue.next_event().kind == "stuck"
+    assert queue.next_event() is None and world.pool.waits[-1] == 1.0
+    world.devices = [HOST]
+    assert until(queue, "started").job.num == 0
+
+
+class Never(Scheduler):
+    """Waits as long as it says."""
+
+    def choose(self, waiting, running, devices, now_s):
+        return [Placement(r.job, "cpu") for r in waiting] if now_s >= 107.5 else []
+
+    def wait_s(self, waiting, running, devices, now_s):
+        return 107.5 - now_s
+
+
+def test_the_schedulers_own_clock(world):
+    queue = world.queue(Never())
+    queue.submit(world.job())
+    until(queue, "started")
+    assert world.clock.now == 107.5
+
+
+def test_a_gpu_by_uuid_and_its_context_measured_by_the_first_alone_on_it(world):
+    world.devices = [GPU]
+    queue = world.queue(BasicScheduler(max_jobs_per_device=None))
+    for num in range(2):
+        queue.submit(world.job(num))
+    until(queue, "started")
+    until(queue, "started")
+    first, second = (env for _, _, env in world.pool.started)
+    assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert first["FLGO_HYDRA_USED_MIB"] == "1000" and "FLGO_HYDRA_USED_MIB" not in second
+    world.pool.say(1, kind="memory", memory_mib=700, context_mib=430.4)
+    world.pool.finish(1)
+    until(queue, "ended")
+    queue.submit(world.job(2))
+    until(queue, "started")
+    assert world.pool.started[2][2]["FLGO_HYDRA_CONTEXT_MIB"] == "430"
+
+
+def test_on_the_cpu_gpus_are_hidden(world):
+    queue = world.queue()
+    queue.submit(world.job())
+    until(queue, "started")
+    assert world.pool.started[0][2]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_logs_of_an_earlier_sweep_are_kept(world):
+    (world.folder / "0").mkdir()
+    (world.folder / "0" / "attempt-4.log").write_text("old")
+    queue = world.queue()
+    queue.submit(world.job())
+    until(queue, "started")
+    assert world.pool.started[0][1] == "attempt-5.log"
+
+
+def test_a_refused_job_ends(world):
+    queue = world.queue()
+    queue.refuse(world.job(), Failure("error", "no such key"))
+    assert queue.next_event().job.state == "failed" and queue.is_idle

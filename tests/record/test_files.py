@@ -1,0 +1,166 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flgo_hydra.record.files import (
+    append_json_line,
+    keep_json_lines,
+    read_json,
+    read_json_lines,
+    replacing,
+    to_json,
+    write_json,
+    write_text,
+)
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_replacing_makes_its_folder_and_leaves_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "old")
+    write_text(path, "naïve")
+    assert path.read_text(encoding="utf-8") == "naïve"
+    assert os.listdir(path.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_inside_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "b.txt"
+    write_text(path, "old")
+    with pytest.raises(error), replacing(path) as file:
+        file.write(b"half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    write_text(path, "old")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_user_wants(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "b.txt", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "b.txt").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize(
+    "value, written",
+    [
+        (1.5, 1.5),
+        (math.nan, None),
+        (math.inf, None),
+        (-math.inf, None),
+        ({"a": [math.nan, (1, math.inf)], 2: True}, {"a": [None, [1, None]], "2": True}),
+    ],
+)
+def test_to_json(value: Any, written: Any) -> None:
+    assert to_json(value) == written
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 0.1, "y": math.nan})
+    assert read_json(tmp_path / "a.json") == {"x": 0.1, "y": None}
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b"garbage"])
+def test_what_is_not_one_json_object_is_none(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json(path) is None
+
+
+@pytest.mark.parametrize(
+    "content, values",
+    [
+        (None, []),
+        (b"", []),
+        (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (b'{"a": 1}\n{"a": 2', [{"a": 1}]),  # torn
+        (b'{"a": 1}\n\xff', [{"a": 1}]),
+        (b'{"a": 1}\n\n7\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+    ],
+)
+def test_read_json_lines(tmp_path: Path, content: bytes | None, values: list[dict[str, int]]) -> None:
+    path = tmp_path / "rounds.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json_lines(path) == values
+
+
+@pytest.mark.parametrize(
+    "content, kept",
+    [
+        (None, None),
+        ('{"a": 1}\n{"a": 2}\n{"a": 3}\n', '{"a": 1}\n{"a": 2}\n'),
+        ('{"a": 1}\n{"a": 2', '{"a": 1}\n'),
+        ('{"a"', ""),  # what is appended next would be glued to it
+        ('{"a": 1, "b": NaN}\n', '{"a": 1, "b": null}\n'),
+    ],
+)
+def test_keep_json_lines(tmp_path: Path, content: str | None, kept: str | None) -> None:
+    path = tmp_path / "rounds.jsonl"
+    if content is not None:
+        path.write_text(content)
+    keep_json_lines(path, lambda line: line["a"] <= 2)
+    assert (path.read_text() if path.exists() else None) == kept
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    append_json_line(path, {"round": 0, "valid_loss": math.inf})
+    append_json_line(path, {"round": 1, "valid_loss": 0.25})
+    assert path.read_text() == '{"round": 0, "valid_loss": null}\n{"round": 1, "valid_loss": 0.25}\n'
+
+
+_LOOP = """
+import itertools, sys
+from pathlib import Path
+from flgo_hydra.record.files import append_json_line, write_json
+folder = Path(sys.argv[1])
+for i in itertools.count():
+    append_json_line(folder / "rounds.jsonl", {"round": i, "text": "x" * 5000})
+    write_json(folder / "result.json", {"round": i, "text": "y" * 5000})
+"""
+
+
+def test_a_killed_process_leaves_whole_lines_and_a_whole_file(tmp_path: Path) -> None:
+    random_s = random.Random(0)
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", _LOOP, str(folder)], env={"PYTHONPATH": str(_ROOT)})
+        deadline = time.monotonic() + 60
+        while not (folder / "result.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(random_s.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        lines = (folder / "rounds.jsonl").read_text().split("\n")
+        assert lines[-1] == ""  # the last line is whole, too
+        assert [json.loads(line)["round"] for line in lines[:-1]] == list(range(len(lines) - 1))
+        result = read_json(folder / "result.json")
+        assert result is not None and result["text"] == "y" * 5000
+        # Between a line and the file that follows it at most one round lies.
+        assert 0 <= len(lines) - 2 - result["round"] <= 1

@@ -1,0 +1,134 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import (
+    Failure,
+    RunResult,
+    read_failure,
+    read_result,
+    read_rounds,
+    summarize,
+    write_failure,
+    write_result,
+)
+
+RESULT = RunResult(
+    status="completed",
+    best_valid_loss=0.25,
+    best_round=3,
+    last_round=5,
+    best={"valid_loss": 0.25, "test_accuracy": 0.5},
+    last={"valid_loss": 0.75},
+    seconds=1.5,
+    peak_memory_mib=None,
+    device="cpu",
+    seed=0,
+    task={"name": "digits", "partition": {"name": "iid"}},
+    model={"name": "mlp", "hidden": [200]},
+    algorithm={"name": "fedavg"},
+    option={"lr": 0.1, "num_steps": None},
+    versions={"torch": "2"},
+    fingerprint="abc",
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path)
+
+
+def test_round_trip(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    assert read_result(run) == RESULT
+
+
+def test_infinite_best_and_nan_metrics_come_back(run: RunPaths) -> None:
+    last = {"valid_loss": math.nan, "test_loss": math.inf}
+    write_result(run, dataclasses.replace(RESULT, best_valid_loss=math.inf, last=last))
+    result = read_result(run)
+    assert result is not None and result.best_valid_loss == math.inf
+    assert all(math.isnan(value) for value in result.last.values())
+    assert "NaN" not in run.result.read_text() and "Infinity" not in run.result.read_text()
+
+
+def test_keys_of_a_later_version_are_left_out(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    run.result.write_text(json.dumps({**json.loads(run.result.read_text()), "new_in_2_0": 1}))
+    assert read_result(run) == RESULT
+
+
+def test_message_and_attempts_may_be_missing(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    values = json.loads(run.result.read_text())
+    del values["message"], values["attempts"]
+    run.result.write_text(json.dumps(values))
+    assert read_result(run) == RESULT
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "garbage",
+        "{}",
+        "[]",
+        '{"status": "completed"}',
+        '{"best": null, "last": null}',
+        '{"best": {}, "last": {}, "best_valid_loss": 1}',
+    ],
+)
+def test_what_is_no_result_is_none(run: RunPaths, content: str | None) -> None:
+    if content is not None:
+        run.result.write_text(content)
+    assert read_result(run) is None
+
+
+def test_half_written_result_is_none(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    whole = run.result.read_text()
+    run.result.write_text(whole[: len(whole) // 2])
+    assert read_result(run) is None
+
+
+def test_a_result_takes_checkpoint_and_failure_away(run: RunPaths) -> None:
+    run.checkpoint.touch()
+    write_failure(run, Failure("ValueError", "first attempt"))
+    write_result(run, RESULT)
+    assert not run.checkpoint.exists() and not run.failure.exists()
+
+
+@pytest.mark.parametrize("status, objective", [("completed", 0.25), ("early_stopped", 0.25), ("diverged", math.nan)])
+def test_objective(status: str, objective: float) -> None:
+    assert dataclasses.replace(RESULT, status=status).objective == pytest.approx(objective, nan_ok=True)
+
+
+def test_failure_round_trip(run: RunPaths) -> None:
+    failure = Failure("OutOfMemory", "too big", "Traceback", [{"attempt": 1, "exit": -9}], 30000)
+    write_failure(run, failure)
+    assert read_failure(run) == failure
+
+
+@pytest.mark.parametrize("content", [None, "garbage", "{}", '{"kind": "x"}'])
+def test_what_is_no_failure_is_none(run: RunPaths, content: str | None) -> None:
+    if content is not None:
+        run.failure.write_text(content)
+    assert read_failure(run) is None
+
+
+def test_read_rounds(run: RunPaths) -> None:
+    assert read_rounds(run) == []
+    run.rounds.write_text('{"round": 0, "valid_loss": 2.5}\n{"round": 1, "valid_loss": null}\n{"round": 2, "va')
+    first, second = read_rounds(run)
+    assert first == {"round": 0, "valid_loss": 2.5}
+    assert second["round"] == 1 and math.isnan(second["valid_loss"])
+
+
+def test_summarize() -> None:
+    assert summarize({"valid_loss": 0.12345, "test_accuracy": 1.0}) == "valid_loss 0.1235, test_accuracy 1.0000"
+    assert summarize({"valid_loss": math.nan}, digits=2) == "valid_loss nan"

@@ -1,0 +1,149 @@
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.record.files import append_json_line, write_text
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.table import Row
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepPaths:
+    monkeypatch.chdir(tmp_path)
+    return SweepPaths(tmp_path / "multirun" / "a b")
+
+
+def _completed(paths: SweepPaths, job: int, losses: list[float], overrides: tuple[str, ...] | None = None) -> Row:
+    run = paths.run(job)
+    run.folder.mkdir(parents=True)
+    for round_num, loss in enumerate(losses):
+        append_json_line(run.rounds, {"round": round_num, "valid_loss": loss, "test_accuracy": 0.5})
+    best = min(losses)
+    metrics = {"valid_loss": best, "test_accuracy": 0.5}
+    names = (f"lr=0.{job}",) if overrides is None else overrides
+    return Row(job, names, run.folder, "completed", best, losses.index(best), len(losses) - 1, metrics)
+
+
+def _failed(paths: SweepPaths, job: int, *logs: str) -> Row:
+    for log in logs:
+        write_text(paths.run(job).folder / log, "")
+    return Row(job, (f"lr=0.{job}",), paths.run(job).folder, "failed", message="ValueError: too\nlong")
+
+
+def _print(paths: SweepPaths, rows: list[Row], **changed: object) -> Row | None:
+    arguments = {"storage": str(paths.study), "study_name": "s", "command": ["lr=0.0,0.1"], "num_left": 0}
+    return print_summary(rows, paths, **{**arguments, "curve": "valid_loss", **changed})  # type: ignore[arg-type]
+
+
+def test_optimum_and_where_things_lie(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [_completed(paths, 0, [2.0, 1.0, 1.5]), _completed(paths, 1, [2.0, 0.25, 0.5])]
+    assert _print(paths, rows) is rows[1]
+    out = capsys.readouterr().out
+    assert out == (
+        "\n"
+        "optimal combination: lr=0.1\n"
+        "best valid_loss:     0.25 at round 1 (job 1)\n"
+        "at that round:       test_accuracy 0.5000\n"
+        "\n"
+        "  job  point   best valid_loss  round  of  status\n"
+        "    1  lr=0.1         0.250000      1   2  completed\n"
+        "    0  lr=0.0         1.000000      1   2  completed\n"
+        "\n"
+        "folder:  multirun/a b\n"
+        "files:   results.csv, best.yaml, curves.png, <job>/rounds.jsonl\n"
+        "resume:  python -m flgo_hydra -m lr=0.0,0.1 'hydra.sweep.dir=multirun/a b'\n"
+        "study:   optuna best-trial --storage 'multirun/a b/study.journal' --study-name s\n"
+        "         optuna-dashboard 'multirun/a b/study.journal'\n"
+    )
+    assert paths.curves.is_file()
+
+
+@pytest.mark.parametrize(
+    "logs, shown",
+    [
+        ([], "failure.json"),
+        (["flgo_hydra.log"], "flgo_hydra.log"),
+        (["attempt-1.log", "flgo_hydra.log"], "attempt-1.log"),
+    ],
+)
+def test_failures_are_named_with_their_logs(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str], logs: list[str], shown: str
+) -> None:
+    _print(paths, [_completed(paths, 0, [1.0]), _failed(paths, 1, *logs)])
+    out = capsys.readouterr().out
+    assert f"failed: 1 of 2\n  job 1  lr=0.1  ValueError: too  multirun/a b/1/{shown}\n" in out
+
+
+def test_many_failures_are_counted(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _print(paths, [_failed(paths, job) for job in range(25)]) is None
+    out = capsys.readouterr().out
+    assert out.startswith("\nno point has a finite valid_loss\n")
+    assert "failed: 25 of 25\n" in out and out.count("  job ") == 20
+    assert "  … and 5 more in multirun/a b/results.csv\n" in out
+    assert "files:   results.csv, <job>/rounds.jsonl\n" in out
+
+
+def test_diverged_points_are_named(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    diverged = Row(1, ("lr=9",), paths.run(1).folder, "diverged", math.inf, 0, 1, message="not finite at round 1")
+    _print(paths, [_completed(paths, 0, [1.0]), diverged])
+    assert "diverged: 1 of 2\n  job 1  lr=9  not finite at round 1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_left, line", [(0, None), (3, "not run: 3 points")])
+def test_what_did_not_run_is_counted(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str], num_left: int, line: str | None
+) -> None:
+    _print(paths, [], num_left=num_left)
+    out = capsys.readouterr().out
+    assert ("not run" in out) == (line is not None) and (line or "") in out
+    assert "optimal" not in out and not paths.curves.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["lr=0.1,0.2", "hydra.sweep.dir=elsewhere"],
+        ["model.hidden=[1,2],[3]", "task.path='/a b/$x'"],
+        [],
+    ],
+)
+def test_resume_command_is_quoted_for_the_shell(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    _print(paths, [], command=command)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume:")]
+    kept = [argument for argument in command if not argument.startswith("hydra.sweep.dir=")]
+    assert shlex.split(line)[1:] == ["python", "-m", "flgo_hydra", "-m", *kept, "hydra.sweep.dir=multirun/a b"]
+
+
+def test_storage_by_url_and_a_folder_elsewhere(
+    paths: SweepPaths, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = SweepPaths(tmp_path_factory.mktemp("elsewhere"))
+    _print(elsewhere, [], storage="sqlite:///a.db", study_name="my study")
+    out = capsys.readouterr().out
+    assert "optuna best-trial --storage sqlite:///a.db --study-name 'my study'\n" in out
+    assert f"folder:  {elsewhere.folder}\n" in out
+
+
+def test_a_single_point(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    _print(paths, [_completed(paths, 0, [1.0], overrides=())])
+    out = capsys.readouterr().out
+    assert "optimal combination: (a single point)\n" in out and "  job  point" not in out
+
+
+def test_a_value_without_rounds(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row.of_value(job, (f"x={job}",), RunPaths(paths.folder / str(job)), job + 1.0) for job in range(2)]
+    _print(paths, rows)
+    out = capsys.readouterr().out
+    assert "best valid_loss:     1 (job 0)\n" in out and "    0  x=0           1.000000      -   -  completed\n" in out
+    assert "curves.png" not in out
+
+
+def test_a_metric_that_nobody_recorded(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    _print(paths, [_completed(paths, 0, [1.0])], curve="test_los")
+    out = capsys.readouterr().out
+    assert "no curves.png: no job recorded `test_los`; there are test_accuracy, valid_loss\n" in out

@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flgo_hydra.explain import explain
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        # a key that does not exist, at every level
+        ("lrr=0.1", "There is no `lrr`. Did you mean `lr`?"),
+        ("task.sed=1", "There is no `task.sed`. Did you mean `task.seed` or `seed`?"),
+        ("model.hiden=3", "There is no `model.hiden`. Did you mean `model.hidden`?"),
+        ("task.partition.min_sample=3", "Did you mean `task.partition.min_samples`?"),
+        ("algoritm=fedprox", "There is no `algoritm`. Did you mean `algorithm`?"),
+        ("task/partion=dirichlet", "There is no `task/partion`. Did you mean `task/partition`"),
+        ("hydra/lancher=basic", "There is no `hydra/lancher`. Did you mean `hydra/launcher`"),
+        ("hydra.sweeper.storag=x", "Did you mean `hydra.sweeper.storage`?"),
+        ("qqq=1", "There is no `qqq`. `python -m flgo_hydra --help` lists the keys."),
+        # FLGo's names
+        ("num_clients=3", "There is no `num_clients`. Did you mean `task.num_clients`?"),
+        ("load_checkpoint=x", "Did you mean `hydra.run.dir`?"),
+        # keys of another choice
+        ("algorithm.mu=1", "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox."),
+        ("model=resnet model.hidden=3", "it is a key of model=mlp or model=cnn."),
+        ("task.partition.alpa=1", "Did you mean `task.partition.alpha` (of task/partition=dirichlet)"),
+        ("+algorithm.mu=1", "it is a key of algorithm=fedprox."),
+        # choices
+        ("algorithm=fedpox", "It has custom, fedavg, fedprox, scaffold. Did you mean `algorithm=fedprox`?"),
+        ("task/partition=dirichle", "Did you mean `task/partition=dirichlet`?"),
+        ("model=null", "`model` has no choice 'null'. It has cnn, custom, logistic, mlp, resnet."),
+        ("task=3", "`task` has no choice '3'. It has cifar10, "),
+        # values
+        ("num_rounds=abc", "`num_rounds`: Value 'abc' of type 'str' could not be converted to Integer."),
+        ("num_rounds=2.5", "could not be converted to Integer.\n  num_rounds: communication rounds"),
+        ("task.seed=abc", "\n  task.seed: decides the data split (and generated data)"),
+        ("batch_size=true", "Value 'True' of type 'bool'"),
+        ("lr=null", "`lr`: field 'lr' is not Optional."),
+        ("lr=${foo}", "`lr`: Interpolation key 'foo' not found."),
+        ("lr=-1", "`lr > 0 and finite` must hold, but got -1.0."),
+        ("+foo=1", "There is no `foo`."),
+        # grammar
+        ("lr=[1", "no viable alternative at input '[1'"),
+        ("fedprox", "missing EQUAL at '<EOF>'"),
+        ("lr=0.1,0.2", "To sweep over it, add --multirun to your command line"),
+        # grids: before any job starts
+        ("-m lr=-1,0.1", "`lr > 0 and finite` must hold, but got -1.0."),
+        ("-m algorithm=fedpox,fedavg", "Did you mean `algorithm=fedprox`?"),
+        ("-m learning_rate=0.1,0.2", "There is no `learning_rate`. Did you mean `lr`?"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    command: Callable[..., Any], empty_folder: Path, typed: str, message: str
+) -> None:
+    # What a run would do must not hang on the mistake being found.
+    ended = command(*typed.split(), "hydra.run.dir=out", "hydra.sweep.dir=outs")
+    assert ended.status == 1
+    assert message in ended.err
+    assert ended.err.count("error: ") == 1 and "Traceback" not in ended.err
+    assert not list(empty_folder.rglob("rounds.jsonl"))
+
+
+def test_keys_of_a_users_own_choice_are_known(command: Callable[..., Any], empty_folder: Path) -> None:
+    (empty_folder / "conf/algorithm").mkdir(parents=True)
+    (empty_folder / "conf/algorithm/mine.yaml").write_text("_target_: mine.Mine\nbeta: 0.5\n")
+    ended = command("--config-dir", "conf", "algorithm=mine", "algorithm.bta=1")
+    assert "There is no `algorithm.bta`. Did you mean `algorithm.beta`" in ended.err
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (ValueError("`lr > 0` must hold."), "`lr > 0` must hold."),
+        (RuntimeError("something else"), "something else"),
+    ],
+)
+def test_other_errors_say_what_they_say(error: Exception, text: str) -> None:
+    assert explain(error, []) == text

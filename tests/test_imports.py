@@ -1,0 +1,161 @@
+"""Imports point downwards only, and what is heavy or belongs to one part stays there."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import flgo_hydra
+
+_PACKAGE = Path(flgo_hydra.__file__).parent
+
+# Each part with the parts it may import, from the bottom up.
+LAYERS = {
+    "config": set(),
+    "reference": set(),
+    "mistakes": set(),
+    "progress": set(),
+    "record": set(),
+    "federated": {"config", "reference"},
+    "compose": {"config", "reference", "mistakes", "help"},
+    "help": {"config", "compose"},
+    "explain": {"compose", "help", "mistakes"},
+    "report": {"record"},
+    "launch": {"config", "reference", "progress", "record"},
+    "app": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
+    "study": {"app", "compose", "help", "mistakes", "record", "report", "launch"},
+    "plugins": {"study", "launch"},
+    "__main__": {"app", "compose", "explain", "help"},
+    "__init__": {"app", "compose", "config", "record", "study"},
+}
+
+# Packages with the files and folders that may import them.
+ANYWHERE = {
+    "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
+    "optuna": ("study/study.py",),
+    "pynvml": ("launch/devices.py",),
+    "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
+    "omegaconf": (
+        *(f"{p}.py" for p in ("app", "compose", "config", "explain", "mistakes", "__main__")),
+        "report/table.py",
+    )
+    + ("study/", "launch/"),
+    "sklearn": (),
+    "mlxtend": (),
+    "matplotlib": (),
+    "safetensors": (),
+}
+# In functions and for type checkers also here: they are imported when a job runs or a picture is drawn.
+LAZILY = {
+    "torch": ("app.py",),
+    "hydra": ("app.py",),
+    "sklearn": ("federated/sources.py",),
+    "mlxtend": ("federated/sources.py",),
+    "matplotlib": ("report/curves.py",),
+    "safetensors": ("app.py",),
+}
+
+
+class Import(NamedTuple):
+    file: str
+    line: int
+    module: str
+    is_lazy: bool
+
+
+def _imports_of(text: str, file: str) -> Iterator[Import]:
+    """Every import of a file; lazy is one in a function or under `if TYPE_CHECKING`."""
+
+    def visit(node: ast.AST, is_lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, is_lazy)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                yield Import(file, node.lineno, f"{node.module}.{alias.name}", is_lazy)
+        is_lazy = is_lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        is_lazy = is_lazy or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, is_lazy)
+
+    yield from visit(ast.parse(text), False)
+
+
+def _ours() -> list[Import]:
+    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if "conf" not in path.relative_to(_PACKAGE).parts]
+    assert len(files) > 20
+    return [
+        found
+        for path in files
+        for found in _imports_of(path.read_text(encoding="utf-8"), str(path.relative_to(_PACKAGE).as_posix()))
+    ]
+
+
+def _wrong_layers(imports: list[Import]) -> list[str]:
+    wrong = []
+    for file, line, module, _ in imports:
+        package, _, inner = module.partition(".")
+        if package != "flgo_hydra" or not inner or inner.startswith("__"):
+            continue  # flgo_hydra itself has the version only
+        part = file.split("/")[0].removesuffix(".py")
+        to = inner.split(".")[0]
+        allowed = LAYERS[part] | ({part} if "/" in file else set())
+        if to not in allowed and not any(f"{inner}.".startswith(f"{name}.") for name in allowed):
+            wrong.append(f"flgo_hydra/{file}:{line} imports {module}, but {part} may import {sorted(allowed)} only")
+    return wrong
+
+
+def _wrong_packages(imports: list[Import]) -> list[str]:
+    wrong = []
+    for file, line, module, is_lazy in imports:
+        package = module.partition(".")[0]
+        allowed = ANYWHERE.get(package, (file,)) + (LAZILY.get(package, ()) if is_lazy else ())
+        if not any(file == place or (place.endswith("/") and file.startswith(place)) for place in allowed):
+            when = "in a function" if is_lazy else "at module level"
+            wrong.append(
+                f"flgo_hydra/{file}:{line} imports {module} {when}: allowed in {', '.join(allowed) or 'no file'}"
+            )
+    return wrong
+
+
+def test_imports_point_downwards() -> None:
+    assert "\n".join(_wrong_layers(_ours())) == ""
+
+
+def test_packages_are_imported_where_they_belong() -> None:
+    assert "\n".join(_wrong_packages(_ours())) == ""
+
+
+def test_every_part_has_a_layer() -> None:
+    parts = {path.stem for path in _PACKAGE.glob("*.py")} | {
+        path.name for path in _PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))
+    }
+    assert parts == set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "file, text, wrong",
+    [
+        ("federated/a.py", "import torch", None),
+        ("federated/a.py", "from flgo_hydra.federated import b", None),
+        ("federated/a.py", "from flgo_hydra import compose", "federated/a.py:1 imports flgo_hydra.compose"),
+        ("federated/a.py", "def f():\n    from hydra import x", "federated/a.py:2 imports hydra.x in a function"),
+        ("record/a.py", "from flgo_hydra.report.table import Row", "record/a.py:1 imports flgo_hydra.report.table.Row"),
+        ("record/a.py", "import torch", "record/a.py:1 imports torch at module level"),
+        ("app.py", "import torch", "app.py:1 imports torch at module level"),
+        ("app.py", "def f():\n    import torch", None),
+        ("app.py", "if TYPE_CHECKING:\n    import torch", None),
+        ("app.py", "from flgo_hydra.launch import reporter", None),
+        ("app.py", "from flgo_hydra.launch import pool", "app.py:1 imports flgo_hydra.launch.pool"),
+        ("study/sweeper.py", "def f():\n    import optuna", "study/sweeper.py:2 imports optuna in a function"),
+        ("launch/a.py", "from flgo_hydra import study", "launch/a.py:1 imports flgo_hydra.study"),
+        ("report/a.py", "import numpy", None),
+    ],
+)
+def test_the_rules_themselves(file: str, text: str, wrong: str | None) -> None:
+    imports = list(_imports_of(text, file))
+    found = "\n".join(_wrong_layers(imports) + _wrong_packages(imports))
+    assert (wrong in found) if wrong else found == ""
