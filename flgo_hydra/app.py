@@ -45,6 +45,9 @@ def job(cfg: DictConfig) -> float:
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
+    if hydra.mode == RunMode.RUN and hydra.sweeper.get("params"):
+        grid = " ".join(f"{key}={value}" for key, value in hydra.sweeper.params.items())
+        raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
     try:
         return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
     except Exception:
@@ -181,6 +184,7 @@ class _Watcher:
         from flgo_hydra.federated.training import ServerState
         from flgo_hydra.record.checkpoint import load_checkpoint
 
+        files.remove_leftovers(self._paths.checkpoint)
         saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
         if saved is not None:
             state.server = ServerState(**saved["server"])

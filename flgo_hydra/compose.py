@@ -64,14 +64,17 @@ def is_ours(cfg: DictConfig) -> bool:
     return isinstance(kind, type) and issubclass(kind, Conf)
 
 
-def to_conf(cfg: DictConfig) -> Conf:
+def to_conf(cfg: DictConfig, has_known_keys: bool = False) -> Conf:
     """Turns a composed config (without Hydra's own node) into its dataclass, and checks every law.
 
+    Args:
+        has_known_keys: no `+key` or `~key` went into it, so that its keys need not be looked through.
     Raises:
         ValueError: a law does not hold, a value is missing, or there is a key that nobody reads.
     """
     try:
-        _refuse_unknown_keys(cfg, cfg)
+        if not has_known_keys:
+            _refuse_unknown_keys(cfg, cfg)
         conf = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
         key = str(error.full_key or error).removeprefix("Missing mandatory value: ")

@@ -381,6 +381,10 @@ class SweeperConf:
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"
 
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        hold(size is None or size >= 1, "hydra.sweeper.batch_size >= 1, or null for automatic", size)
+
 
 SCHEMAS: dict[str, type] = {
     "config": Conf,

@@ -67,16 +67,24 @@ def _known_keys(arguments: Sequence[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    picked = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
     folders = [f"file://{Path(folder).absolute()}" for folder in config_dirs(arguments)]
     searched = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     base = {name: value for name, value in hydra_main_arguments().items() if name == "version_base"}
     GlobalHydra.instance().clear()
+    keys: dict[str, None] = {}
     with initialize_config_dir(config_dir=str(conf_dir()), **base):
-        for overrides in ([*searched, *picked], []):
+        for choices in _picked(arguments):
             try:
-                cfg: DictConfig = compose("config", overrides=overrides, return_hydra_config=True)
-                return mistakes.keys_of(cfg)
+                cfg: DictConfig = compose("config", overrides=[*searched, *choices], return_hydra_config=True)
             except HydraException:
                 continue
-    return []
+            keys.update(dict.fromkeys(mistakes.keys_of(cfg)))
+    return list(keys)
+
+
+def _picked(arguments: Sequence[str], most: int = 8) -> list[list[str]]:
+    """The group choices that were typed, each value of a swept group in turn, and last the defaults."""
+    typed = [a.partition("=") for a in arguments if a.partition("=")[0] in GROUPS]
+    choices = [[f"{group}={name}" for name in names.split(",")] for group, _, names in typed]
+    longest = max((len(values) for values in choices), default=0)
+    return [[values[i % len(values)] for values in choices] for i in range(min(longest, most))] + [[]]

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -328,18 +328,14 @@ def _guess_mib(host: Device, slots: int) -> int | None:
 
 
 def signature(config: DictConfig, keys: Sequence[str], task: TaskReference) -> str:
-    """Returns the values of `keys` as text, or of all keys where the app has none of them."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    plain.pop("hydra", None)
-    chosen = {}
+    """Returns the app and the values of `keys` as text. Jobs of an app that has none of the keys are all alike."""
+    chosen: dict[str, Any] = {}
     for key in keys:
-        value: Any = plain
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=False)
         if value is not None:
-            chosen[key] = value
+            chosen[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     app = f"{task.main_path or task.main_module or ''}:{task.module}:{task.qualname}"
-    return json.dumps({"app": app, **(chosen or plain)}, sort_keys=True, default=str)
+    return json.dumps({"app": app, **chosen}, sort_keys=True, default=str)
 
 
 def explain(job: Job) -> str:

@@ -29,7 +29,7 @@ class LauncherConf:
     threads: int | None = None
     # expected peak memory of a job, MiB; null: learned from the first job of its kind
     job_memory_mib: int | None = None
-    # config keys whose values decide how much memory a job needs; those an app does not have are left out
+    # config keys whose values decide how much memory a job needs; jobs of an app that has none of them count as alike
     memory_keys: list[str] = field(default_factory=lambda: list(MEMORY_KEYS))
     # config keys that, with those, decide how long a job takes: the longest start first
     duration_keys: list[str] = field(default_factory=lambda: ["num_rounds", "num_epochs", "num_steps", "early_stop"])

@@ -326,9 +326,7 @@ def _shorten(text: str, num_cells: int) -> str:
     return text if len(text) <= num_cells else text[: num_cells - 1] + "…"
 
 
-def _divert_logging(
-    terminal: tuple[TextIO, TextIO], above: TextIO
-) -> list[tuple["logging.StreamHandler[Any]", Any]]:
+def _divert_logging(terminal: tuple[TextIO, TextIO], above: TextIO) -> list[tuple["logging.StreamHandler[Any]", Any]]:
     """Has handlers that write to the terminal write above the table; returns them with what they wrote to."""
     loggers = [logging.root, *(item for item in logging.root.manager.loggerDict.values() if hasattr(item, "handlers"))]
     diverted = []

@@ -31,6 +31,12 @@ def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes the temporary files of writers of `path` that were killed. Only for whoever alone writes it."""
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text.encode())

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import app, compose
+from flgo_hydra.config import Conf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import Grid
 
@@ -35,34 +37,47 @@ def check_points(loader: ConfigLoader, sweep_config: DictConfig, grid: Grid) -> 
     """
     composer = SweepComposer(loader, sweep_config)
     points: dict[str, Point] = {}
+    confs: list[tuple[Conf, str]] = []
     for overrides in grid.points():
-        cfg = composer.compose([*grid.fixed, *overrides])
-        _refuse_nested_grid(sweep_config, cfg, overrides)
+        where = f" (at the point {' '.join(overrides)})" if overrides else ""
+        everything = [*grid.fixed, *overrides]
         try:
-            point = Point(overrides, _identity(cfg))
+            cfg = composer.compose(everything)
+        except HydraException as error:
+            if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
+                raise ValueError(_nested_grid(overrides)) from error
+            raise
+        own, outer = cfg.hydra.sweeper.get("params"), sweep_config.hydra.sweeper.get("params")
+        if own and own != outer:
+            raise ValueError(_nested_grid(overrides))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        if compose.is_ours(cfg):
+            try:
+                conf = compose.to_conf(cfg, has_known_keys=not any(text[0] in "+~" for text in everything))
+            except ValueError as error:
+                raise ValueError(f"{error}{where}") from error
+            confs.append((conf, where))
+            identity = compose.fingerprint(conf)
+        else:
+            identity = _hash(cfg)
+        points.setdefault(identity, Point(overrides, identity))
+    for conf, where in confs:  # laws first: what they refer to takes longer to look at
+        try:
+            app.check(conf)
         except ValueError as error:
-            where = f" (at the point {' '.join(overrides)})" if overrides else ""
             raise ValueError(f"{error}{where}") from error
-        points.setdefault(point.identity, point)
     return list(points.values())
 
 
-def _identity(cfg: DictConfig) -> str:
-    with open_dict(cfg):
-        del cfg["hydra"]
-    if compose.is_ours(cfg):
-        conf = compose.to_conf(cfg)
-        app.check(conf)
-        return compose.fingerprint(conf)
+def _hash(cfg: DictConfig) -> str:
     content: Any = OmegaConf.to_container(cfg, resolve=False)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _refuse_nested_grid(sweep_config: DictConfig, cfg: DictConfig, overrides: Sequence[str]) -> None:
+def _nested_grid(overrides: Sequence[str]) -> str:
     """A preset that is a grid, swept itself, would silently run as a single point."""
-    own, outer = cfg.hydra.sweeper.get("params"), sweep_config.hydra.sweeper.get("params")
-    if own and own != outer:
-        raise ValueError(
-            f"`{' '.join(overrides)}` defines a grid of its own ({dict(own)}), so it cannot be swept itself. "
-            "Run such presets one after another."
-        )
+    return (
+        f"`{' '.join(overrides)}` changes the sweep itself, so it cannot be one of its points. "
+        "Run presets that are grids one after another."
+    )

@@ -18,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
@@ -53,6 +54,7 @@ class StudySweeper(Sweeper):
         batch_size: int | None = None,
         curve: str = "valid_loss",
     ) -> None:
+        SweeperConf("", storage=storage, study_name=study_name, batch_size=batch_size, curve=curve)  # its laws
         self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
         self._storage = storage
         self._study_name = study_name
@@ -91,6 +93,14 @@ class StudySweeper(Sweeper):
         written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
         return read_grid(parser.parse_overrides([*written, *arguments]))
 
+    def _config_dirs(self) -> list[str]:
+        """The flags that gave a user's own config folder."""
+        assert self._config is not None
+        sources = self._config.hydra.runtime.config_sources
+        return [
+            text for s in sources if s.provider == "command-line" for text in ("--config-dir", os.path.relpath(s.path))
+        ]
+
     def _hydra_overrides(self) -> list[str]:
         assert self._config is not None
         # `-m` adds the mode by itself.
@@ -113,7 +123,7 @@ class _Sweep:
         self._loader = sweeper.hydra_context.config_loader
         self._grid = grid
         self._paths = paths
-        self._command = [*sweeper._hydra_overrides(), *arguments]
+        self._command = [*sweeper._config_dirs(), *sweeper._hydra_overrides(), *arguments]
         default_name = "_".join(paths.folder.parts[-2:])
         self._study = SweepStudy(sweeper._storage or paths.study, sweeper._study_name or default_name)
         self._storage = sweeper._storage or str(paths.study)

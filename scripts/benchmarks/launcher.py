@@ -81,7 +81,10 @@ def main() -> None:
     num_jobs = arguments.jobs if arguments.what == "idle" else 1
     unit = "ms a job" if arguments.what == "idle" else "s"
     scale = 1000 / num_jobs if arguments.what == "idle" else 1
-    print(f"{arguments.what}, {arguments.slots} slots, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(
+        f"{arguments.what}, {arguments.slots} slots, {os.cpu_count()} cores, Python {platform.python_version()}, ",
+        end="",
+    )
     print(f"load {min(loads):.1f} to {max(loads):.1f}, {arguments.repeats} runs in turn; wall and CPU time in {unit}\n")
     print("| launcher | wall (median) | wall (range) | CPU (median) | speed-up |\n|---|---|---|---|---|")
     reference = statistics.median(walls.get("basic") or walls[names[0]])

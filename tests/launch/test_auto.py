@@ -34,7 +34,7 @@ FREE_BY_SECOND: list[tuple[list[int | None], int | None]] = [
 def test_available_interval(free_by_second: list[int | None], first_start_s: int | None) -> None:
     auto = AutoScheduler()
     starts = [now for now, free in enumerate(free_by_second) if auto.choose(W[:1], [], [gpu(free)], float(now))]
-    assert (starts or [None])[0] == first_start_s
+    assert next(iter(starts), None) == first_start_s
 
 
 def test_put_interval() -> None:

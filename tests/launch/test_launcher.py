@@ -401,9 +401,9 @@ def test_the_signature_is_what_decides_memory():
     assert of(lr=0.5) == of()
     assert of(batch_size=16) != of()
     assert of(model={"name": "mlp", "hidden": [4]}) != of()
-    # An app that has none of the keys: every config is one of its own.
+    # Of an app that has none of the keys nothing is known: its jobs are alike, and not another app's.
     other = [signature(OmegaConf.create({"depth": depth}), keys, task) for depth in (1, 2)]
-    assert other[0] != other[1]
+    assert other[0] == other[1] != signature(OmegaConf.create({"depth": 1}), keys, TaskReference("another", "job"))
 
 
 def test_launch_outside_the_main_thread(app):

@@ -16,6 +16,7 @@ from flgo_hydra.record.files import (
     keep_json_lines,
     read_json,
     read_json_lines,
+    remove_leftovers,
     replacing,
     to_json,
     write_json,
@@ -164,3 +165,10 @@ def test_a_killed_process_leaves_whole_lines_and_a_whole_file(tmp_path: Path) ->
         assert result is not None and result["text"] == "y" * 5000
         # Between a line and the file that follows it at most one round lies.
         assert 0 <= len(lines) - 2 - result["round"] <= 1
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    for name in ("checkpoint.pt", ".checkpoint.pt.ab12cd34", "other.pt"):
+        (tmp_path / name).write_text(name)
+    remove_leftovers(tmp_path / "checkpoint.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "other.pt"]

@@ -65,7 +65,7 @@ def test_globs_and_ranges(points_of):
         (["task.partition.min_samples=1,100000"], ["min_samples", "100000"]),
         (["task/partition=iid,given"], ["given", "client"]),
         (["algorithm=fedavg,custom"], ["algorithm._target_"]),
-        (["experiment=tune,early_stop"], ["experiment=tune", "grid of its own"]),
+        (["experiment=tune,early_stop"], ["experiment=tune", "changes the sweep itself"]),
     ],
 )
 def test_a_bad_point_is_refused_before_the_first_one_runs(points_of, overrides, words):

@@ -173,14 +173,18 @@ def test_params_of_the_config_make_a_grid_and_the_command_line_wins(command):
 )
 @pytest.mark.parametrize("task", ["digits", "synthetic"])
 def test_presets_work_on_any_task(command, preset, keys, num_points, task):
-    """Also without -m: a preset that is a grid says so itself."""
     small = ("model=logistic", "num_rounds=2", "hydra.sweep.dir=sweep", f"task={task}")
-    done = command(f"experiment={preset}", *small)
+    done = command("-m", f"experiment={preset}", *small)
     assert done.status == 0, done.err
     table = rows()
     assert len(table) == num_points
     assert keys <= set(table[0])
     assert "optimal combination:" in done.out
+
+
+def test_a_preset_that_is_a_grid_says_so_without_m(command):
+    done = command("experiment=tune")
+    assert done.status == 1 and "-m" in done.err and "lr=0.1,0.01,0.05" in done.err
 
 
 def test_one_point_and_group_globs(command):

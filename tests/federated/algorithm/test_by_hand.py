@@ -74,7 +74,8 @@ def test_weighted_scale_shrinks_the_model_that_the_absent_leave_out(by_hand, mak
     cohort = next(
         c
         for c in (
-            sample_cohort(sizes, 0.5, "uniform", "weighted_scale", "samples", np.random.default_rng(s)) for s in range(9)
+            sample_cohort(sizes, 0.5, "uniform", "weighted_scale", "samples", np.random.default_rng(s))
+            for s in range(9)
         )
         if c.clients.tolist() == [1]
     )
