@@ -73,7 +73,9 @@ def _known_keys(arguments: Sequence[str]) -> list[str]:
     GlobalHydra.instance().clear()
     keys: dict[str, None] = {}
     with initialize_config_dir(config_dir=str(conf_dir()), **base):
-        for choices in _picked(arguments):
+        for choices in [*_picked(arguments), []]:
+            if not choices and keys:
+                break  # the defaults are for when nothing that was typed composes
             try:
                 cfg: DictConfig = compose("config", overrides=[*searched, *choices], return_hydra_config=True)
             except HydraException:
@@ -83,8 +85,8 @@ def _known_keys(arguments: Sequence[str]) -> list[str]:
 
 
 def _picked(arguments: Sequence[str], most: int = 8) -> list[list[str]]:
-    """The group choices that were typed, each value of a swept group in turn, and last the defaults."""
+    """The group choices that were typed, each value of a swept group in turn."""
     typed = [a.partition("=") for a in arguments if a.partition("=")[0] in GROUPS]
     choices = [[f"{group}={name}" for name in names.split(",")] for group, _, names in typed]
     longest = max((len(values) for values in choices), default=0)
-    return [[values[i % len(values)] for values in choices] for i in range(min(longest, most))] + [[]]
+    return [[values[i % len(values)] for values in choices] for i in range(min(longest, most))]

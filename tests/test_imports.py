@@ -25,7 +25,7 @@ LAYERS = {
     "report": {"record"},
     "launch": {"config", "reference", "progress", "record"},
     "app": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
-    "study": {"app", "compose", "help", "mistakes", "record", "report", "launch"},
+    "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},
     "plugins": {"study", "launch"},
     "__main__": {"app", "compose", "explain", "help"},
     "__init__": {"app", "compose", "config", "record", "study"},
