@@ -12,6 +12,8 @@ What differs from FLGo's code, each a defect there:
   device without one, is unknown: such a device takes one job at a time;
 - other people's processes leave less free memory, but are neither averaged nor counted as ours;
 - a request's own figure (user-set, learned, or raised after it ran out of memory) must fit as well;
+- no estimate closes an empty device for good: it is `initial_memory_mib` again when nothing runs (FLGo's stays what
+  it was, and may be more than any device has), and an `alone` job's figure, a guess, is left out of it;
 - the clock of a device starts again when it vanishes and returns.
 
 The rule looks at the present: jobs that still grow may outgrow the device. `ledger.py` books their peaks instead.
@@ -21,11 +23,13 @@ from collections.abc import Sequence
 
 from flgo_hydra.config import hold, one_of
 from flgo_hydra.launch.scheduler import (
+    EMPTY_SHARE,
     Device,
     Placement,
     Request,
     RunningJob,
     Scheduler,
+    capped,
     has_slot,
     hold_max_jobs,
     jobs_on,
@@ -53,7 +57,7 @@ class AutoScheduler(Scheduler):
         """Args:
         put_interval: seconds between two jobs put on one device.
         available_interval: seconds for which free memory must have exceeded the estimate without a break.
-        initial_memory_mib: the estimate until a job runs; for ever, where not `dynamic`.
+        initial_memory_mib: the estimate while no job runs; for ever, where not `dynamic`.
         dynamic: whether the estimate follows the running jobs.
         condition: their "mean" or "max".
         max_jobs_per_device: most jobs at once on a GPU; None: no limit.
@@ -85,7 +89,7 @@ class AutoScheduler(Scheduler):
         running = list(running)
         # Devices only fill up: what all refuse to one request they refuse to the next one like it.
         refused: set[tuple[int | None, bool]] = set()
-        for request in waiting:
+        for request in (capped(request, devices) for request in waiting):
             if not candidates or (request.memory_mib, request.alone) in refused:
                 continue
             device = next((device for device in candidates if self._takes(device, running, request)), None)
@@ -106,7 +110,10 @@ class AutoScheduler(Scheduler):
         if not devices:
             return LOOK_S
         # Only memory and `alone` matter to a device, so one request of each kind answers for all.
-        kinds = list({(request.memory_mib, request.alone): request for request in waiting}.values())
+        kinds = [
+            capped(request, devices)
+            for request in {(request.memory_mib, request.alone): request for request in waiting}.values()
+        ]
         open_ = [
             device
             for device in devices
@@ -123,6 +130,7 @@ class AutoScheduler(Scheduler):
 
     def _look(self, running: Sequence[RunningJob], devices: Sequence[Device], now_s: float) -> None:
         """Brings the estimate and the devices' clocks up to date."""
+        self._estimate_mib = float(self.initial_memory_mib)
         if self.dynamic and running:
             figures = [self._figure_mib(job) for job in running]
             self._estimate_mib = max(figures) if self.condition == "max" else sum(figures) / len(figures)
@@ -137,7 +145,8 @@ class AutoScheduler(Scheduler):
     def _figure_mib(self, job: RunningJob) -> int:
         """What a running job takes: its peak where it is known, else not less than a job is thought to take."""
         seen = job.memory_mib or 0
-        return max(seen, self.initial_memory_mib if job.expected_mib is None else job.expected_mib)
+        is_guess = job.expected_mib is None or job.alone
+        return max(seen, self.initial_memory_mib if is_guess else job.expected_mib or 0)
 
     def _is_available(self, device: Device, running: Sequence[RunningJob]) -> bool:
         if device.free_mib is None:
@@ -155,8 +164,11 @@ class AutoScheduler(Scheduler):
         """Whether the device has a slot for this request, and room for its own figure where both are known."""
         if not has_slot(device, running, request, self.max_jobs_per_device):
             return False
-        if request.memory_mib is None or request.alone:
+        if request.memory_mib is None:
             return True
-        if device.free_mib is not None:
-            return device.free_mib >= request.memory_mib
-        return device.total_mib is None or device.total_mib >= request.memory_mib
+        if device.free_mib is None:
+            return device.total_mib is None or device.total_mib >= request.memory_mib
+        wanted = float(request.memory_mib)
+        if device.total_mib is not None and wanted <= device.total_mib and not jobs_on(device, running):
+            wanted = min(wanted, EMPTY_SHARE * device.total_mib)
+        return device.free_mib >= wanted

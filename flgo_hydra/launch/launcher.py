@@ -25,6 +25,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import reference
@@ -84,8 +85,10 @@ class PackingLauncher(Launcher):
         self._config = config
         self._hydra_context = hydra_context
         self._task = find_task(task_function)
+        version_base = VersionBase.instance().getbase()
+        self._version_base = None if type(version_base) is object else version_base
         # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
-        self._context = pickle.dumps(replace(hydra_context, config_loader=None))
+        self._context = pickle.dumps(replace(hydra_context, config_loader=None))  # type: ignore[arg-type]
         self._composer: SweepComposer | None = None
 
     # Hydra's contract
@@ -166,6 +169,7 @@ class PackingLauncher(Launcher):
                 config=pickle.dumps(composed),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
+                version_base=self._version_base,
             )
             job = Job(
                 num=num,

@@ -19,11 +19,13 @@ from dataclasses import replace
 
 from flgo_hydra.config import hold
 from flgo_hydra.launch.scheduler import (
+    EMPTY_SHARE,
     Device,
     Placement,
     Request,
     RunningJob,
     Scheduler,
+    capped,
     has_slot,
     hold_max_jobs,
     started,
@@ -31,8 +33,6 @@ from flgo_hydra.launch.scheduler import (
 
 # Seconds between looks while only other people's memory is in the way: they do not tell us when they leave.
 LOOK_S = 5.0
-# A device with this share of its memory to offer is as empty as it gets: drivers keep a little for themselves.
-EMPTY_SHARE = 0.9
 
 
 class LedgerScheduler(Scheduler):
@@ -77,7 +77,7 @@ class LedgerScheduler(Scheduler):
             return []
         placements: list[Placement] = []
         refused: set[tuple[object, ...]] = set()
-        for request, is_first in self._in_order(waiting, running):
+        for request, is_first in self._in_order([capped(request, devices) for request in waiting], running):
             # Room only shrinks: what was refused to one job is refused to the next one like it.
             kind = (request.memory_mib, request.alone, is_first)
             if kind in refused:
@@ -180,14 +180,13 @@ class _Page:
         """Returns the MiB that must be left for a job of known memory: its peak times the margin.
 
         Less on a device without our jobs, where nothing can grow into the margin: there a job may take all that a
-        device has to offer, though drivers keep some of `total_mib`, and an `alone` job's figure is a guess.
+        device has to offer, though drivers keep some of `total_mib`.
         """
         assert request.memory_mib is not None
         if self.jobs:
             return _with_margin(request.memory_mib, self.margin)
         whole = math.ceil(self.size_mib * EMPTY_SHARE)
-        may_take_all = request.alone or request.memory_mib <= self.size_mib
-        return min(request.memory_mib, whole) if may_take_all else request.memory_mib
+        return min(request.memory_mib, whole) if request.memory_mib <= self.size_mib else request.memory_mib
 
     def book(self, request: Request, now_s: float) -> Placement:
         """Places the job here, and closes the page behind a probe or a job that is alone."""

@@ -31,11 +31,13 @@ constructor's arguments. For example, one that keeps a share of each GPU free fo
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flgo_hydra.config import hold
 
 CPU = "cpu"
+# A device with this share of its memory to offer is as empty as it gets: drivers keep a little for themselves.
+EMPTY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ class Request:
     # expected peak, without a margin: user-set, learned, or raised after it ran out of memory; None: unknown
     memory_mib: int | None = None
     duration_s: float | None = None
-    # start only on a device without other jobs of ours, as after a second out of memory. `memory_mib` is then a
-    # guess and refuses nothing
+    # start only on a device without other jobs of ours, as after a second out of memory
     alone: bool = False
 
 
@@ -124,7 +125,10 @@ class Scheduler(ABC):
         return None
 
     def impossible(self, request: Request, devices: Sequence[Device]) -> str | None:
-        """Returns why the job can never start on these devices, or None. Asked before the job's first start."""
+        """Returns why the job can never start on these devices, or None. Asked before the job's first start.
+
+        Later its figure is a guess, raised because it ran out of memory: see `capped`.
+        """
         totals = [device.total_mib for device in devices if device.total_mib is not None]
         if request.alone or request.memory_mib is None or len(totals) < len(devices) or not totals:
             return None
@@ -154,6 +158,18 @@ def has_slot(
         return False
     limits = [device.slots, None if device.id == CPU else max_jobs_per_device]
     return all(limit is None or len(here) < limit for limit in limits)
+
+
+def capped(request: Request, devices: Sequence[Device]) -> Request:
+    """Returns the request, or where it asks for more than the largest device has, that device for it alone.
+
+    A job that never could run was refused before its first start (`Scheduler.impossible`); this one ran out of memory,
+    and is told so rather than left to wait for ever.
+    """
+    totals = [device.total_mib for device in devices if device.total_mib is not None]
+    if request.memory_mib is None or len(totals) < len(devices) or request.memory_mib <= max(totals, default=0):
+        return request
+    return replace(request, memory_mib=max(totals), alone=True) if totals else request
 
 
 def started(request: Request, placement: Placement, now_s: float) -> RunningJob:

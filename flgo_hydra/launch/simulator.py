@@ -28,6 +28,8 @@ OOM_FACTOR, MAX_OOM = 1.3, 3
 ROUND, END = -2, -1
 # A scheduler that asks to be asked again at once would stop a virtual clock.
 SHORTEST_S = 1e-3
+# Nobody else uses simulated devices: a scheduler that starts nothing on empty ones for so long never will.
+LONGEST_IDLE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Simulation:
         self.num_oom_of = dict.fromkeys(self.jobs, 0)
         self.num_failed = 0
         self.now_s = 0.0
+        self.last_end_s = 0.0
 
     def run(self) -> Outcome:
         while self.waiting or self.running:
@@ -161,6 +164,8 @@ class Simulation:
             event_s = min(gpu.next_s(), start_s)
             if min(event_s, wake_s) == math.inf:
                 raise RuntimeError(f"Jobs {sorted(self.waiting)} wait, but nothing can change that.")
+            if not self.running and self.now_s > self.last_end_s + LONGEST_IDLE_S:
+                raise RuntimeError(f"Jobs {sorted(self.waiting)} wait although nothing runs.")
             self.now_s = max(self.now_s, min(event_s, wake_s))
             if event_s > wake_s:
                 continue
@@ -221,6 +226,7 @@ class Simulation:
     def _stop(self, gpu: _Gpu, running: RunningJob) -> None:
         gpu.remove(running.job)
         del self.running[running.job]
+        self.last_end_s = self.now_s
 
     def _learn_memory(self, running: RunningJob) -> None:
         assert running.memory_mib is not None
@@ -248,9 +254,8 @@ class Simulation:
             self.num_failed += 1
             return
         memory_mib = math.ceil(OOM_FACTOR * max(wanted_mib, running.expected_mib or 0))
-        is_alone = num_oom > 1 or memory_mib > TOTAL_MIB
         duration_s = self.estimates.duration_s(running.signature)
-        self.waiting[running.job] = Request(running.job, running.signature, memory_mib, duration_s, is_alone)
+        self.waiting[running.job] = Request(running.job, running.signature, memory_mib, duration_s, alone=num_oom > 1)
         self.waiting = dict(sorted(self.waiting.items()))
 
 

@@ -45,6 +45,8 @@ class Assignment:
     config: bytes
     job_name: str
     num_threads: int
+    # what `hydra.main(version_base=…)` set: Hydra 1.3 changes the working folder by it
+    version_base: Any = None
 
 
 def run(channel: Channel) -> int:
@@ -108,8 +110,11 @@ def prepare() -> None:
 
 def _run_job(assignment: Assignment) -> Any:
     from hydra.core.utils import JobRuntime, run_job
+    from hydra.version import VersionBase
 
     prepare()
+    if assignment.version_base is not None:
+        VersionBase.instance().setbase(assignment.version_base)
     task_function = load_task(assignment.task)
     context = load_pickled(assignment.context, assignment.task)
     config = load_pickled(assignment.config, assignment.task)

@@ -89,11 +89,11 @@ def main() -> None:
     print("| launcher | wall (median) | wall (range) | CPU (median) | speed-up |\n|---|---|---|---|---|")
     reference = statistics.median(walls.get("basic") or walls[names[0]])
     for name in names:
-        wall = sorted(scale * value for value in walls[name])
+        times = sorted(scale * value for value in walls[name])
         cpu = scale * statistics.median(cpus[name])
-        median = statistics.median(wall)
+        median = statistics.median(times)
         speed = scale * reference / median
-        print(f"| {name} | {median:.1f} | {wall[0]:.1f} to {wall[-1]:.1f} | {cpu:.1f} | {speed:.2f} |")
+        print(f"| {name} | {median:.1f} | {times[0]:.1f} to {times[-1]:.1f} | {cpu:.1f} | {speed:.2f} |")
 
 
 def has_joblib() -> bool:

@@ -75,10 +75,15 @@ def test_memory(condition: str, dynamic: bool, jobs: list[RunningJob], free: int
     assert bool(auto.choose(W[:1], jobs, [gpu(free)], 0.0)) is starts
 
 
-def test_estimate_outlives_the_jobs_it_came_from() -> None:
+def test_estimate_does_not_outlive_the_jobs_it_came_from() -> None:
     auto = at_once()
-    auto.choose([], [job(8000)], [gpu(9000)], 0.0)
-    assert auto.choose(W, [], [gpu(8000)], 1.0) == []
+    assert auto.choose(W, [job(8000)], [gpu(8000)], 0.0) == []
+    assert auto.choose(W, [], [gpu(8000)], 1.0) == [Placement(0, "a")]  # else it might wait for ever
+
+
+def test_an_alone_jobs_guess_closes_no_other_device() -> None:
+    alone = RunningJob(9, "a", "s", 500, None, 0.0, expected_mib=99000, alone=True)
+    assert at_once().choose(W, [alone], [gpu(9000), gpu(9000, "b")], 0.0) == [Placement(0, "b")]
 
 
 def test_growing_strangers_close_a_device() -> None:
@@ -92,9 +97,13 @@ def test_growing_strangers_close_a_device() -> None:
     [
         (Request(0, "s", 9000), gpu(9000), True),
         (Request(0, "s", 9001), gpu(9000), False),
-        (Request(0, "s", 99000, alone=True), gpu(9000), True),  # a guess refuses nothing
+        (Request(0, "s", 24000), gpu(23400), True),  # all of an empty device; its driver keeps 600
+        (Request(0, "s", 24001), gpu(23400), True),  # ran out of memory on such a device: gets it alone
+        (Request(0, "s", 24000), gpu(20000), False),  # strangers
+        (Request(0, "s", 99000, alone=True), gpu(23400), True),
+        (Request(0, "s", 99000, alone=True), gpu(9000), False),  # strangers
         (Request(0, "s", 9000), gpu(None, total=9000), True),
-        (Request(0, "s", 9000), gpu(None, total=8000), False),
+        (Request(0, "s", 9000), gpu(None, total=8000), True),
         (Request(0, "s", 9000), gpu(None, total=None), True),
     ],
 )

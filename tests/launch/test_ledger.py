@@ -75,7 +75,8 @@ def known(num: int, memory: int, duration: float | None = None) -> Request:
         ([], gpu(), 10000, 10000),
         ([], gpu(foreign=600, free=9400), 10000, 9400),
         ([], gpu(foreign=2000, free=8000), 10000, None),
-        ([], gpu(), 10001, None),
+        ([], gpu(), 10001, 10000),  # ran out of memory on such a device: gets it alone
+        ([job(reserved=1)], gpu(), 10001, None),
         # slots
         ([job(reserved=1)], gpu(slots=1), 10, None),
         ([job(reserved=1)], gpu(slots=2), 10, 11),

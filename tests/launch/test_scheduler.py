@@ -13,6 +13,7 @@ from flgo_hydra.launch.scheduler import (
     RandomScheduler,
     Request,
     RunningJob,
+    capped,
     has_slot,
     started,
 )
@@ -61,6 +62,20 @@ def test_has_slot(device: Device, jobs: list[RunningJob], is_alone: bool, limit:
 def test_impossible(request_: Request, devices: list[Device], error: str | None) -> None:
     found = BasicScheduler().impossible(request_, devices)
     assert found is None if error is None else (found or "").startswith(error)
+
+
+@pytest.mark.parametrize(
+    "memory, devices, memory_then, is_alone",
+    [
+        (30000, [A, HOST], 24000, True),
+        (24000, [A, HOST], 24000, False),
+        (None, [A], None, False),
+        (30000, [A, Device("GPU-c", None, None)], 30000, False),
+        (30000, [], 30000, False),
+    ],
+)
+def test_capped(memory: int | None, devices: list[Device], memory_then: int | None, is_alone: bool) -> None:
+    assert capped(Request(0, "s", memory), devices) == Request(0, "s", memory_then, alone=is_alone)
 
 
 def test_basic_takes_devices_in_turn() -> None:

@@ -104,8 +104,21 @@ def test_waiting_for_nothing_is_an_error() -> None:
         def choose(self, *args: object) -> list[Placement]:
             return []
 
-    with pytest.raises(RuntimeError, match=r"Jobs \[0\] wait"):
-        Simulation([job()], 1, Never()).run()
+    class Hopeful(Never):
+        def wait_s(self, *args: object) -> float:
+            return 1.0
+
+    for kind, error in [(Never, "nothing can change that"), (Hopeful, "although nothing runs")]:
+        with pytest.raises(RuntimeError, match=rf"Jobs \[0\] wait.* {error}"):
+            Simulation([job()], 1, kind()).run()
+
+
+def test_auto_comes_to_an_end_after_guesses_larger_than_a_gpu() -> None:
+    # Regression: the estimate stayed at a guess that no empty device had free.
+    for condition in ["mean", "max"]:
+        for seed in range(3):
+            jobs = WORKLOADS["heavy"](random.Random(f"heavy/{seed}"), 100)
+            assert Simulation(jobs, 2, AutoScheduler(condition=condition)).run().num_failed == 0
 
 
 def test_flgo_as_coded() -> None:

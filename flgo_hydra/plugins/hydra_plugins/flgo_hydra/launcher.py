@@ -1,6 +1,10 @@
 """Where Hydra looks for launchers. Hydra 1.3 runs this module twice: the real class lies elsewhere."""
 
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from flgo_hydra.launch import launcher
 from flgo_hydra.launch.settings import LauncherConf
@@ -10,10 +14,18 @@ class PackingLauncher(launcher.PackingLauncher):
     """`hydra/launcher=flgo_hydra`"""
 
 
-# For apps that do not have our conf/; where it is, its YAML comes first.
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="flgo_hydra",
-    node=LauncherConf(_target_="hydra_plugins.flgo_hydra.launcher.PackingLauncher"),
-    provider="flgo_hydra",
-)
+class OfferLauncher(SearchPathPlugin):
+    """Offers `hydra/launcher=flgo_hydra` to apps without our `conf/`. Called at each start of Hydra.
+
+    Where there is a YAML of that name, a node beside it would be taken for its schema, with a warning (Hydra 1.3).
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Registers the launcher's config, or takes it back."""
+        folders = [str(element.path).removeprefix("file://") for element in search_path.get_path()]
+        store = ConfigStore.instance()
+        if any(Path(folder, "hydra", "launcher", "flgo_hydra.yaml").is_file() for folder in folders):
+            store.repo.get("hydra", {}).get("launcher", {}).pop("flgo_hydra.yaml", None)
+        else:
+            node = LauncherConf(_target_="hydra_plugins.flgo_hydra.launcher.PackingLauncher")
+            store.store(group="hydra/launcher", name="flgo_hydra", node=node, provider="flgo_hydra")
