@@ -38,6 +38,7 @@ _PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Model": ("model.", {"MlpConf": "model=mlp", "CnnConf": "model=cnn", "ResNetConf": "model=resnet"}),
     "Algorithm": ("algorithm.", {"FedProxConf": "algorithm=fedprox", "ScaffoldConf": "algorithm=scaffold"}),
     "Sweep": ("hydra.sweeper.", {"SweeperConf": ""}),
+    "Launcher": ("hydra.launcher.", {"LauncherConf": ""}),
 }
 """The page's sections: the prefix of the keys, and each schema with the choice that has it."""
 _PURPOSE = (

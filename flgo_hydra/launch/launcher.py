@@ -29,6 +29,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import reference
+from flgo_hydra.config import LauncherConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.devices import Devices
 from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
@@ -37,7 +38,6 @@ from flgo_hydra.launch.kernel_kills import read_kernel_kills
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Event, Job, Queue
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
-from flgo_hydra.launch.settings import LauncherConf
 from flgo_hydra.launch.task_reference import TaskReference, find_task
 from flgo_hydra.launch.view import View, open_view
 from flgo_hydra.launch.worker import Assignment

@@ -6,8 +6,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from flgo_hydra.config import LauncherConf
 from flgo_hydra.launch import launcher
-from flgo_hydra.launch.settings import LauncherConf
 
 
 class PackingLauncher(launcher.PackingLauncher):
