@@ -43,7 +43,7 @@ from flgo_hydra.launch.view import View, open_view
 from flgo_hydra.launch.worker import Assignment
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure as FailureRecord
-from flgo_hydra.record.result import write_failure
+from flgo_hydra.record.result import read_failure, write_failure
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +187,7 @@ class PackingLauncher(Launcher):
             self._configs.pop(num, None)
             queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
             return job
+        RunPaths(folder).failure.unlink(missing_ok=True)  # of an earlier sweep
         self._configs[num] = composed
         queue.submit(job)
         return job
@@ -201,7 +202,8 @@ class PackingLauncher(Launcher):
         event = queue.next_event(min(waits, default=None))
         self._heed_interrupts()
         if event is not None and event.kind == "ended" and event.job.state == "failed":
-            write_failure(RunPaths(event.job.folder), failure_record(event.job))
+            run = RunPaths(event.job.folder)
+            write_failure(run, failure_record(event.job, read_failure(run)))
         self._view.show(event)
         return event
 
@@ -365,14 +367,18 @@ def explain(job: Job) -> str:
     return text
 
 
-def failure_record(job: Job) -> FailureRecord:
-    """Returns what failure.json says of a job that failed for good."""
+def failure_record(job: Job, own: FailureRecord | None = None) -> FailureRecord:
+    """Returns what failure.json says of a job that failed for good.
+
+    Args:
+        own: what the app has written of its last error; it knows that better.
+    """
     assert job.failure is not None
     wanted = [a.failure.wanted_mib for a in job.attempts if a.failure is not None and a.failure.wanted_mib is not None]
-    return FailureRecord(
-        kind=job.failure.kind,
-        message=explain(job),
-        traceback=job.failure.traceback,
+    if own is None or job.failure.kind != "error":
+        own = FailureRecord(job.failure.kind, explain(job), job.failure.traceback)
+    return replace(
+        own,
         attempts=[asdict(attempt) for attempt in job.attempts],
         wanted_memory_mib=max([*wanted, job.failure.wanted_mib or 0]) or None,
     )

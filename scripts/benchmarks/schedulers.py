@@ -4,10 +4,11 @@
 
 For every workload, number of GPUs and scheduler: makespan over the bound (mean, and the worst seed), mean out-of-memory
 events and given-up jobs a sweep, mean wait of a job in seconds. All schedulers get the same jobs, the same 1 s of
-start-up and no knowledge from earlier sweeps. A few minutes on two cores; `--gpus 1 2 4 8` takes some twenty.
+start-up and no knowledge from earlier sweeps. A few minutes on two cores; `--gpus 1 2 4 8` takes some ten.
 
 Where the ledger is not the best: with heavy tails, where a duration says nothing about the next one and large
-signatures wait for room to be probed; and with few jobs a GPU, where the bound is out of reach of anybody.
+signatures wait for room to be probed; on mixed jobs by 1 % behind `auto max`, which pays with jobs out of memory; and
+with few jobs a GPU, where the bound is out of reach (small: 1.12 at 40 jobs a GPU, 1.08 at 50, 1.02 at 200).
 """
 
 import argparse
