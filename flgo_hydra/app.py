@@ -35,6 +35,16 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
 _log = logging.getLogger("flgo_hydra")
 
 
+def preload() -> None:
+    """Imports what a job needs, for the process that a launcher forks jobs from. Computes nothing: a process that has
+    used autograd cannot be forked."""
+    import flgo_hydra.federated.algorithm.fedprox
+    import flgo_hydra.federated.algorithm.scaffold
+    import flgo_hydra.federated.rounds
+    import flgo_hydra.federated.task
+    import flgo_hydra.record.checkpoint  # noqa: F401
+
+
 def job(cfg: DictConfig) -> float:
     """Hydra's task function: runs the composed config in Hydra's job folder.
 

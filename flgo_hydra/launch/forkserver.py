@@ -57,7 +57,9 @@ def main(settings: dict[str, Any]) -> None:
         getattr(entry, "prepare", lambda: None)()
     if settings["task"] is not None:
         with contextlib.suppress(BaseException):
-            load_task(TaskReference(**settings["task"]))
+            task = load_task(TaskReference(**settings["task"]))
+            # An app may say what its jobs import: a function `preload` in the task function's module.
+            getattr(sys.modules[task.__module__], "preload", lambda: None)()
     if settings["task"] is not None and _holds_cuda():
         # The app starts CUDA when it is imported. Begin again without it; the jobs import it themselves.
         bare = settings | {"task": None}
@@ -67,9 +69,7 @@ def main(settings: dict[str, Any]) -> None:
     sys.stderr.flush()
     gc.collect()
     gc.freeze()  # else each child's first collection copies every page the server holds
-    job = _Server(sock, settings["parent"]).serve()
-    if job is not None:
-        _leave(job)
+    _leave(_Server(sock, settings["parent"]).serve() or (lambda: 0))
 
 
 def _leave(job: Callable[[], int]) -> None:

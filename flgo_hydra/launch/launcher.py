@@ -124,6 +124,11 @@ class PackingLauncher(Launcher):
 
     # for a sweeper that fills slots as they become free
 
+    def warm(self) -> None:
+        """Starts what takes long (the workers' imports) while the caller still prepares its first job."""
+        self._open_queue()
+        self._pool.warm()
+
     @contextlib.contextmanager
     def watching(self, num_jobs: int | None = None) -> Iterator[Queue]:
         """While open, jobs are shown and Ctrl-C stops them: once at their next round boundary, twice now.

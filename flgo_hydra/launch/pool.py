@@ -104,6 +104,11 @@ class Pool:
             os.set_blocking(fd, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
 
+    def warm(self) -> None:
+        """Starts the forkserver, if it is not there: its imports take a second or two, and need not be waited for."""
+        if self._server is None:
+            self._start_server()
+
     def start(self, payload: bytes, log: Path, cwd: str | None = None, env: Mapping[str, str] | None = None) -> int:
         """Starts a process and returns its token.
 
@@ -112,8 +117,7 @@ class Pool:
             log: gets all the process writes to stdout and stderr, after what is there already.
             env: set for this process only.
         """
-        if self._server is None:
-            self._start_server()
+        self.warm()
         self._next_token += 1
         token = self._next_token
         request = {"start": token, "entry": self.entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}

@@ -12,6 +12,7 @@ Memory is the process's own report, since NVML's figures by process are missing 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -96,8 +97,9 @@ def run(channel: Channel) -> int:
     return 0 if error is None else _EXIT_FAILED
 
 
+@functools.cache
 def prepare() -> None:
-    """Does what every job needs first; the forkserver calls it once, before it forks."""
+    """Does what every job needs first; the forkserver does it once, before it forks."""
     from hydra.core.utils import setup_globals
     from omegaconf import OmegaConf
 

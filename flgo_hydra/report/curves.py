@@ -23,6 +23,14 @@ class Curve:
     best_round: int | None = None
 
 
+def prepare() -> None:
+    """Imports what drawing needs: half a second, which a caller may spend while it waits for something else."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import matplotlib.font_manager
+    import matplotlib.ticker  # noqa: F401
+
+
 def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
     """Draws the curves into a PNG. Values that are not finite are gaps."""
     # Without pyplot: it would set a user's own plots aside.

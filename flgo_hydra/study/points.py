@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,14 @@ class Point:
     """the same for the same point, however it is written: `lr=0.1` and `lr=1e-1` are one"""
 
 
-def check_points(loader: ConfigLoader, sweep_config: DictConfig, grid: Grid) -> list[Point]:
+def check_points(
+    loader: ConfigLoader, sweep_config: DictConfig, grid: Grid, when_first_is_lawful: Callable[[], None] = lambda: None
+) -> list[Point]:
     """Composes and checks every point of the grid; points written twice in other words count once.
 
     Args:
         sweep_config: the sweep's own config, with Hydra's node.
+        when_first_is_lawful: called when the first point composes and keeps the laws: most mistakes are out then.
     Raises:
         ValueError: the first point that breaks a law, with what it is.
         HydraException: a point does not compose (a wrong key, choice or type).
@@ -61,6 +64,8 @@ def check_points(loader: ConfigLoader, sweep_config: DictConfig, grid: Grid) -> 
             identity = compose.fingerprint(conf)
         else:
             identity = _hash(cfg)
+        if not points:
+            when_first_is_lawful()
         points.setdefault(identity, Point(overrides, identity))
     for conf, where in confs:  # laws first: what they refer to takes longer to look at
         try:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.study.grid import Value
+from flgo_hydra.study.journal import SingleWriterJournal
 
 _MOST_REPORTS = 500
 
@@ -69,7 +70,7 @@ class SweepStudy:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler = PointSampler()
-        backend = _open_storage(storage)
+        backend, self._journal = _open_storage(storage)
         existing = optuna.get_all_study_names(backend)
         if isinstance(storage, Path) and len(existing) == 1:
             name = existing[0]
@@ -144,25 +145,28 @@ class SweepStudy:
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         is_valid = result.status != "diverged" and math.isfinite(result.best_valid_loss)
-        if is_valid:
-            self._study.tell(number, result.best_valid_loss)
-        else:
-            self._study.tell(number, state=TrialState.FAIL)
+        self._tell(number, result.best_valid_loss if is_valid else None)
 
     def finish_value(self, number: int, value: float) -> None:
         """Closes a trial of a job that wrote no result, with the value it returned; FAIL unless it is finite."""
         self._take(number)
-        if math.isfinite(value):
-            self._study.tell(number, value)
-        else:
-            self._study.tell(number, state=TrialState.FAIL)
+        self._tell(number, value if math.isfinite(value) else None)
 
     def fail(self, number: int, reason: str) -> None:
         """Closes a trial whose job has no result."""
         trial = self._take(number)
         trial.set_user_attr("status", "failed")
         trial.set_user_attr("reason", reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._tell(number, None)
+
+    def _tell(self, number: int, value: float | None) -> None:
+        """Closes a trial: COMPLETE with the value, or FAIL."""
+        if value is not None:
+            self._study.tell(number, value)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+        if self._journal is not None:
+            self._journal.commit()
 
     def _take(self, number: int) -> Trial:
         """The trial to close: of this process, or one that a killed sweep left RUNNING."""
@@ -181,18 +185,18 @@ def distribution(values: Sequence[Value]) -> BaseDistribution:
     return CategoricalDistribution(list(dict.fromkeys(values)))
 
 
-def _open_storage(storage: str | Path) -> Any:
+def _open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
     if isinstance(storage, str):
-        return storage
+        return storage, None
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    path = storage.resolve()  # a relative one breaks the backend's lock
+    path = storage.resolve()  # a relative one breaks the lock of Optuna's own backend
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return JournalStorage(JournalFileBackend(str(path)))
+        journal = SingleWriterJournal(path)
+        return JournalStorage(journal), journal
 
 
 def _mend(path: Path) -> None:

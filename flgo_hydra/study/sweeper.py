@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
 from flgo_hydra.study.grid import Grid, Value, parse_point, read_grid
@@ -80,7 +82,9 @@ class StudySweeper(Sweeper):
         """
         assert self._config is not None and self.hydra_context is not None
         grid = self._read_grid(arguments)
-        points = check_points(self.hydra_context.config_loader, self._config, grid)
+        # Workers may begin with their imports while the other points are checked.
+        warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
+        points = check_points(self.hydra_context.config_loader, self._config, grid, warm)
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
         paths.folder.mkdir(parents=True, exist_ok=True)
         with _owning(paths):
@@ -142,6 +146,8 @@ class _Sweep:
         to_run = [job for job in self._jobs if job.number not in self._rows]
         try:
             if isinstance(self._launcher, PackingLauncher):
+                # While the workers import torch, this process has nothing to do but what it needs at the end.
+                threading.Thread(target=curves.prepare, daemon=True).start()
                 returns = self._roll(self._launcher, to_run)
             else:
                 for batch in self._batches(to_run):
