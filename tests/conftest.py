@@ -34,6 +34,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["XDG_CACHE_HOME"] = before
 
 
+@pytest.fixture(autouse=True)
+def hydra_as_it_was() -> Iterator[None]:
+    """Hydra 1.3 remembers for the whole process which version's behaviour an app asked for."""
+    from hydra.version import VersionBase
+
+    before = VersionBase.instance().version_base
+    yield
+    VersionBase.instance().version_base = before
+
+
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: nothing of the checkout is in it."""

@@ -36,15 +36,12 @@ def test_process(tmp_path: Path, arguments: list[str], status: int, out: str, er
 
 
 _IMPORTED = """
-import sys
+import atexit, sys
 from flgo_hydra import __main__
 sys.argv = ["flgo_hydra", *sys.argv[1:]]
-try:
-    __main__.main()
-except SystemExit:
-    pass
 heavy = ("torch", "optuna", "matplotlib", "pynvml", "hydra")
-print("imported:", *sorted(name for name in heavy if name in sys.modules))
+atexit.register(lambda: print("imported:", *sorted(name for name in heavy if name in sys.modules)))
+__main__.main()
 """
 
 

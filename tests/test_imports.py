@@ -26,7 +26,7 @@ LAYERS = {
     "launch": {"config", "reference", "progress", "record"},
     "app": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
     "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},
-    "plugins": {"study", "launch"},
+    "plugins": {"config", "study", "launch"},
     "__main__": {"app", "compose", "explain", "help"},
     "__init__": {"app", "compose", "config", "record", "study"},
 }
