@@ -398,8 +398,9 @@ class LauncherConf:
     _recursive_: bool = False
     # auto (the GPUs, or the CPU where there is none), cpu, or a list of GPU indices and UUIDs
     devices: Any = "auto"
-    # which job starts where: auto, basic, random, ledger, or {name: auto, put_interval: 2}, or a class's {_target_: …}
-    scheduler: Any = "ledger"
+    # which job starts where: auto, ledger, basic, random, {name: auto, put_interval: 2}, or your class's {_target_: …};
+    # null: auto on GPUs, ledger on the CPU
+    scheduler: Any = None
     # most jobs at once on a device; null: the cores, shared by the devices
     slots: int | None = None
     # threads of a job; null: the cores, shared by the jobs that run at once

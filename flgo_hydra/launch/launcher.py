@@ -73,7 +73,8 @@ class PackingLauncher(Launcher):
     def __init__(self, **settings: Any) -> None:
         plain = {key: _plain(value) for key, value in settings.items()}
         self.settings = LauncherConf(**{"_target_": "", **plain})
-        make_scheduler(self.settings.scheduler)  # to refuse a wrong one at once
+        if self.settings.scheduler is not None:
+            make_scheduler(self.settings.scheduler)  # to refuse a wrong one at once
         self._config: DictConfig | None = None
         self._queue: Queue | None = None
         self._interrupts = 0
@@ -262,7 +263,7 @@ class PackingLauncher(Launcher):
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,
-            scheduler=make_scheduler(settings.scheduler),
+            scheduler=make_scheduler(settings.scheduler or ("ledger" if devices.is_cpu else "auto")),
             read_devices=lambda running: devices.read(own_mib(running)),
             max_retries=settings.max_retries,
             backoff_s=settings.backoff_s,

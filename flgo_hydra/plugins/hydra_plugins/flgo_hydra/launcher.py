@@ -24,8 +24,9 @@ class OfferLauncher(SearchPathPlugin):
         """Registers the launcher's config, or takes it back."""
         folders = [str(element.path).removeprefix("file://") for element in search_path.get_path()]
         store = ConfigStore.instance()
+        registered = store.repo.get("hydra", {}).get("launcher", {})
         if any(Path(folder, "hydra", "launcher", "flgo_hydra.yaml").is_file() for folder in folders):
-            store.repo.get("hydra", {}).get("launcher", {}).pop("flgo_hydra.yaml", None)
-        else:
+            registered.pop("flgo_hydra.yaml", None)
+        elif "flgo_hydra.yaml" not in registered:  # Hydra 1.4 warns of a second time
             node = LauncherConf(_target_="hydra_plugins.flgo_hydra.launcher.PackingLauncher")
             store.store(group="hydra/launcher", name="flgo_hydra", node=node, provider="flgo_hydra")
