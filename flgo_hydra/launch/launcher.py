@@ -155,16 +155,19 @@ class PackingLauncher(Launcher):
                     self._close_pool()
                     self._queue = None
 
-    def submit(self, overrides: Sequence[str], num: int, config: DictConfig | None = None) -> Job:
+    def submit(
+        self, overrides: Sequence[str], num: int, config: DictConfig | None = None, name: str | None = None
+    ) -> Job:
         """Queues a job and returns it. What is wrong with its config becomes its failure.
 
         Args:
             num: Hydra's job number, which also names the job's folder.
             config: what `overrides` compose to, with Hydra's node, where the caller has composed it already.
+            name: what people call the job; None: its overrides.
         """
         queue = self._open_queue()
         self._overrides[num] = list(overrides)
-        name = " ".join(filter_overrides(list(overrides)))
+        name = " ".join(filter_overrides(list(overrides))) if name is None else name
         try:
             composed = self._compose(overrides, num) if config is None else self._number(config, num)
             folder = _folder(composed)

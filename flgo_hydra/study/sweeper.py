@@ -219,7 +219,8 @@ class _Sweep:
                 may_submit = bool(to_submit) and not queue.stop_level and len(queue.waiting) < _MOST_AHEAD
                 if may_submit:
                     job = to_submit.popleft()
-                    launcher.submit([*self._grid.fixed, *job.point.overrides], job.number)
+                    everything = [*self._grid.fixed, *job.point.overrides]
+                    launcher.submit(everything, job.number, name=" ".join(job.point.overrides))
                 elif queue.stop_level:
                     to_submit.clear()
                 # With jobs still to submit, only look at what has happened meanwhile.
