@@ -40,16 +40,32 @@ class SweepComposer:
                 return config
         return self._loader.load_sweep_config(self._config, list(overrides))
 
+    def find_unknown_key(self, lines: Sequence[str]) -> tuple[str, DictConfig] | None:
+        """Returns the first plain key that the config does not have, with that config; None where Hydra must say."""
+        with contextlib.suppress(Exception):
+            overrides = [self._parse(line) for line in lines]
+            config = self._base([override for override in overrides if self._chooses(override)])
+            for override in overrides:
+                key = override.key_or_group
+                if _is_plain(override) and not self._chooses(override) and not _has(config, key):
+                    return key, config
+        return None
+
+    def _base(self, choices: Sequence[Override]) -> DictConfig:
+        """A copy of the config with these group choices."""
+        key = tuple(str(override.input_line) for override in choices)
+        if key not in self._bases:
+            self._bases[key] = pickle.dumps(self._loader.load_sweep_config(self._config, list(key)))
+        config: DictConfig = pickle.loads(self._bases[key])
+        return config
+
     def _set_values(self, lines: Sequence[str]) -> DictConfig | None:
         overrides = [self._parse(line) for line in lines]
         choices = [override for override in overrides if self._chooses(override)]
         values = [override for override in overrides if not self._chooses(override)]
         if not all(map(_is_plain, overrides)):
             return None
-        key = tuple(str(override.input_line) for override in choices)
-        if key not in self._bases:
-            self._bases[key] = pickle.dumps(self._loader.load_sweep_config(self._config, list(key)))
-        config: DictConfig = pickle.loads(self._bases[key])
+        config = self._base(choices)
         for override in values:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
         with open_dict(config):
@@ -78,6 +94,12 @@ class SweepComposer:
         how = job.config.override_dirname
         lines = sorted(str(o.input_line) for o in overrides if o.key_or_group not in how.exclude_keys)
         job.override_dirname = how.item_sep.join(line.replace("=", how.kv_sep) for line in lines)
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    *parents, last = key.split(".")
+    node = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return OmegaConf.is_dict(node) and last in node.keys()  # noqa: SIM118  # `in` is false for a missing value
 
 
 def _is_plain(override: Override) -> bool:

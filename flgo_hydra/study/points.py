@@ -10,8 +10,9 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from flgo_hydra import app, compose
+from flgo_hydra import app, compose, mistakes
 from flgo_hydra.config import Conf
+from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import Grid
 
@@ -44,6 +45,11 @@ def check_points(
     for overrides in grid.points():
         where = f" (at the point {' '.join(overrides)})" if overrides else ""
         everything = [*grid.fixed, *overrides]
+        if not points:
+            unknown = composer.find_unknown_key(everything)
+            if unknown is not None:
+                key, cfg = unknown
+                raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
         try:
             cfg = composer.compose(everything)
         except HydraException as error:

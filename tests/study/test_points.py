@@ -62,6 +62,7 @@ def test_globs_and_ranges(points_of):
         (["lr=0.1,abc"], ["lr", "abc", "Float"]),
         (["lrr=0.1,0.2"], ["lrr", "`lr`"]),
         (["algorithm.mu=0.1,0.2"], ["algorithm.mu", "algorithm=fedprox"]),
+        (["task/partion=iid,shards"], ["task/partion", "`task/partition`"]),
         (["task.partition.min_samples=1,100000"], ["min_samples", "100000"]),
         (["task/partition=iid,given"], ["given", "client"]),
         (["algorithm=fedavg,custom"], ["algorithm._target_"]),
