@@ -378,7 +378,7 @@ class SweeperConf:
     storage: str | None = None
     # name of the study; null: from the sweep folder
     study_name: str | None = None
-    # jobs handed to the launcher at once; null: one to Hydra's basic launcher, all to others
+    # jobs handed at once to a launcher that is not ours; null: one to Hydra's basic launcher, all to others
     batch_size: int | None = None
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"

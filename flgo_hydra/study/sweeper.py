@@ -81,6 +81,11 @@ class StudySweeper(Sweeper):
             SystemExit: with status 1, when a job has no result or no point has a finite loss.
         """
         assert self._config is not None and self.hydra_context is not None
+        if self._batch_size is not None and isinstance(self._launcher, PackingLauncher):
+            raise ValueError(
+                "`hydra.sweeper.batch_size` has no effect with hydra/launcher=flgo_hydra, which fills slots one by "
+                "one. Set `hydra.launcher.slots`."
+            )
         grid = self._read_grid(arguments)
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None

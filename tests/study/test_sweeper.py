@@ -182,6 +182,13 @@ def test_presets_work_on_any_task(command, preset, keys, num_points, task):
     assert "optimal combination:" in done.out
 
 
+def test_batches_are_for_launchers_that_have_them(command):
+    done = command("-m", *SMALL, "lr=0.1,0.01", "hydra.sweeper.batch_size=2")
+    assert done.status == 1 and "hydra.launcher.slots" in done.err
+    assert command("-m", *SMALL, "lr=0.1,0.01", "hydra.sweeper.batch_size=2", "hydra/launcher=basic").status == 0
+    assert len(rows()) == 2
+
+
 def test_a_preset_that_is_a_grid_says_so_without_m(command):
     done = command("experiment=tune")
     assert done.status == 1 and "-m" in done.err and "lr=0.1,0.01,0.05" in done.err
