@@ -147,6 +147,14 @@ class Cifar100Conf(SourceConf):
 
 
 @dataclass
+class FlgoSourceConf(SourceConf):
+    """A task folder of FLGo."""
+
+    # .npz file with x_train, y_train, x_test and y_test of FLGo's benchmark; null: by the folder's benchmark
+    data: str | None = None
+
+
+@dataclass
 class SyntheticConf(SourceConf):
     """Synthetic(alpha, beta) of the FedProx paper."""
 
@@ -440,6 +448,7 @@ SCHEMAS: dict[str, type] = {
     "task": TaskConf,
     "source/plain": SourceConf,
     "source/cifar100": Cifar100Conf,
+    "source/flgo": FlgoSourceConf,
     "source/synthetic": SyntheticConf,
     "partition/plain": PartitionConf,
     "partition/dirichlet": DirichletConf,
