@@ -9,6 +9,12 @@ import threading
 import traceback
 from collections.abc import Sequence
 
+from flgo_hydra.launch import server_process
+
+_GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+_SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i", "--version", "--hydra-help", "--shell-completion", "-sc"}
+_OUR_LAUNCHER = "hydra/launcher=flgo_hydra"
+
 
 def main() -> None:
     """Runs the command line; exits with 0 only when every job has a result."""
@@ -39,6 +45,11 @@ def _leave(status: int) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if _starts_grid(arguments):
+        # It imports torch on another core while this process composes and checks the grid.
+        server_process.start_early(
+            server_process.PRELOAD, ["flgo_hydra.launch.worker:prepare", "flgo_hydra.app:preload"]
+        )
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -65,6 +76,14 @@ def _run(arguments: Sequence[str]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _starts_grid(arguments: Sequence[str]) -> bool:
+    """True for a command that will most likely start jobs with our launcher."""
+    is_grid = not _GRID_FLAGS.isdisjoint(arguments)
+    only_shows = any(text.partition("=")[0] in _SHOWING_FLAGS for text in arguments)
+    other_launcher = any(text.startswith("hydra/launcher=") and text != _OUR_LAUNCHER for text in arguments)
+    return is_grid and not only_shows and not other_launcher
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ LAYERS = {
     "app": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
     "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help"},
+    "__main__": {"app", "compose", "explain", "help", "launch.server_process"},
     "__init__": {"app", "compose", "config", "record", "study"},
 }
 

@@ -29,7 +29,7 @@ class SweepComposer:
         self._config = config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
-        self._is_group: dict[str, bool] = {}
+        self._group_options: dict[str, list[str]] = {}
         self._bases: dict[tuple[str, ...], bytes] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -50,6 +50,12 @@ class SweepComposer:
                 if _is_plain(override) and not self._chooses(override) and not _has(config, key):
                     return key, config
         return None
+
+    def group_options(self, key: str) -> list[str]:
+        """Returns the choices of a config group; none where the key is not a group."""
+        if key not in self._group_options:
+            self._group_options[key] = self._loader.get_group_options(key)
+        return self._group_options[key]
 
     def _base(self, choices: Sequence[Override]) -> DictConfig:
         """A copy of the config with these group choices."""
@@ -80,10 +86,7 @@ class SweepComposer:
 
     def _chooses(self, override: Override) -> bool:
         """True for `group=choice`."""
-        key = override.key_or_group
-        if key not in self._is_group:
-            self._is_group[key] = bool(self._loader.get_group_options(key))
-        return self._is_group[key]
+        return bool(self.group_options(override.key_or_group))
 
     @staticmethod
     def _set_dirname(config: DictConfig, overrides: Sequence[Override]) -> None:

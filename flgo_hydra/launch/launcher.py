@@ -38,6 +38,7 @@ from flgo_hydra.launch.kernel_kills import read_kernel_kills
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Event, Job, Queue
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
+from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
 from flgo_hydra.launch.view import View, open_view
 from flgo_hydra.launch.worker import Assignment
@@ -53,7 +54,6 @@ SCHEDULERS = {
     "auto": "flgo_hydra.launch.auto.AutoScheduler",
     "ledger": "flgo_hydra.launch.ledger.LedgerScheduler",
 }
-PRELOAD = ("torch", "numpy.random")
 _PRELOAD_PACKAGES = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml")
 """What the launcher has imported of these by the time it starts a job, jobs need too."""
 _MOST_WAITING = 64
@@ -90,7 +90,7 @@ class PackingLauncher(Launcher):
         self._version_base = None if type(version_base) is object else version_base
         # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
         self._context = pickle.dumps(replace(hydra_context, config_loader=None))  # type: ignore[arg-type]
-        self._composer: SweepComposer | None = None
+        self.composer = SweepComposer(hydra_context.config_loader, config)
 
     # Hydra's contract
 
@@ -256,13 +256,8 @@ class PackingLauncher(Launcher):
         devices = Devices(settings.devices, settings.slots)
         num_at_once = devices.slots * max(1, len(devices.gpus))
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
-        threads = str(self._num_threads)
-        # A user's own setting counts as much as ours: it stays.
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-        # Lets an app ask torch for GPUs when it is imported, without starting CUDA in the forkserver.
-        env = {name: os.environ.get(name, threads) for name in names} | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
-        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, env)
+        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, worker_env(self._num_threads))
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,
@@ -279,9 +274,7 @@ class PackingLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
         assert self._config is not None
-        if self._composer is None:
-            self._composer = SweepComposer(self._hydra_context.config_loader, self._config)
-        return self._number(self._composer.compose(overrides), num)
+        return self._number(self.composer.compose(overrides), num)
 
     def _number(self, config: DictConfig, num: int) -> DictConfig:
         with open_dict(config):

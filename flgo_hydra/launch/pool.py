@@ -14,8 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from flgo_hydra.launch.channel import STOP, MessageReader
+from flgo_hydra.launch.server_process import ServerProcess, take_early
 from flgo_hydra.launch.task_reference import TaskReference
-
-_CODE = (
-    "import json, sys; settings = json.loads(sys.argv[-1]); sys.path[:] = settings['sys_path']; "
-    "from flgo_hydra.launch import forkserver; forkserver.main(settings)"
-)
-_SHUTDOWN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +88,7 @@ class Pool:
     def __post_init__(self) -> None:
         self._processes: dict[int, _Process] = {}
         self._next_token = 0
-        self._server: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket
+        self._server: ServerProcess | None = None
         self._events: list[Started | Message | Ended] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -118,6 +110,7 @@ class Pool:
             env: set for this process only.
         """
         self.warm()
+        assert self._server is not None
         self._next_token += 1
         token = self._next_token
         request = {"start": token, "entry": self.entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
@@ -133,7 +126,7 @@ class Pool:
             self._selector.register(message_read, selectors.EVENT_READ, token)
             fds = [log_file.fileno(), message_write, control_read, file.fileno()]
             try:
-                socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+                socket.send_fds(self._server.socket, [json.dumps(request).encode()], fds)
             except OSError:
                 pass  # the forkserver is gone; `wait` notices and reports this process with the others
             finally:
@@ -210,9 +203,10 @@ class Pool:
                 self._selector.unregister(reader.fd)
 
     def _read_server(self) -> None:
+        assert self._server is not None
         while True:
             try:
-                data = self._socket.recv(2**16, socket.MSG_DONTWAIT)
+                data = self._server.socket.recv(2**16, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -241,58 +235,30 @@ class Pool:
         self._events.append(Ended(token, status, peak_memory_mib, result, error))
 
     def _signal(self, token: int, number: int) -> None:
+        assert self._server is not None
         with contextlib.suppress(OSError):
-            self._socket.send(json.dumps({"signal": token, "number": int(number)}).encode())
+            self._server.socket.send(json.dumps({"signal": token, "number": int(number)}).encode())
 
     def _start_server(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        settings = {
-            "fd": theirs.fileno(),
-            "parent": os.getpid(),
-            "sys_path": [entry or os.getcwd() for entry in sys.path],
-            "preload": list(self.preload),
-            "entry": self.entry,
-            "task": self.task and dataclasses.asdict(self.task),
-        }
-        flags = [f"-W{option}" for option in sys.warnoptions] + ["-O"] * sys.flags.optimize
-        self._output = tempfile.TemporaryFile()
+        self._server = take_early(self.env) or ServerProcess(self.preload, self.env)
         self._is_ready = False
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, *flags, "-c", _CODE, json.dumps(settings)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **self.env},
-                start_new_session=True,  # so that Ctrl-C reaches the launcher only
-            )
-        self._socket = ours
-        self._selector.register(ours, selectors.EVENT_READ, "server")
+        self._server.set_up(self.preload, self.entry, None if self.task is None else dataclasses.asdict(self.task))
+        self._selector.register(self._server.socket, selectors.EVENT_READ, "server")
 
     def _stop_server(self) -> None:
         assert self._server is not None
-        self._selector.unregister(self._socket)
-        self._socket.close()
-        try:
-            self._server.wait(_SHUTDOWN_S)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
+        self._selector.unregister(self._server.socket)
+        self._server.close()
         self._server = None
-        self._output.close()
 
     def _lose_server(self) -> None:
         """The forkserver died: its jobs die with it, are reported, and the next start makes a new one."""
         assert self._server is not None
-        self._server.wait()
+        error = self._server.wait()
         for process in self._processes.values():
             if process.pid is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
-        self._output.seek(0)
-        said = self._output.read().decode(errors="replace").strip()[-2000:]
-        error = f"the forkserver ended with status {self._server.returncode}" + (f": {said}" if said else "")
         if not self._is_ready:
             if self.task is None and not self.preload:
                 raise RuntimeError(f"No worker process can be started: {error}")

@@ -130,6 +130,9 @@ class Queue:
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
         self._has_told_stuck = False
+        # Whether a decision may be another one than the last, and when the clock alone may make it so.
+        self._has_changed = True
+        self._look_again_s: float | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -139,6 +142,7 @@ class Queue:
     def submit(self, job: Job) -> None:
         """Queues a job. After a stop it ends at once, as stopped."""
         self.waiting.append(job)
+        self._has_changed = True
         if self.stop_level:
             self._drop_waiting("stopped", "was not started: the sweep was stopped")
 
@@ -169,12 +173,17 @@ class Queue:
         """
         deadline = None if timeout_s is None else self.clock() + timeout_s
         while not self._events:
-            self._place()
+            now_s = self.clock()
+            if self._has_changed or (self._look_again_s is not None and now_s >= self._look_again_s):
+                self._has_changed = False
+                self._place()
+                now_s = self.clock()
+                wait_s = self._wait_s(now_s)
+                self._look_again_s = None if wait_s is None else now_s + wait_s
             if self._events or not (self.waiting or self.running):
                 break
-            now_s = self.clock()
-            waits = [self._wait_s(now_s), None if deadline is None else max(0.0, deadline - now_s)]
-            happened = self.pool.wait(min((wait for wait in waits if wait is not None), default=None))
+            ends_s = [end_s for end_s in (self._look_again_s, deadline) if end_s is not None]
+            happened = self.pool.wait(max(0.0, min(ends_s) - now_s) if ends_s else None)
             for event in happened:
                 self._hear(event)
             self._check_time()
@@ -284,15 +293,18 @@ class Queue:
             return
         if isinstance(event, Started):
             running.started_s = self.clock()
+            self._has_changed = True
         elif isinstance(event, Message):
             self._hear_message(running, event.values)
         else:
+            self._has_changed = True
             del self.running[event.token]
             self._end_attempt(running, event)
 
     def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
         job = running.job
         if isinstance(values.get("memory_mib"), int | float):
+            self._has_changed = True
             running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
         if isinstance(values.get("context_mib"), int | float):
             self._context_mib[running.placement.device] = round(values["context_mib"])
@@ -305,6 +317,7 @@ class Queue:
                 if running.round >= 1 and not running.has_learned and running.memory_mib is not None:
                     # After its first round and evaluation a job has seen nearly all it will need.
                     running.has_learned = True
+                    self._has_changed = True
                     running.expected_mib = running.memory_mib
                     self.estimates.learn_memory(job.signature, running.memory_mib)
             self._events.append(Event("report", job, values))
@@ -391,6 +404,7 @@ class Queue:
 
     def _stop_attempt(self, running: Running, why: Literal["timeout", "cancelled", "stopped"], now: bool) -> None:
         running.ended_for = running.ended_for or why
+        self._has_changed = True
         if now:
             self.pool.end(running.token, self.grace_s)
         else:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -28,7 +27,10 @@ class Point:
 
 
 def check_points(
-    loader: ConfigLoader, sweep_config: DictConfig, grid: Grid, when_first_is_lawful: Callable[[], None] = lambda: None
+    composer: SweepComposer,
+    sweep_config: DictConfig,
+    grid: Grid,
+    when_first_is_lawful: Callable[[], None] = lambda: None,
 ) -> list[Point]:
     """Composes and checks every point of the grid; points written twice in other words count once.
 
@@ -39,7 +41,6 @@ def check_points(
         ValueError: the first point that breaks a law, with what it is.
         HydraException: a point does not compose (a wrong key, choice or type).
     """
-    composer = SweepComposer(loader, sweep_config)
     points: dict[str, Point] = {}
     confs: list[tuple[Conf, str]] = []
     for overrides in grid.points():

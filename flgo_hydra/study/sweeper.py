@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra.config import SweeperConf
+from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
@@ -72,6 +73,13 @@ class StudySweeper(Sweeper):
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        # Our launcher's own: what is composed to be checked need not be composed again to run.
+        launcher = self._launcher
+        self._composer = (
+            launcher.composer
+            if isinstance(launcher, PackingLauncher)
+            else SweepComposer(hydra_context.config_loader, config)
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs every point that has no result yet; prints what came out.
@@ -89,7 +97,7 @@ class StudySweeper(Sweeper):
         grid = self._read_grid(arguments)
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
-        points = check_points(self.hydra_context.config_loader, self._config, grid, warm)
+        points = check_points(self._composer, self._config, grid, warm)
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
         paths.folder.mkdir(parents=True, exist_ok=True)
         with _owning(paths):
@@ -129,7 +137,7 @@ class _Sweep:
         self._launcher = sweeper._launcher
         self._batch_size = sweeper._batch_size
         self._curve = sweeper._curve
-        self._loader = sweeper.hydra_context.config_loader
+        self._composer = sweeper._composer
         self._grid = grid
         self._paths = paths
         self._command = [*sweeper._config_dirs(), *sweeper._hydra_overrides(), *arguments]
@@ -320,7 +328,7 @@ class _Sweep:
         choices: dict[str, list[Value]] = {}
         for point in points:
             for key, value in parse_point(point).items():
-                values = choices.setdefault(key, list(self._loader.get_group_options(key)))
+                values = choices.setdefault(key, list(self._composer.group_options(key)))
                 if value not in values:
                     values.append(value)
         return choices

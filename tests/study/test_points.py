@@ -9,6 +9,7 @@ from hydra.types import RunMode
 
 from flgo_hydra import compose
 from flgo_hydra.explain import explain
+from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import read_grid
 from flgo_hydra.study.points import check_points
 
@@ -25,7 +26,9 @@ def points_of(empty_folder):
 
         def check(*overrides):
             parser = OverridesParser.create(config_loader=loader)
-            return check_points(loader, config, read_grid(parser.parse_overrides(list(overrides))))
+            return check_points(
+                SweepComposer(loader, config), config, read_grid(parser.parse_overrides(list(overrides)))
+            )
 
         yield check
 
