@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 
+from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
@@ -50,11 +51,12 @@ def _run(arguments: Sequence[str]) -> int:
         server_process.start_early(
             server_process.PRELOAD, ["flgo_hydra.launch.worker:prepare", "flgo_hydra.app:preload"]
         )
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    with without_garbage_collection():
+        import hydra
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
 
-    from flgo_hydra import app, compose, explain
+        from flgo_hydra import app, compose, explain
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.

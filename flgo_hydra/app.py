@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 import flgo_hydra
 from flgo_hydra import compose, reference
 from flgo_hydra.config import Conf, OptionConf
+from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress, duration
 from flgo_hydra.record import files
@@ -132,7 +133,8 @@ def describe(result: RunResult) -> str:
 
 
 def _train(conf: Conf, paths: RunPaths) -> RunResult:
-    import torch
+    with without_garbage_collection():
+        import torch
 
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.data import to_data

@@ -15,6 +15,7 @@ _PACKAGE = Path(flgo_hydra.__file__).parent
 LAYERS = {
     "config": set(),
     "reference": set(),
+    "importing": set(),
     "mistakes": set(),
     "progress": set(),
     "record": set(),
@@ -24,10 +25,10 @@ LAYERS = {
     "explain": {"compose", "help", "mistakes"},
     "report": {"record"},
     "launch": {"config", "reference", "progress", "record"},
-    "app": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
+    "app": {"config", "importing", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
     "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help", "launch.server_process"},
+    "__main__": {"app", "compose", "explain", "help", "importing", "launch.server_process"},
     "__init__": {"app", "compose", "config", "record", "study"},
 }
 

@@ -72,7 +72,6 @@ def main(settings: dict[str, Any]) -> None:
         os.execv(sys.executable, [*sys.orig_argv[:-1], json.dumps(bare)])
     sys.stdout.flush()
     sys.stderr.flush()
-    gc.collect()
     gc.freeze()  # else each child's first collection copies every page the server holds
     gc.enable()
     _leave(_Server(sock, settings["parent"]).serve() or (lambda: 0))
