@@ -23,7 +23,7 @@ LAYERS = {
     "compose": {"config", "reference", "mistakes", "help"},
     "help": {"config", "compose"},
     "explain": {"compose", "help", "mistakes"},
-    "report": {"record"},
+    "report": {"mistakes", "record"},
     "launch": {"config", "reference", "progress", "record"},
     "app": {"config", "importing", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
     "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},

@@ -41,7 +41,7 @@ def print_summary(
     elif rows:
         print("no point has a finite valid_loss")
     _print_points(rows, best)
-    for status in ("failed", "diverged"):
+    for status in ("failed", "diverged", "pruned"):
         listed = [row for row in rows if row.status == status]
         if listed:
             print(f"\n{status}: {len(listed)} of {len(rows)}")

@@ -13,6 +13,9 @@ from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult
 
+NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted")
+"""statuses of runs that cannot be the optimum: a pruned or unfinished one might have come lower, and is not compared"""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -22,7 +25,7 @@ class Row:
     overrides: tuple[str, ...]
     folder: Path
     status: str
-    """of the result, or failed"""
+    """of the result, or failed; where a folder is read without a sweep also running and interrupted"""
     best_valid_loss: float = math.nan
     best_round: int | None = None
     last_round: int | None = None
@@ -35,7 +38,7 @@ class Row:
     @property
     def is_valid(self) -> bool:
         """Whether it may be the optimum."""
-        return self.status not in ("diverged", "failed") and math.isfinite(self.best_valid_loss)
+        return self.status not in NOT_VALID and math.isfinite(self.best_valid_loss)
 
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":

@@ -147,3 +147,10 @@ def test_a_metric_that_nobody_recorded(paths: SweepPaths, capsys: pytest.Capture
     _print(paths, [_completed(paths, 0, [1.0])], curve="test_los")
     out = capsys.readouterr().out
     assert "no curves.png: no job recorded `test_los`; there are test_accuracy, valid_loss\n" in out
+
+
+def test_a_pruned_point_is_named_and_not_the_best(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    pruned = Row(1, ("lr=9",), paths.run(1).folder, "pruned", 0.1, 3, 3, message="above the median at round 3")
+    row = _completed(paths, 0, [1.0])
+    assert _print(paths, [row, pruned]) is row
+    assert "pruned: 1 of 2\n  job 1  lr=9  above the median at round 3\n" in capsys.readouterr().out

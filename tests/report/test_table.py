@@ -24,6 +24,7 @@ def _row(job: int, loss: float, status: str = "completed") -> Row:
         ([_row(0, 0.5, "early_stopped"), _row(1, 0.25, "diverged")], 0),
         ([_row(0, math.nan, "failed"), _row(1, math.nan)], None),
         ([_row(0, math.inf)], None),
+        ([_row(0, 0.5), _row(1, 0.25, "pruned"), _row(2, 0.25, "running")], 0),  # they might have come lower, or not
         ([_row(0, math.nan), _row(1, 2.0)], 1),
     ],
 )

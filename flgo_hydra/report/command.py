@@ -1,0 +1,240 @@
+"""The command line of reports: what to read, what to show of it, how."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flgo_hydra.record.files import to_json
+from flgo_hydra.report.comparison import Difference, compare, with_parameters
+from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
+from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
+from flgo_hydra.report.selection import (
+    best_first,
+    check_keys,
+    check_metric,
+    choose,
+    is_maximized,
+    metrics_of,
+)
+from flgo_hydra.report.tables import (
+    Question,
+    comparison_table,
+    groups_table,
+    points_table,
+    sentences,
+    troubles_table,
+)
+
+_TABLES = ("points", "groups", "comparison")
+_DESCRIPTION = """\
+Reads run folders, finished or not, and shows which points are best, how much of a difference is noise of seeds, and
+what the curves look like. It writes nothing but the pictures and pages it is asked for."""
+_EXAMPLES = """\
+examples:
+  python -m flgo_hydra.report multirun/2026-11-22/17-21-17
+  python -m flgo_hydra.report sweep1 sweep2 --where lr=0.1 --format md
+  python -m flgo_hydra.report sweep --over seed,task.seed --compare algorithm --metric test_accuracy
+  python -m flgo_hydra.report sweep --plot test_loss --by algorithm --out figure.pdf
+  python -m flgo_hydra.report sweep --heatmap lr,algorithm --parallel --html sweep.html"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Answers a mistyped option with the nearest one."""
+        options = [option for action in self._actions for option in action.option_strings]
+        for word in message.split():
+            near = difflib.get_close_matches(word.partition("=")[0], options, n=1) if word.startswith("--") else []
+            if near and "unrecognized" in message:
+                message += f". Did you mean `{near[0]}`?"
+                break
+        self.exit(2, f"error: {message}\n`{self.prog} --help` shows what there is.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, for the command line and for --help."""
+    parser = _Parser(
+        prog="python -m flgo_hydra.report",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="folder", help="a sweep, a folder of sweeps, or a single run"
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="only runs with one of the values; repeatable",
+    )
+    what.add_argument(
+        "--metric",
+        default="best_valid_loss",
+        help="what decides: best_valid_loss (default), or a metric at the best round (test_accuracy), or seconds",
+    )
+    direction = what.add_mutually_exclusive_group()
+    direction.add_argument("--maximize", action="store_true", help="more is better (accuracies are known to be so)")
+    direction.add_argument("--minimize", action="store_true", help="less is better")
+    what.add_argument("--key", action="append", metavar="KEYS", help="columns of the points (default: keys that vary)")
+    what.add_argument(
+        "--over",
+        default=None,
+        metavar="KEYS",
+        help="keys whose values are replicates (default: seed): means are over them",
+    )
+    what.add_argument(
+        "--compare",
+        default=None,
+        metavar="KEY",
+        help="values to compare pair by pair (default: algorithm, if it varies)",
+    )
+    what.add_argument("--top", type=_positive, default=None, metavar="N", help="only the N best points and groups")
+    how = parser.add_argument_group("how")
+    how.add_argument("--format", choices=["text", "json", "csv", "md", "latex"], default="text", help="of the tables")
+    how.add_argument(
+        "--table",
+        choices=_TABLES,
+        action="append",
+        help="which tables (default: all that there are; of csv the points); repeatable",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0, or 1 with a reason on stderr."""
+    options = parser().parse_intermixed_args(arguments)
+    try:
+        _report(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    runs, remarks = read_runs(options.folders)
+    runs = choose(runs, options.where)
+    question = _question(options, runs)
+    in_order, runs = runs, best_first(runs, question.metric, question.is_max)
+    group_keys = [key for key in keys_that_vary(runs) if key not in question.over]
+    groups = group_runs(runs, group_keys, question.metrics, question.is_max)
+    has_replicates = any(len(group.runs) > 1 for group in groups)
+    differences = compare(in_order, question.compared, question.over, question.metric, question.is_max)
+    wanted = options.table or (["points"] if options.format == "csv" else _TABLES)
+    if options.table:
+        _refuse_empty(options.table, has_replicates, differences, question)
+    tables: dict[str, Table] = {}
+    if "points" in wanted:
+        tables["points"] = points_table(runs, question, options.top)
+        troubles = troubles_table(runs, question)
+        if troubles is not None and options.format != "csv":
+            tables["failed"] = troubles
+    if "groups" in wanted and has_replicates:
+        tables["groups"] = groups_table(groups, group_keys, question, options.top)
+    if "comparison" in wanted and differences:
+        others = [key for key in group_keys if key not in question.compared]
+        tables["comparison"] = comparison_table(differences, others, question)
+    if options.format == "json":
+        print(json.dumps(_as_json(options, question, tables, differences, remarks), indent=2, allow_nan=False))
+    elif options.format == "text":
+        _print_text(tables, differences, question, remarks)
+    else:
+        print("\n\n".join(TEXT_FORMATS[options.format](table) for table in tables.values()))
+        for remark in remarks:
+            print(remark, file=sys.stderr)
+    sys.stdout.flush()
+
+
+def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
+    metric = check_metric(options.metric, runs)
+    is_max = options.maximize or (is_maximized(metric) and not options.minimize)
+    varying = keys_that_vary(runs)
+    over = check_keys(_split(options.over), runs) if options.over else ["seed"]
+    keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varying
+    if options.compare is not None:
+        compared = check_keys(_split(options.compare), runs)
+        if not any(key in varying for key in compared):
+            raise ValueError(f"`--compare {options.compare}`: all runs have the same. {_varying(varying)}")
+        if any(key in over for key in compared):
+            raise ValueError(f"`--compare {options.compare}` cannot also be what the means are over (`--over`).")
+    else:
+        compared = ["algorithm"] if "algorithm" in varying and "algorithm" not in over else []
+    metrics = dict.fromkeys([metric, *metrics_of(runs)])
+    return Question(tuple(keys), tuple(over), tuple(with_parameters(compared, runs)), tuple(metrics), is_max)
+
+
+def _refuse_empty(
+    tables: Sequence[str], has_replicates: bool, differences: Sequence[Difference], question: Question
+) -> None:
+    """A table that was asked for by name and has nothing to show is an error, not silence."""
+    over = ", ".join(question.over)
+    if "groups" in tables and not has_replicates:
+        raise ValueError(f"There are no groups: no two runs differ in {over} alone. Choose other keys with `--over`.")
+    if "comparison" in tables and not differences:
+        if not question.compared:
+            raise ValueError("There is nothing to compare: `algorithm` does not vary. Choose a key with `--compare`.")
+        raise ValueError(
+            f"There is nothing to compare: no two valid runs differ in {', '.join(question.compared)} and have the "
+            f"same {over}."
+        )
+
+
+def _print_text(
+    tables: dict[str, Table],
+    differences: Sequence[Difference],
+    question: Question,
+    remarks: Sequence[str],
+) -> None:
+    """For people: what it comes to is said in words."""
+    as_text = TEXT_FORMATS["text"]
+    print("\n\n".join(as_text(table) for table in tables.values()))
+    if "comparison" in tables:
+        print("\n".join(f"  → {sentence}" for sentence in sentences(differences, question)))
+    for remark in remarks:
+        print(f"\n{remark}")
+
+
+def _as_json(
+    options: argparse.Namespace,
+    question: Question,
+    tables: dict[str, Table],
+    differences: Sequence[Difference],
+    remarks: Sequence[str],
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "folders": [str(folder) for folder in options.folders],
+        "metric": question.metric,
+        "direction": "maximize" if question.is_max else "minimize",
+        "over": list(question.over),
+        **{name: as_records(table) for name, table in tables.items()},
+        "remarks": [*remarks],
+    }
+    if "comparison" in tables:
+        content["conclusions"] = sentences(differences, question)
+    return dict(to_json(content))
+
+
+def _split(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _varying(keys: Sequence[str]) -> str:
+    return f"What varies: {', '.join(f'`{key}`' for key in keys)}." if keys else "Nothing varies."
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
+    return value

@@ -1,0 +1,58 @@
+"""Runs that differ only in their seed, taken together: mean, spread and 95 % interval."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flgo_hydra.report.runs import ABSENT, Run, Value
+from flgo_hydra.report.statistics import Estimate, estimate
+
+Point = tuple[Value, ...]
+"""values of the keys that groups are told apart by"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of a point over its seeds."""
+
+    point: Point
+    runs: tuple[Run, ...]
+    """all of them, whatever their status"""
+    estimates: Mapping[str, Estimate]
+    """by metric, of the valid runs; empty when there is none"""
+
+    @property
+    def valid(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.row.is_valid)
+
+    @property
+    def left_out(self) -> str:
+        """`1 diverged, 2 running`: runs that the mean does not know. What it says is then about the others only."""
+        counts = Counter(run.row.status for run in self.runs if not run.row.is_valid)
+        return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def group_runs(runs: Sequence[Run], keys: Sequence[str], metrics: Sequence[str], is_max: bool) -> list[Group]:
+    """Groups by the keys' values, best mean of the first metric first; those without a valid run last."""
+    members: dict[Point, list[Run]] = {}
+    for run in runs:
+        members.setdefault(point_of(run, keys), []).append(run)
+    groups = []
+    for point, own in members.items():
+        estimates = {}
+        for metric in metrics:
+            values = [run.metric(metric) for run in own if run.row.is_valid]
+            values = [value for value in values if value == value]  # a metric that this run did not record is nan
+            if values:
+                estimates[metric] = estimate(values)
+        groups.append(Group(point, tuple(own), estimates))
+
+    def place(group: Group) -> tuple[bool, float]:
+        found = group.estimates.get(metrics[0])
+        return (found is None, 0.0 if found is None else -found.mean if is_max else found.mean)
+
+    return sorted(groups, key=place)
+
+
+def point_of(run: Run, keys: Sequence[str]) -> Point:
+    return tuple(run.values.get(key, ABSENT) for key in keys)

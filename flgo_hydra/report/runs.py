@@ -1,0 +1,319 @@
+"""Run folders read back, finished or not: the truth that every table and picture is made from."""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.record.result import read_failure, read_result, read_rounds
+from flgo_hydra.report.table import Row
+
+Value = str | int | float | bool | None
+"""of a config key; lists are JSON text"""
+
+ABSENT = "-"
+"""the value of a key that a run does not have"""
+
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_RECENT_S = 600.0
+_RECORDS = ("result.json", "failure.json", "rounds.jsonl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    name: str
+    """how tables call it: its job number, or its path where several sweeps are read"""
+    row: Row
+    """what it came to so far; status `running` or `interrupted` without a result"""
+    overrides: Mapping[str, str]
+    """as given on the command line, swept and fixed"""
+    values: Mapping[str, Value]
+    """every config key; of a group (`algorithm`, `task/partition`) the choice"""
+    fingerprint: str | None = None
+    """of the config of a finished run: equal ones are repeats with the same numbers"""
+
+    @cached_property
+    def rounds(self) -> list[dict[str, float]]:
+        """The evaluated rounds in order; what is not finite is nan."""
+        return _read_rounds(RunPaths(self.row.folder))
+
+    @property
+    def num_rounds(self) -> int | None:
+        """How many it was to train."""
+        value = self.values.get("num_rounds")
+        return value if isinstance(value, int) else None
+
+    def metric(self, name: str) -> float:
+        """A number of the run: `valid_loss` and the like at its best round, `seconds`, `last_round`; nan without."""
+        if name in ("best_valid_loss", "valid_loss"):
+            return self.row.best_valid_loss
+        if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
+            value = getattr(self.row, name)
+            return math.nan if value is None else float(value)
+        return float(self.row.best.get(name, math.nan))
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Reads every run in the folders: sweeps, folders of sweeps, or single runs. A run met twice counts once.
+
+    Returns:
+        The runs, in order of folders and jobs, and remarks for the reader.
+    Raises:
+        ValueError: a folder does not exist, cannot be read or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        own = list(_find(folder))
+        if not own:
+            raise ValueError(
+                f"{folder} holds no run: neither it nor a folder below it has "
+                f"{', '.join(_RECORDS[:2])} or {_RECORDS[2]}. Give the folder of a sweep (`hydra.sweep.dir`), of a "
+                "single run (`hydra.run.dir`), or one above them."
+            )
+        found.update(dict.fromkeys(own))
+    names = _names(list(found))
+    runs = _with_choices([_read(path, name) for path, name in zip(found, names, strict=True)])
+    known: set[str] = set()
+    kept = []
+    for run in runs:
+        if run.fingerprint is None or run.fingerprint not in known:
+            kept.append(run)
+        if run.fingerprint is not None:
+            known.add(run.fingerprint)
+    repeats = len(runs) - len(kept)
+    remarks = [f"{repeats} of {len(runs)} runs repeat another one with the same config: left out."] if repeats else []
+    return kept, remarks
+
+
+def value_text(value: Value) -> str:
+    """As it is written on the command line: `0.1`, `fedavg`, `null`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _find(folder: Path) -> Iterator[Path]:
+    """Run folders below a folder, in the order of their job numbers."""
+    if not folder.exists():
+        hint = f" To choose runs by their config: `--where {folder}`." if "=" in folder.name else ""
+        raise ValueError(f"There is no folder {folder}.{hint}")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Give the folder of a sweep or of a run.")
+    try:
+        names = os.listdir(folder)
+    except PermissionError:
+        raise ValueError(f"{folder} may not be read by this user.") from None
+    # A job that has not come to its first round yet has Hydra's files only.
+    if any(name in names for name in _RECORDS) or (".hydra" in names and "multirun.yaml" not in names):
+        if any(name in names for name in (*_RECORDS, "checkpoint.pt")) or _is_ours(folder):
+            yield folder.resolve()
+        return
+    for name in sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)):
+        if not name.startswith(".") and (folder / name).is_dir():
+            yield from _find(folder / name)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether Hydra's record in a folder is of this package: other apps' run folders are left alone."""
+    config = _read_yaml(folder / ".hydra" / "config.yaml")
+    return isinstance(config, dict) and {"algorithm", "num_rounds", "lr"} <= set(config)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    parents = {folder.parent for folder in folders}
+    if len(parents) == 1:
+        return [folder.name for folder in folders]
+    common = Path(os.path.commonpath(list(parents)))
+    return [str(folder.relative_to(common)) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> Run:
+    paths = RunPaths(folder)
+    overrides = _read_overrides(folder)
+    result = read_result(paths)
+    if result is not None:
+        parts = {"task": result.task, "model": result.model, "algorithm": result.algorithm}
+        config = {**result.option, **parts} if all(isinstance(part, dict) for part in parts.values()) else {}
+    else:
+        config = _read_yaml(folder / ".hydra" / "config.yaml")
+        config = config if isinstance(config, dict) else {}
+    values = _flatten(config)
+    for key, value in values.items():
+        if isinstance(value, str) and (reference := _REFERENCE.fullmatch(value)):  # Hydra's record is not resolved
+            values[key] = values.get(reference[1], value)
+    for key, text in overrides.items():
+        if key not in values or _is_group(key, values):
+            values[key] = _parse(text)
+    job = int(folder.name) if folder.name.isdecimal() else 0
+    texts = tuple(f"{key}={text}" for key, text in overrides.items())
+    if result is not None:
+        row = Row.of_result(job, texts, paths, result)
+        return Run(name, row, overrides, values, result.fingerprint or None)
+    return Run(name, _unfinished(job, texts, paths), overrides, values)
+
+
+def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths) -> Row:
+    """A run without a result, as far as its rounds go."""
+    rounds = _read_rounds(paths)
+    finite = [line for line in rounds if math.isfinite(line.get("valid_loss", math.nan))]
+    best = min(finite, key=lambda line: line["valid_loss"], default={})
+    failure = read_failure(paths)
+    if failure is not None:
+        row = Row.of_failure(job, overrides, paths, failure)
+    else:
+        is_damaged = paths.result.exists() and read_result(paths) is None
+        message = "result.json cannot be read" if is_damaged else ""
+        status = "running" if not is_damaged and _is_alive(paths) else "interrupted"
+        row = Row(job, overrides, paths.folder, status, message=message)
+    return replace(
+        row,
+        best_valid_loss=best.get("valid_loss", math.nan),
+        best_round=int(best["round"]) if best else None,
+        last_round=int(rounds[-1]["round"]) if rounds else None,
+        best={name: value for name, value in best.items() if name not in ("round", "seconds")},
+        seconds=rounds[-1].get("seconds") if rounds else None,
+    )
+
+
+def _is_alive(paths: RunPaths) -> bool:
+    """Whether somebody still works on a run: the process that owns its sweep lives, or it was written to lately."""
+    try:
+        owner = int(SweepPaths(paths.folder.parent).owner.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        owner = None
+    if owner is not None:
+        try:
+            os.kill(owner, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # it lives, and belongs to another user
+        return True
+    times = [path.stat().st_mtime for path in (paths.rounds, paths.checkpoint, paths.folder) if path.exists()]
+    return time.time() - max(times, default=0.0) < _RECENT_S
+
+
+def _read_rounds(paths: RunPaths) -> list[dict[str, float]]:
+    """Rounds with numbers only: a line that is torn or not one of ours is left out."""
+    lines = []
+    for line in read_rounds(paths):
+        if isinstance(line.get("round"), int | float) and math.isfinite(line["round"]):
+            lines.append({key: value for key, value in line.items() if isinstance(value, int | float)})
+    return lines
+
+
+def _read_overrides(folder: Path) -> dict[str, str]:
+    """Overrides by key. `~key` takes a default away, and the `+` of a new key is not part of its name."""
+    lines = _read_yaml(folder / ".hydra" / "overrides.yaml")
+    texts = [str(line) for line in lines] if isinstance(lines, list) else []
+    pairs = [text.partition("=") for text in texts if not text.startswith("~")]
+    return {key.lstrip("+"): _unquoted(value) for key, equals, value in pairs if equals}
+
+
+def _unquoted(text: str) -> str:
+    is_quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else text
+
+
+def _read_yaml(path: Path) -> Any:
+    """The file's content, or None when it is missing, unreadable or damaged."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+    """Every leaf by its full key (`task.partition.alpha`); a part with a name also by its group (`task/partition`)."""
+    values: dict[str, Value] = {}
+    for key, value in config.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, dict):
+            if isinstance(value.get("name"), str):
+                values[full.replace(".", "/")] = value["name"]
+            values.update(_flatten(value, f"{full}."))
+        else:
+            is_scalar = value is None or isinstance(value, str | int | float | bool)
+            values[full] = _number(value) if is_scalar else json.dumps(value, default=str)
+    return values
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text."""
+    return _parse(value) if isinstance(value, str) else value
+
+
+def _parse(text: str) -> Value:
+    words: dict[str, Value] = {"true": True, "false": False, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _is_group(key: str, values: Mapping[str, Value]) -> bool:
+    return f"{key.replace('/', '.')}.name" in values
+
+
+def _with_choices(runs: list[Run]) -> list[Run]:
+    """Runs that did not choose in a group that others chose in (`option=fedavg_paper`) have its default."""
+    chosen = {key for run in runs for key in run.overrides if key not in run.values or not _is_group(key, run.values)}
+    missing = {key for key in chosen if any(key not in run.values for run in runs)}
+    filled = []
+    for run in runs:
+        wanted = [key for key in missing if key not in run.values]
+        if wanted:
+            hydra = _read_yaml(run.row.folder / ".hydra" / "hydra.yaml")
+            try:
+                choices = hydra["hydra"]["runtime"]["choices"]
+                found = {key: choices[key] for key in wanted if key in choices}
+            except (KeyError, TypeError):
+                found = {}
+            run = replace(run, values={**run.values, **found})
+        filled.append(run)
+    return filled
+
+
+def keys_that_vary(runs: Sequence[Run]) -> list[str]:
+    """The overridden keys in which the runs differ; of runs that those do not tell apart, also config keys."""
+    overridden = dict.fromkeys(key for run in runs for key in run.overrides)
+    keys = [key for key in overridden if _varies(key, runs)]
+    by_point: dict[tuple[Value, ...], list[Run]] = {}
+    for run in runs:
+        by_point.setdefault(tuple(run.values.get(key, ABSENT) for key in keys), []).append(run)
+    for alike in by_point.values():
+        if len(alike) > 1:
+            candidates = dict.fromkeys(key for run in alike for key in run.values)
+            differing = [key for key in candidates if not _is_minor(key) and _varies(key, alike)]
+            groups = [key for key in differing if _is_group(key, alike[0].values)]
+            under = tuple(f"{group.replace('/', '.')}." for group in groups)
+            keys += [key for key in differing if key not in keys and not key.startswith(under)]
+    return keys
+
+
+def _varies(key: str, runs: Iterable[Run]) -> bool:
+    return len({(type(value) is bool, value) for value in (run.values.get(key, ABSENT) for run in runs)}) > 1
+
+
+def _is_minor(key: str) -> bool:
+    """Whether a key decides where and how a run runs, not what it computes."""
+    places = ("device", "num_threads", "checkpoint_interval", "save_best", "task.data_dir", "task.cache_dir")
+    return key in places or key.rpartition(".")[2] in ("name", "_target_")

@@ -1,0 +1,93 @@
+"""Run folders as jobs leave them, written by the record's own functions."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from flgo_hydra.record.files import append_json_line
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import Failure, RunResult, write_failure, write_result
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`make_run("sweep/0", [2.0, 1.0], lr=0.1, algorithm="fedavg", status="completed")`: losses from round 0 on.
+
+    Without a status the run has no result: it is unfinished, or `failure` says why it ended.
+    """
+
+    def make(
+        folder: str,
+        losses: list[float],
+        status: str | None = "completed",
+        failure: str | None = None,
+        config: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Path:
+        paths = RunPaths(tmp_path / folder)
+        hydra = paths.folder / ".hydra"
+        hydra.mkdir(parents=True)
+        chosen = {"algorithm": "fedavg", "lr": 0.1, "seed": 0, "num_rounds": 5, **overrides}
+        algorithm = {"name": chosen.pop("algorithm"), "_target_": "somewhere.Class"}
+        for key in [key for key in chosen if key.startswith("algorithm.")]:
+            algorithm[key.partition(".")[2]] = chosen.pop(key)
+        task = {"name": "digits", "partition": {"name": "iid"}, "seed": chosen.pop("task.seed", 0)}
+        hidden = [int(width) for width in str(chosen.pop("model.hidden", "[200]")).strip("[]").split(",")]
+        option = {**chosen, "device": "auto", **(config or {})}
+        parts = {"task": task, "model": {"name": "mlp", "hidden": hidden}, "algorithm": algorithm}
+        OmegaConf.save(
+            OmegaConf.create([f"{key}={value}" for key, value in overrides.items()]), hydra / "overrides.yaml"
+        )
+        OmegaConf.save(OmegaConf.create({**option, **parts}), hydra / "config.yaml")
+        for num, loss in enumerate(losses):
+            line = {"round": num, "valid_loss": loss, "test_loss": loss + 0.5, "test_accuracy": 1 / (1 + loss)}
+            append_json_line(paths.rounds, {**line, "seconds": num / 10})
+        if failure is not None:
+            kind, _, message = failure.partition(": ")
+            write_failure(paths, Failure(kind, message))
+        elif status is not None:
+            finite = [loss for loss in losses if math.isfinite(loss)]
+            best = min(finite, default=math.inf)
+            at_best = {"valid_loss": best, "test_loss": best + 0.5, "test_accuracy": 1 / (1 + best)}
+            best_round = losses.index(best) if finite else 0
+            result = RunResult(
+                status=status,
+                best_valid_loss=best,
+                best_round=best_round,
+                last_round=len(losses) - 1,
+                best=at_best,
+                last=at_best,
+                seconds=1.5,
+                peak_memory_mib=200.0,
+                device="cpu",
+                seed=chosen["seed"],
+                option=option,
+                versions={},
+                fingerprint=str(hash(str((option, parts)))),
+                message="the loss is not finite" if status == "diverged" else "",
+                **parts,
+            )
+            write_result(paths, result)
+        return paths.folder
+
+    return make
+
+
+@pytest.fixture
+def sweep(make_run: MakeRun, tmp_path: Path) -> Path:
+    """Two algorithms, two rates, three seeds: fedprox is lower by 0.1 at lr=0.1 in each seed, equal at lr=0.01."""
+    noise = [0.0, 0.2, 0.1]
+    for i, (algorithm, lr, seed) in enumerate(
+        (a, lr, s) for a in ("fedavg", "fedprox") for lr in (0.1, 0.01) for s in range(3)
+    ):
+        low = (1.0 if lr == 0.1 else 2.0) + noise[seed]
+        if algorithm == "fedprox" and lr == 0.1:
+            low -= 0.1 + 0.001 * seed
+        make_run(f"sweep/{i}", [2.5, low + 0.1, low, low + 0.2], algorithm=algorithm, lr=lr, seed=seed)
+    return tmp_path / "sweep"

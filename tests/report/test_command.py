@@ -1,0 +1,218 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.report.command import main
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def report(capfd, monkeypatch, tmp_path):
+    """`report("sweep", "--top", "1")` returns (status, stdout, stderr), run where the folders are."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_text_from_best_to_worst(report, sweep):
+    status, out, err = report("sweep", "--top", "2")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "12 runs: 12 completed"
+    assert lines[1].split() == (
+        "job algorithm lr seed status best valid_loss round of test_loss test_accuracy seconds MiB".split()
+    )
+    assert lines[2].split()[:7] == ["6", "fedprox", "0.1", "0", "completed", "0.9000", "2"]
+    assert lines[4] == "  … and 10 more"
+    (group,) = [line for line in lines if line.startswith("  fedprox") and "±" in line]
+    assert "3  0.9990 ± 0.0995  [0.7518, 1.2462]" in group
+    assert "  → fedprox has a lower best_valid_loss than fedavg by 0.1010 ± 0.0025 each at its best setting" in out
+
+
+def test_a_half_finished_sweep(report, make_run, tmp_path):
+    make_run("sweep/0", [2.0, 1.0], lr=1)
+    make_run("sweep/1", [2.0, 0.1], status=None, lr=2)
+    make_run("sweep/2", [2.0, 0.2], status="pruned", lr=3)
+    make_run("sweep/3", [2.0], failure="ValueError: too\nlong", lr=4)
+    (tmp_path / "sweep" / "3" / "attempt-1.log").write_text("")
+    make_run("sweep/4", [2.0, float("nan")], status="diverged", lr=5)
+    (tmp_path / "sweep" / ".owner.lock").write_text(str(os.getpid()))
+    status, out, _ = report("sweep")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert out.startswith("5 runs: 1 completed, 1 running, 1 pruned, 1 diverged, 1 failed\n")
+    assert [line[0] for line in lines[2:7]] == ["0", "1", "2", "4", "3"]
+    assert lines[3] == ["1", "2", "running", "(1", "of", "5)", "0.1000", "1", "1", "0.6000", "0.9091", "0.10", "-"]
+    assert "failed: 1 of 5\n  job  lr  reason           log\n  3     4  ValueError: too  sweep/3/attempt-1.log\n" in out
+
+
+def test_json_and_csv_say_the_same(report, sweep):
+    _, out, _ = report("sweep", "--format", "json")
+    read = json.loads(out)
+    _, out, _ = report("sweep", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == len(read["points"]) == 12
+    for row, point in zip(rows, read["points"], strict=True):
+        assert float(row["best_valid_loss"]) == point["best_valid_loss"] and row["folder"] == point["folder"]
+        assert (row["algorithm"], float(row["lr"]), int(row["seed"])) == (
+            point["algorithm"],
+            point["lr"],
+            point["seed"],
+        )
+    assert read["groups"][0]["best_valid_loss_mean"] == pytest.approx(0.999)
+    assert read["comparison"][0]["p_exact"] == 0.25 and len(read["conclusions"]) == 2
+    _, out, _ = report("sweep", "--format", "csv", "--table", "comparison")
+    assert out.startswith("first,second,where,difference,interval_95_low,interval_95_high,seeds,p,")
+    assert "nan" not in out and "inf" not in out
+
+
+def test_json_has_no_nan(report, make_run):
+    make_run("s/0", [float("nan")], status="diverged")
+    status, out, _ = report("s", "--format", "json")
+    assert status == 0 and json.loads(out)["points"][0]["best_valid_loss"] is None
+    _, out, _ = report("s", "--format", "csv")
+    assert next(csv.DictReader(io.StringIO(out)))["best_valid_loss"] == "inf"
+
+
+def test_markdown_and_latex(report, make_run):
+    make_run("s/0", [1.0], algorithm="a|b_c")
+    make_run("s/1", [2.0], algorithm="d")
+    _, out, _ = report("s", "--format", "md", "--table", "points")
+    assert out.splitlines()[4].startswith("| **0** | **a\\|b_c** | **completed** | **1.0000** |")
+    assert out.splitlines()[5].startswith("| 1 | d | completed | 2.0000 |")
+    _, out, _ = report("s", "--format", "latex", "--table", "points")
+    assert "\\begin{tabular}{lllrrrrrrr}\n\\toprule\njob & algorithm & status & best valid\\_loss &" in out
+    assert "\\textbf{a|b\\_c}" in out and out.rstrip().endswith("\\end{tabular}")
+
+
+def test_metric_direction_keys_and_filter(report, sweep):
+    _, out, _ = report("sweep", "--metric", "test_accuracy", "--format", "csv", "--key", "lr", "--where", "seed=0,1")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (
+        len(rows) == 8 and "algorithm" not in rows[0] and list(rows[0])[:4] == ["job", "lr", "status", "test_accuracy"]
+    )
+    accuracies = [float(row["test_accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    _, out, _ = report("sweep", "--metric", "test_accuracy", "--minimize", "--format", "csv")
+    assert float(next(csv.DictReader(io.StringIO(out)))["test_accuracy"]) == min(accuracies + [1 / 3.2])
+    _, out, _ = report("sweep", "--where", "lr=1e-1", "--where", "algorithm=FedProx", "--format", "csv")
+    assert len(out.splitlines()) == 4
+    _, out, _ = report("--where", "status=completed", "--top", "1", "sweep", "--table", "points")
+    assert out.startswith("12 runs")
+
+
+def test_replicates_of_two_keys(report, make_run):
+    for i, (seed, split) in enumerate((s, t) for s in range(2) for t in range(2)):
+        make_run(f"s/{i}", [1.0 + seed + split], seed=seed, **{"task.seed": split})
+    _, out, _ = report("s", "--format", "json", "--over", "seed,task.seed")
+    (group,) = json.loads(out)["groups"]
+    assert (group["runs"], group["best_valid_loss_mean"]) == (4, 2.0)
+    _, out, _ = report("s", "--format", "json")
+    assert len(json.loads(out)["groups"]) == 2
+
+
+def test_a_single_run(report, make_run):
+    make_run("single", [2.0, 1.0])
+    status, out, _ = report("single")
+    assert status == 0 and out.startswith("1 run: 1 completed\n  job     status") and "over seed" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nowhere"], "There is no folder nowhere."),
+        (["sweep", "lr=0.1"], "To choose runs by their config: `--where lr=0.1`."),
+        (["sweep", "--metric", "test_acuracy"], "Did you mean `test_accuracy`?"),
+        (["sweep", "--metric", "zzz"], "There are `best_valid_loss`, `test_loss`"),
+        (["sweep", "--over", "sed"], "Did you mean `seed`"),
+        (["sweep", "--key", "learning_rate"], "Did you mean `lr`?"),
+        (["sweep", "--key", "zzz"], "Those that vary are `algorithm`, `lr`, `seed`."),
+        (["sweep", "--where", "lr"], "must be `key=value`"),
+        (["sweep", "--where", "lr=3"], "`lr` is 0.01, 0.1."),
+        (["sweep", "--where", "lrr=3"], "Did you mean `lr`?"),
+        (["sweep", "--compare", "device"], "all runs have the same. What varies: `algorithm`, `lr`, `seed`."),
+        (["sweep", "--compare", "seed"], "cannot also be what the means are over"),
+        (["sweep", "--over", "algorithm", "--table", "comparison"], "Choose a key with `--compare`."),
+        (["sweep", "--where", "seed=0", "--table", "groups"], "no two runs differ in seed alone"),
+    ],
+)
+def test_mistakes_are_answered(report, sweep, arguments, said):
+    status, out, err = report(*arguments)
+    assert status == 1 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "required: folder"),
+        (["sweep", "--fromat", "csv"], "Did you mean `--format`?"),
+        (["sweep", "--format", "xml"], "invalid choice: 'xml'"),
+        (["sweep", "--top", "0"], "must be a whole number of at least 1, but got '0'"),
+        (["sweep", "--maximize", "--minimize"], "not allowed with"),
+    ],
+)
+def test_wrong_options(report, sweep, arguments, said):
+    status, out, err = report(*arguments)
+    assert status == 2 and out == "" and said in err and "--help` shows what there is." in err
+
+
+def _run(*arguments, cwd, **changed):
+    environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, capture_output=True, **changed
+    )
+
+
+def test_as_a_module_and_as_a_script(sweep, tmp_path):
+    by_module = _run("-m", "flgo_hydra.report", "sweep", cwd=tmp_path)
+    assert by_module.returncode == 0 and by_module.stdout.startswith("12 runs")
+    assert _run(_ROOT / "scripts" / "report", "sweep", cwd=tmp_path).stdout == by_module.stdout
+    assert _run("-m", "flgo_hydra.report", "nowhere", cwd=tmp_path).returncode == 1
+
+
+def test_tables_import_no_matplotlib_no_torch(sweep, tmp_path):
+    code = "import sys; from flgo_hydra.report.command import main; main(['sweep']); print(sorted(sys.modules))"
+    out = _run("-c", code, cwd=tmp_path).stdout
+    assert out.startswith("12 runs")
+    for package in ("matplotlib", "torch", "optuna", "hydra", "scipy"):
+        assert f"'{package}'" not in out
+
+
+def test_a_reader_that_has_seen_enough(sweep, tmp_path):
+    command = f"{sys.executable} -m flgo_hydra.report sweep sweep | head -1"
+    environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ["PATH"]}
+    ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("12 runs: 12 completed\n", "")
+
+
+def test_a_real_sweep(command, report, empty_folder):
+    done = command(
+        "-m", "algorithm=fedavg,fedprox", "seed=0,1", "num_rounds=2", "model=logistic", "hydra.sweep.dir=real"
+    )
+    assert done.status == 0, done.err
+    status, out, err = report("real", "--format", "json")
+    assert (status, err) == (0, "")
+    read = json.loads(out)
+    with open("real/results.csv", newline="") as file:
+        rows = {row["job"]: row for row in csv.DictReader(file)}
+    assert len(read["points"]) == 4
+    for point in read["points"]:
+        row = rows[point["job"]]
+        assert float(row["best_valid_loss"]) == point["best_valid_loss"]
+        assert float(row["test_accuracy_at_best"]) == point["test_accuracy"] and row["algorithm"] == point["algorithm"]
+    assert [group["runs"] for group in read["groups"]] == [2, 2] and len(read["comparison"]) == 1
