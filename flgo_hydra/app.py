@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import resource
+import shlex
 import signal
 import sys
 import threading
@@ -170,9 +171,8 @@ def _train(conf: Conf, paths: RunPaths) -> RunResult:
             watcher.progress.close()
     if status == "stopped":
         watcher.save(state)
-        raise KeyboardInterrupt(
-            f"stopped after round {state.round_num}; the same command with hydra.run.dir={paths.folder} goes on"
-        )
+        again = f"python -m flgo_hydra.resume {shlex.quote(str(paths.folder))}"
+        raise KeyboardInterrupt(f"stopped after round {state.round_num}; {again} goes on")
     return _result(conf, state, status, device, data)
 
 

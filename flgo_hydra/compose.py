@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,21 @@ def parts(conf: Conf) -> dict[str, Any]:
     return {**named, "option": values}
 
 
-def fingerprint(conf: Conf) -> str:
-    """A hash of what decides a run's numbers: all of the config but where files lie and how it is run."""
+def deciding(conf: Conf) -> dict[str, Any]:
+    """What decides a run's numbers, in parts: all of the config but where files lie and how it is run."""
     values = parts(conf)
     values["option"] = {key: value for key, value in values["option"].items() if key not in _DECIDES_NOTHING}
     values["task"] = {key: value for key, value in values["task"].items() if key not in ("cache_dir", "data_dir")}
+    return values
+
+
+def fingerprint(conf: Conf) -> str:
+    """A hash of what decides a run's numbers."""
+    return hash_of(deciding(conf))
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """A short hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

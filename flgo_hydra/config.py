@@ -388,6 +388,8 @@ class SweeperConf:
     study_name: str | None = None
     # jobs handed at once to a launcher that is not ours; null: one to Hydra's basic launcher, all to others
     batch_size: int | None = None
+    # when going on with a sweep: run failed points again
+    retry_failed: bool = False
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"
 

@@ -17,15 +17,17 @@ def print_summary(
     paths: SweepPaths,
     storage: str,
     study_name: str,
-    command: Sequence[str],
     num_left: int,
     curve: str,
+    num_untried: int = 0,
+    is_ours: bool = True,
 ) -> Row | None:
     """Draws curves.png and prints the optimum, what failed, where things lie and how to go on. Returns the best row.
 
     Args:
-        command: the sweep's own arguments, for the command that resumes it.
         num_left: points that did not run (the sweep was stopped).
+        num_untried: failed points that were not tried again.
+        is_ours: the jobs are ours, and not of another Hydra app that uses our sweeper.
     """
     best = best_row(rows)
     rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in rows}
@@ -50,6 +52,9 @@ def print_summary(
             print(f"  job {row.job}  {' '.join(row.overrides)}  {row.message.partition(chr(10))[0]}{where}")
         if len(listed) > _MOST_LISTED:
             print(f"  … and {len(listed) - _MOST_LISTED} more in {_relative(paths.results)}")
+        if status == "failed" and num_untried:
+            print(f"  {num_untried} failed before and {'was' if num_untried == 1 else 'were'} not tried again; to try:")
+            print(f"  {resume_command(paths.folder, is_ours, 'hydra.sweeper.retry_failed=true')}")
     if num_left:
         print(f"\nnot run: {num_left} points")
     print(f"\nfolder:  {_relative(paths.folder)}")
@@ -58,7 +63,7 @@ def print_summary(
     if not is_drawn and any(rounds.values()):
         known = sorted({name for lines in rounds.values() for line in lines for name in line} - {"round"})
         print(f"         no curves.png: no job recorded `{curve}`; there are {', '.join(known)}")
-    print(f"resume:  {_resume_command(command, paths.folder)}")
+    print(f"resume:  {resume_command(paths.folder, is_ours)}")
     where = _relative(Path(storage)) if "://" not in storage else storage
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
     print(f"         optuna-dashboard {shlex.quote(where)}", flush=True)
@@ -110,9 +115,11 @@ def _log_of(row: Row) -> str:
     return _relative(logs[-1] if logs else row.folder / "failure.json")
 
 
-def _resume_command(arguments: Sequence[str], folder: Path) -> str:
-    rest = [argument for argument in arguments if not argument.startswith("hydra.sweep.dir=")]
-    return shlex.join(["python", "-m", "flgo_hydra", "-m", *rest, f"hydra.sweep.dir={_relative(folder)}"])
+def resume_command(folder: Path, is_ours: bool, *more: str) -> str:
+    """What to type to go on with a sweep."""
+    if is_ours:
+        return shlex.join(["python", "-m", "flgo_hydra.resume", _relative(folder), *more])
+    return f"the same command with {shlex.join([f'hydra.sweep.dir={_relative(folder)}', *more])}"
 
 
 def _relative(path: Path) -> str:

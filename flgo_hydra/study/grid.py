@@ -64,6 +64,15 @@ def read_grid(overrides: Iterable[Override]) -> Grid:
     return Grid(tuple(fixed.values()), tuple(axes.values()))
 
 
+def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:
+    """The same grid with fixed keys as axes of one value, where an earlier sweep of the study varied them."""
+    wanted = list(keys)
+    fixed = {text.partition("=")[0]: text for text in grid.fixed}
+    moved = tuple(Axis(key, (fixed[key].partition("=")[2],)) for key in wanted if key in fixed)
+    gone = {axis.key for axis in moved}
+    return Grid(tuple(text for key, text in fixed.items() if key not in gone), (*moved, *grid.axes))
+
+
 def parse_point(point: Sequence[str]) -> dict[str, Value]:
     """Typed values of a point by key: `{"lr": 0.1, "algorithm": "fedavg"}`. Lists and dicts become JSON text."""
     overrides = OverridesParser.create().parse_overrides(list(point))

@@ -1,7 +1,5 @@
 """Composes and checks every point of a grid before the first one runs, and says which points are the same."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import Grid
+from flgo_hydra.study.objective import Common
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ def check_points(
     sweep_config: DictConfig,
     grid: Grid,
     when_first_is_lawful: Callable[[], None] = lambda: None,
+    common: Common | None = None,
 ) -> list[Point]:
     """Composes and checks every point of the grid; points written twice in other words count once.
 
     Args:
         sweep_config: the sweep's own config, with Hydra's node.
+        common: takes in every point's settings.
         when_first_is_lawful: called when the first point composes and keeps the laws: most mistakes are out then.
     Raises:
         ValueError: the first point that breaks a law, with what it is.
@@ -68,9 +69,13 @@ def check_points(
             except ValueError as error:
                 raise ValueError(f"{error}{where}") from error
             confs.append((conf, where))
-            identity = compose.fingerprint(conf)
+            parts = compose.deciding(conf)
+            settings = {**parts["option"], **{key: parts[key] for key in ("task", "model", "algorithm")}}
         else:
-            identity = _hash(cfg)
+            parts = settings = _plain(cfg)
+        identity = compose.hash_of(parts)
+        if common is not None and identity not in points:
+            common.add(settings)
         if not points:
             when_first_is_lawful()
         points.setdefault(identity, Point(overrides, identity))
@@ -82,9 +87,9 @@ def check_points(
     return list(points.values())
 
 
-def _hash(cfg: DictConfig) -> str:
+def _plain(cfg: DictConfig) -> dict[str, Any]:
     content: Any = OmegaConf.to_container(cfg, resolve=False)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return dict(content)
 
 
 def _nested_grid(overrides: Sequence[str]) -> str:

@@ -54,8 +54,12 @@ class StoredTrial:
     number: int
     identity: str
     job: int
-    is_complete: bool
+    overrides: tuple[str, ...]
     is_running: bool
+    value: float | None
+    """of a COMPLETE trial"""
+    status: str
+    """of the run's result, or failed; empty for a job that only returned its value"""
 
 
 class SweepStudy:
@@ -75,14 +79,11 @@ class SweepStudy:
         if isinstance(storage, Path) and len(existing) == 1:
             name = existing[0]
         self.name = name
-        self._study = optuna.create_study(
-            storage=backend,
-            sampler=self._sampler,
-            pruner=optuna.pruners.NopPruner(),
-            study_name=name,
-            direction="minimize",
-            load_if_exists=True,
-        )
+        settings: dict[str, Any] = {"sampler": self._sampler, "pruner": optuna.pruners.NopPruner()}
+        if name in existing:
+            self._study = optuna.load_study(study_name=name, storage=backend, **settings)
+        else:
+            self._study = optuna.create_study(study_name=name, storage=backend, direction="minimize", **settings)
         self._trials: dict[int, Trial] = {}
 
     def stored_trials(self) -> list[StoredTrial]:
@@ -92,11 +93,18 @@ class SweepStudy:
                 trial.number,
                 str(trial.user_attrs.get("identity", "")),
                 int(trial.user_attrs.get("job", -1)),
-                trial.state == TrialState.COMPLETE,
+                tuple(trial.user_attrs.get("overrides", ())),
                 trial.state == TrialState.RUNNING,
+                trial.value if trial.state == TrialState.COMPLETE else None,
+                str(trial.user_attrs.get("status", "")),
             )
             for trial in self._study.get_trials(deepcopy=False)
         ]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the study is of, as far as it was stored."""
+        return dict(self._study.user_attrs)
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Stores what the study is of, where it does not say so yet."""

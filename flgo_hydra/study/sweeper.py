@@ -1,13 +1,11 @@
 """Hydra's sweeper of flgo_hydra: checks every point of a grid, launches what is not finished, fills the study."""
 
 import contextlib
-import fcntl
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,19 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from flgo_hydra import compose
 from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
+from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
 from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
-from flgo_hydra.study.grid import Grid, Value, parse_point, read_grid
+from flgo_hydra.study.grid import Axis, Grid, Value, give_axes, parse_point, read_grid
+from flgo_hydra.study.objective import Common, check_same
+from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, check_points
 
 _MOST_AHEAD = 64
@@ -55,6 +57,7 @@ class StudySweeper(Sweeper):
         storage: str | None = None,
         study_name: str | None = None,
         batch_size: int | None = None,
+        retry_failed: bool = False,
         curve: str = "valid_loss",
     ) -> None:
         SweeperConf("", storage=storage, study_name=study_name, batch_size=batch_size, curve=curve)  # its laws
@@ -62,6 +65,7 @@ class StudySweeper(Sweeper):
         self._storage = storage
         self._study_name = study_name
         self._batch_size = batch_size
+        self._retry_failed = retry_failed
         self._curve = curve
         self._config: DictConfig | None = None
         self._launcher: Launcher | None = None
@@ -97,12 +101,16 @@ class StudySweeper(Sweeper):
         grid = self._read_grid(arguments)
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
-        points = check_points(self._composer, self._config, grid, warm)
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        with _owning(paths):
-            OmegaConf.save(self._config, paths.folder / "multirun.yaml")
-            return _Sweep(self, grid, points, paths, arguments).run()
+        common = Common(axis.key for axis in grid.axes)
+        with contextlib.ExitStack() as stack:
+            is_old = paths.folder.exists()
+            if is_old:  # who is not let in need not wait for the checks
+                stack.enter_context(owning(paths))
+            points = check_points(self._composer, self._config, grid, warm, common)
+            if not is_old:  # nothing is made before everything is checked
+                stack.enter_context(owning(paths))
+            return _Sweep(self, grid, points, common, paths).run()
 
     def _read_grid(self, arguments: Sequence[str]) -> Grid:
         assert self.hydra_context is not None
@@ -110,25 +118,12 @@ class StudySweeper(Sweeper):
         written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
         return read_grid(parser.parse_overrides([*written, *arguments]))
 
-    def _config_dirs(self) -> list[str]:
-        """The flags that gave a user's own config folder."""
-        assert self._config is not None
-        sources = self._config.hydra.runtime.config_sources
-        return [
-            text for s in sources if s.provider == "command-line" for text in ("--config-dir", os.path.relpath(s.path))
-        ]
-
-    def _hydra_overrides(self) -> list[str]:
-        assert self._config is not None
-        # `-m` adds the mode by itself.
-        return [text for text in self._config.hydra.overrides.hydra if not text.startswith("hydra.mode=")]
-
 
 class _Sweep:
     """One call of the sweeper."""
 
     def __init__(
-        self, sweeper: StudySweeper, grid: Grid, points: list[Point], paths: SweepPaths, arguments: list[str]
+        self, sweeper: StudySweeper, grid: Grid, points: list[Point], common: Common, paths: SweepPaths
     ) -> None:
         from flgo_hydra.study.study import SweepStudy  # imports optuna
 
@@ -138,24 +133,31 @@ class _Sweep:
         self._batch_size = sweeper._batch_size
         self._curve = sweeper._curve
         self._composer = sweeper._composer
-        self._grid = grid
         self._paths = paths
-        self._command = [*sweeper._config_dirs(), *sweeper._hydra_overrides(), *arguments]
+        self._retry_failed = sweeper._retry_failed
         default_name = "_".join(paths.folder.parts[-2:])
         self._study = SweepStudy(sweeper._storage or paths.study, sweeper._study_name or default_name)
         self._storage = sweeper._storage or str(paths.study)
+        earlier = self._study.description
+        check_same(earlier.get("fixed", {}), common.values, self._study.name, str(paths.folder))
+        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
+        self._grid = give_axes(grid, earlier.get("grid", {}))
+        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._grid.axes[: -len(grid.axes) or None])
+        points = [replace(point, overrides=(*added, *point.overrides)) for point in points]
+        self._study.describe(_description(earlier, self._grid.axes, common.values))
         self._choices = self._read_choices([point.overrides for point in points])
-        self._jobs = self._number(points)
         self._rows: dict[int, Row] = {}
+        self._jobs = self._number(points)
         self._tables_written = 0.0
         self._tables_cost = 0.0
 
     def run(self) -> list[JobReturn]:
-        self._study.describe({"grid": {axis.key: list(axis.values) for axis in self._grid.axes}})
         returns: list[JobReturn] = []
         is_interrupted = False
         for job in self._jobs:
-            self._harvest(job)
+            if not self._harvest(job) and not self._retry_failed:
+                self._take_failure(job)
+        num_untried = sum(row.status == "failed" for row in self._rows.values())
         to_run = [job for job in self._jobs if job.number not in self._rows]
         try:
             if isinstance(self._launcher, PackingLauncher):
@@ -169,11 +171,20 @@ class _Sweep:
             is_interrupted = True
         self._write_tables()
         rows = [self._rows[number] for number in sorted(self._rows)]
-        num_left = len(self._jobs) - len(rows)
-        best = print_summary(rows, self._paths, self._storage, self._study.name, self._command, num_left, self._curve)
+        num_left = sum(job.number not in self._rows for job in self._jobs)
+        best = print_summary(
+            rows,
+            self._paths,
+            self._storage,
+            self._study.name,
+            num_left,
+            self._curve,
+            num_untried,
+            compose.is_ours(self._config),
+        )
         if is_interrupted:
             raise KeyboardInterrupt
-        if best is None or num_left or any(row.status == "failed" for row in rows):
+        if best is None or num_left or any(self._rows[job.number].status == "failed" for job in self._jobs):
             raise SystemExit(1)
         return returns
 
@@ -185,13 +196,16 @@ class _Sweep:
             next_number = max(next_number, stored.job + 1)
             earlier = known.get(stored.identity)
             attempt = earlier.attempt + 1 if earlier else 2
-            known[stored.identity] = Job(stored.job, Point((), stored.identity), attempt)
+            known[stored.identity] = Job(stored.job, Point(stored.overrides, stored.identity), attempt)
             if stored.is_running:
                 self._close_stale(stored.number, stored.job)
+            elif stored.value is not None and not stored.status:  # of another app, which writes no result
+                run = self._paths.run(stored.job)
+                self._rows[stored.job] = Row.of_value(stored.job, stored.overrides, run, stored.value)
         jobs = []
         for point in points:
             if point.identity in known:
-                job = known[point.identity]
+                job = known.pop(point.identity)
                 jobs.append(Job(job.number, point, job.attempt))
                 continue
             # A folder may be left from a sweep that was killed before its trial was stored.
@@ -199,14 +213,19 @@ class _Sweep:
                 next_number += 1
             jobs.append(Job(next_number, point))
             next_number += 1
+        for job in known.values():  # points of earlier commands: the tables show them as well
+            if not self._harvest(job):
+                self._take_failure(job)
         return jobs
 
     def _close_stale(self, trial: int, job: int) -> None:
         """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
         run = self._paths.run(job)
-        result = read_result(run)
+        result, failure = read_result(run), read_failure(run)
         if result is not None:
             self._study.finish(trial, result, read_rounds(run))
+        elif failure is not None:
+            self._study.fail(trial, f"{failure.kind}: {failure.message}")
         else:
             self._study.fail(trial, "the sweep was interrupted")
 
@@ -268,6 +287,7 @@ class _Sweep:
     def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
         """Runs a batch under anybody else's launcher."""
         for job in batch:
+            self._run_paths(job).failure.unlink(missing_ok=True)  # of an earlier sweep
             self._open_trial(job)
         overrides = [[*self._grid.fixed, *job.point.overrides] for job in batch]
         try:
@@ -320,18 +340,25 @@ class _Sweep:
         self._rows[job.number] = Row.of_result(job.number, job.point.overrides, run, result)
         return True
 
+    def _take_failure(self, job: Job) -> None:
+        """Takes over that the job failed before, if its folder says so."""
+        run = self._run_paths(job)
+        failure = read_failure(run) if job.attempt > 1 else None
+        if failure is not None:
+            self._rows[job.number] = Row.of_failure(job.number, job.point.overrides, run, failure)
+
     def _run_paths(self, job: Job) -> RunPaths:
         return self._paths.run(job.number)
 
     def _read_choices(self, points: list[tuple[str, ...]]) -> dict[str, list[Value]]:
         """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
-        choices: dict[str, list[Value]] = {}
+        choices: dict[str, dict[tuple[str, Value], None]] = {}
         for point in points:
             for key, value in parse_point(point).items():
-                values = choices.setdefault(key, list(self._composer.group_options(key)))
-                if value not in values:
-                    values.append(value)
-        return choices
+                if key not in choices:
+                    choices[key] = {("str", option): None for option in self._composer.group_options(key)}
+                choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
+        return {key: [value for _, value in values] for key, values in choices.items()}
 
     def _write_tables_now_and_then(self) -> None:
         """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
@@ -347,22 +374,14 @@ class _Sweep:
         self._tables_cost = self._tables_written - begin
 
 
-@contextlib.contextmanager
-def _owning(paths: SweepPaths) -> Iterator[None]:
-    """Holds the sweep folder: two processes in it would run the same points twice."""
-    with open(paths.owner, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{paths.folder} is in use by the sweep of process {file.read().strip() or 'unknown'}. "
-                "Wait for it, or choose another `hydra.sweep.dir`."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+def _description(earlier: Mapping[str, Any], axes: Sequence[Axis], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
+    grid = {key: list(values) for key, values in earlier.get("grid", {}).items()}
+    for axis in axes:
+        grid[axis.key] = list(dict.fromkeys([*grid.get(axis.key, []), *axis.values]))
+    before = earlier.get("fixed")
+    kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
+    return {"grid": grid, "fixed": dict(kept)}
 
 
 def _as_text(value: Any) -> str:

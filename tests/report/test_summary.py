@@ -1,5 +1,4 @@
 import math
-import shlex
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def _failed(paths: SweepPaths, job: int, *logs: str) -> Row:
 
 
 def _print(paths: SweepPaths, rows: list[Row], **changed: object) -> Row | None:
-    arguments = {"storage": str(paths.study), "study_name": "s", "command": ["lr=0.0,0.1"], "num_left": 0}
+    arguments = {"storage": str(paths.study), "study_name": "s", "num_left": 0}
     return print_summary(rows, paths, **{**arguments, "curve": "valid_loss", **changed})  # type: ignore[arg-type]
 
 
@@ -54,7 +53,7 @@ def test_optimum_and_where_things_lie(paths: SweepPaths, capsys: pytest.CaptureF
         "\n"
         "folder:  multirun/a b\n"
         "files:   results.csv, best.yaml, curves.png, <job>/rounds.jsonl\n"
-        "resume:  python -m flgo_hydra -m lr=0.0,0.1 'hydra.sweep.dir=multirun/a b'\n"
+        "resume:  python -m flgo_hydra.resume 'multirun/a b'\n"
         "study:   optuna best-trial --storage 'multirun/a b/study.journal' --study-name s\n"
         "         optuna-dashboard 'multirun/a b/study.journal'\n"
     )
@@ -102,21 +101,16 @@ def test_what_did_not_run_is_counted(
     assert "optimal" not in out and not paths.curves.exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["lr=0.1,0.2", "hydra.sweep.dir=elsewhere"],
-        ["model.hidden=[1,2],[3]", "task.path='/a b/$x'"],
-        [],
-    ],
-)
-def test_resume_command_is_quoted_for_the_shell(
-    paths: SweepPaths, capsys: pytest.CaptureFixture[str], command: list[str]
-) -> None:
-    _print(paths, [], command=command)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume:")]
-    kept = [argument for argument in command if not argument.startswith("hydra.sweep.dir=")]
-    assert shlex.split(line)[1:] == ["python", "-m", "flgo_hydra", "-m", *kept, "hydra.sweep.dir=multirun/a b"]
+def test_how_to_go_on_and_how_to_try_failed_points_again(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [_failed(paths, 0), _failed(paths, 1)]
+    _print(paths, rows, num_untried=1)
+    out = capsys.readouterr().out
+    assert "  1 failed before and was not tried again; to try:\n" in out
+    assert "  python -m flgo_hydra.resume 'multirun/a b' hydra.sweeper.retry_failed=true\n" in out
+    _print(paths, rows, num_untried=0)
+    assert "tried" not in capsys.readouterr().out
+    _print(paths, rows, is_ours=False)
+    assert "resume:  the same command with 'hydra.sweep.dir=multirun/a b'\n" in capsys.readouterr().out
 
 
 def test_storage_by_url_and_a_folder_elsewhere(

@@ -60,7 +60,7 @@ def test_a_grid_writes_its_files_and_says_who_won(command):
     # what a person reads
     assert f"optimal combination: lr={table[best]['lr']} seed={table[best]['seed']}" in done.out
     assert f"at round {results[best].best_round} (job {best})" in done.out
-    assert "python -m flgo_hydra -m" in done.out and "hydra.sweep.dir=sweep" in done.out
+    assert "resume:  python -m flgo_hydra.resume sweep\n" in done.out
     assert f"--study-name {study.study_name}" in done.out
     assert Path("sweep/curves.png").read_bytes().startswith(b"\x89PNG")
     assert Path("sweep/multirun.yaml").exists()
@@ -116,25 +116,71 @@ def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
     assert load().trials[2].value == trials[0].value
 
 
-def test_a_failed_point_runs_again_in_its_folder(command, empty_folder):
+def test_failed_points_run_again_when_asked_to(command, empty_folder):
     source = "from flgo_hydra.federated.algorithm.fedavg import FedAvg as Base\nclass Own(Base):\n    "
     (empty_folder / "later.py").write_text(source + "def init_server(self, params): raise OSError('no disk')\n")
-    own = ("algorithm=custom", "algorithm._target_=later.Own")
-    assert command("-m", *SMALL, *own, "lr=0.1,0.01").status == 1
+    arguments = ("-m", *SMALL, "algorithm=custom", "algorithm._target_=later.Own", "lr=0.1,0.01,1e38")
+    assert command(*arguments).status == 1
     (empty_folder / "later.py").write_text(source + "pass\n")
     import sys
 
     del sys.modules["later"]
-    done = command("-m", *SMALL, *own, "lr=0.1,0.01")
-    assert done.status == 0, done.out + done.err
-    assert [row["job"] for row in rows()] == ["0", "1"]
-    assert not Path("sweep/0/failure.json").exists()
-    assert [(t.state.name, t.user_attrs["attempt"]) for t in load().trials] == [
-        ("FAIL", 1),
-        ("FAIL", 1),
-        ("COMPLETE", 2),
-        ("COMPLETE", 2),
+    before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/failure.json")}
+    assert len(before) == 3
+    done = command(*arguments)
+    assert done.status == 1
+    assert "failed: 3 of 3" in done.out and "job 1  lr=0.01  OSError: no disk" in done.out
+    assert "python -m flgo_hydra.resume sweep hydra.sweeper.retry_failed=true" in done.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(load().trials) == 3
+    done = command(*arguments, "hydra.sweeper.retry_failed=true")
+    assert [(row["job"], row["status"]) for row in rows()] == [
+        ("0", "completed"),
+        ("1", "completed"),
+        ("2", "diverged"),
+    ], done.out + done.err
+    assert not list(Path("sweep").glob("*/failure.json"))
+    tried = [("FAIL", 1)] * 3 + [("COMPLETE", 2)] * 2 + [("FAIL", 2)]
+    assert sorted(((t.state.name, t.user_attrs["attempt"]) for t in load().trials), key=tried.index) == tried
+    # A diverged point has a result: it is not tried again.
+    assert command(*arguments, "hydra.sweeper.retry_failed=true").status == 0
+    assert len(load().trials) == 6
+
+
+def test_a_study_never_mixes_two_objectives(command):
+    assert command("-m", *SMALL, "lr=0.1,0.01").status == 0
+    before = {path: path.read_bytes() for path in Path("sweep").glob("*.*") if path.is_file()}
+    done = command("-m", *SMALL, "lr=0.1,0.01", "num_rounds=3", "algorithm=fedprox")
+    assert done.status == 1
+    assert "`algorithm.name` was fedavg and is fedprox now" in done.err
+    assert "`num_rounds` was 2 and is 3 now" in done.err and "hydra.sweeper.study_name" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not Path("sweep/2").exists()
+    # How it is run decides nothing; a new axis is asked for by name.
+    assert command("-m", *SMALL, "lr=0.1,0.01", "device=cpu", "num_threads=1").status == 0
+    assert len(load().trials) == 2
+    done = command("-m", *SMALL, "lr=0.1,0.01", "num_rounds=2,3", "seed=0")
+    assert done.status == 0, done.err
+    assert [(row["lr"], row["num_rounds"]) for row in rows()] == [
+        ("0.1", "2"),
+        ("0.01", "2"),
+        ("0.1", "3"),
+        ("0.01", "3"),
     ]
+    assert [trial.params for trial in load().trials[2:]] == [{"lr": lr, "num_rounds": 3} for lr in (0.1, 0.01)]
+
+
+def test_one_more_value_of_an_axis_is_a_point_of_the_same_study(command):
+    assert command("-m", *SMALL, "lr=0.1,0.01", "algorithm=fedavg,fedprox").status == 0
+    done = command("-m", *SMALL, "lr=0.05", "algorithm=fedavg,scaffold")
+    assert done.status == 0, done.err
+    table = [(row["job"], row["algorithm"], row["lr"]) for row in rows()]
+    assert table[4:] == [("4", "fedavg", "0.05"), ("5", "scaffold", "0.05")]
+    assert [trial.params["lr"] for trial in load().trials] == [0.1, 0.1, 0.01, 0.01, 0.05, 0.05]
+    assert load().user_attrs["grid"] == {
+        "lr": ["0.1", "0.01", "0.05"],
+        "algorithm": ["fedavg", "fedprox", "scaffold"],
+    }
 
 
 def test_nothing_starts_when_a_point_is_wrong(command):

@@ -1,0 +1,179 @@
+"""`python -m flgo_hydra.resume <folder>`: goes on with a sweep, or with a single run, from what its folder recorded.
+
+Hydra writes the command into the folder (`multirun.yaml` of a sweep, `.hydra/hydra.yaml` of a run). It is given again,
+in the folder where it was typed, with the output folder pinned; the study's identities see to it that nothing runs
+twice.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flgo_hydra import __main__, compose
+
+_USAGE = """\
+usage: python -m flgo_hydra.resume FOLDER [OVERRIDE ...]
+
+Goes on with the sweep, or the single run, in FOLDER: what is finished is not run again.
+
+  hydra.sweeper.retry_failed=true   run failed points again too
+  lr=0.05                           run that value as well (of an axis of the sweep)
+  hydra.launcher.slots=4            anything else of the launcher may change as well
+
+Overrides replace recorded ones of the same key. Relative paths in them start where the command was first typed."""
+_ONCE = ("hydra.mode", "hydra.sweep.dir", "hydra.run.dir", "hydra.sweeper.retry_failed")
+"""Recorded keys that are not given again: what they ask for is pinned, or was asked for once."""
+_DIR = {"--config-dir", "-cd"}
+_NAME = {"--config-name", "-cn"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """Arguments of `python -m flgo_hydra`, and the folder they were typed in."""
+
+    arguments: tuple[str, ...]
+    cwd: Path
+
+
+def main() -> None:
+    """Runs the command line; exits as `python -m flgo_hydra` does."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        sys.exit(0 if arguments else 2)
+    try:
+        command = read_command(Path(arguments[0]), arguments[1:])
+        enter(command.cwd)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.argv[1:] = command.arguments
+    __main__.main()
+
+
+def enter(cwd: Path) -> None:
+    """Changes to the folder where the command was typed: its relative paths start there."""
+    if cwd == Path.cwd():
+        return
+    if cwd.is_dir():
+        print(f"in {cwd}, where it was started:")
+        os.chdir(cwd)
+    else:
+        print(f"{cwd}, where it was started, is gone: relative paths start in {Path.cwd()}.", file=sys.stderr)
+
+
+def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
+    """Returns the command that goes on in `folder`.
+
+    Args:
+        more: overrides and flags that are added; an override replaces the recorded one of the same key.
+    Raises:
+        ValueError: there is no such folder, nothing that can go on in it, or something it needs is gone.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
+    if sweep.is_file():
+        recorded, pinned = _read(sweep), ["-m", f"hydra.sweep.dir={_quoted(folder)}"]
+    elif run.is_file():
+        recorded, pinned = _read(run), [f"hydra.run.dir={_quoted(folder)}"]
+        if "MULTIRUN" in str(recorded["mode"]):
+            raise ValueError(f"{folder} is one run of a sweep. Go on with the sweep: {folder.parent}.")
+    else:
+        raise ValueError(f"{folder} has neither multirun.yaml nor .hydra/hydra.yaml: no sweep, no run.{_near(folder)}")
+    flags, overrides = _split(more)
+    replaced = {_key(text) for text in overrides}
+    if replaced & {"hydra.sweep.dir", "hydra.run.dir"}:
+        raise ValueError(f"The output folder is {folder}: it cannot be changed on the way.")
+    kept = [
+        text
+        for text in [*recorded["overrides"]["hydra"], *recorded["overrides"]["task"]]
+        if _key(text) not in _ONCE and _key(text) not in replaced
+    ]
+    cwd = Path(recorded["runtime"]["cwd"])
+    return Command((*pinned[:-1], *_recorded_flags(recorded, flags), *flags, *kept, *overrides, pinned[-1]), cwd)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Hydra's own node of a recorded config, as plain values."""
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        hydra: dict[str, Any] = node["hydra"]
+        hydra["overrides"]["hydra"], hydra["overrides"]["task"], hydra["runtime"]["config_sources"]  # noqa: B018
+    except (KeyError, TypeError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path} holds no command of Hydra's: {type(error).__name__}: {error}.") from error
+    except Exception as error:  # whatever a damaged YAML makes its reader raise
+        raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}.") from error
+    return hydra
+
+
+def _recorded_flags(recorded: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """The flags that chose configs, unless given anew: a user's own folder, a primary config of another name."""
+    flags = []
+    for source in recorded["runtime"]["config_sources"]:
+        path = source["path"]
+        if source["provider"] == "command-line" and not _DIR & set(given):
+            if not Path(path).is_dir():
+                raise ValueError(f"It was started with --config-dir {path}, which is gone: give --config-dir again.")
+            flags += ["--config-dir", path]
+        elif source["provider"] == "main" and not _is_ours(Path(path)):
+            raise ValueError(
+                f"It was started by another Hydra app, with configs in {path}: run that app's command again with "
+                "the same `hydra.sweep.dir` or `hydra.run.dir`."
+            )
+    name = recorded["job"].get("config_name")
+    if name and name != "config" and not _NAME & set(given):
+        flags += ["--config-name", name]
+    return flags
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a primary config folder is our `conf/`, or was before the package moved."""
+    return folder == compose.conf_dir() or not folder.is_dir() or (folder / "hydra/sweeper/flgo_hydra.yaml").is_file()
+
+
+def _split(more: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides. A folder of configs is meant where it is typed now."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for text in more:
+        if text.startswith("-"):
+            flag, _, value = text.partition("=")
+            flags += [flag, value] if value else [flag]
+        elif flags and flags[-1].startswith("-") and "=" not in text and not text.startswith("~"):
+            flags.append(text)
+        else:
+            overrides.append(text)
+    for i, flag in enumerate(flags[:-1]):
+        if flag in _DIR:
+            flags[i + 1] = str(Path(flags[i + 1]).absolute())
+    return flags, overrides
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _quoted(folder: Path) -> str:
+    """A path as an override's value: quoted where Hydra's grammar would read more into it."""
+    text = str(folder)
+    if all(character.isalnum() or character in "/-_.:+%@" for character in text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _near(folder: Path) -> str:
+    """The newest sweep below, where somebody named the folder that holds them."""
+    below = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/multirun.yaml")]
+    newest = max(below, key=lambda path: path.stat().st_mtime, default=None)
+    return f" Did you mean {newest}?" if newest is not None else ""
+
+
+if __name__ == "__main__":
+    main()

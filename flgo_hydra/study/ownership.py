@@ -1,0 +1,31 @@
+"""Who works in a sweep folder: one process at a time, since two would run the same points twice."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from flgo_hydra.record.paths import SweepPaths
+
+
+@contextlib.contextmanager
+def owning(paths: SweepPaths) -> Iterator[None]:
+    """Holds the sweep folder while the block runs; a process that dies lets go of it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    with open(paths.owner, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{paths.folder} is in use by the sweep of process {file.read().strip() or 'unknown'}. "
+                "Wait for it, or choose another `hydra.sweep.dir`."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
