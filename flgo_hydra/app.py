@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     from flgo_hydra.federated.algorithm.base import Algorithm
     from flgo_hydra.federated.data import Data
     from flgo_hydra.federated.rounds import RunState, Status
+    from flgo_hydra.federated.task import Task
 
 _log = logging.getLogger("flgo_hydra")
 
@@ -84,8 +85,7 @@ def run(conf: Conf, folder: Path) -> RunResult:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        check(conf)
-        result = _train(conf, paths)
+        result = _train(conf, paths, check(conf))
     except Exception as error:
         kind, message = type(error).__name__, str(error)
         write_failure(paths, Failure(kind, message, traceback.format_exc()))
@@ -98,27 +98,29 @@ def run(conf: Conf, folder: Path) -> RunResult:
 _checked: set[str] = set()
 
 
-def check(conf: Conf) -> None:
+def check(conf: Conf) -> "Task | None":
     """Checks what the config refers to: a user's own functions and classes, data files, and the task they make.
 
-    The task is built (or found in the cache): a partition that its data do not allow shows only there.
+    Returns:
+        the task, which was built (or found in the cache), since a partition that its data do not allow shows only
+        there; None when this process has checked such a task before.
 
     Raises:
         ValueError: something is missing or impossible; the error says what to do.
     """
-    from flgo_hydra.federated.task import build_task, check_task
+    from flgo_hydra.federated.task import build_task
 
-    task = repr(conf.task)
-    if task not in _checked:
-        check_task(conf.task)
-        build_task(conf.task)
-        _checked.add(task)
+    task = None
+    if repr(conf.task) not in _checked:
+        task = build_task(conf.task)
+        _checked.add(repr(conf.task))
     for key in ("model", "algorithm"):
         target = str(compose.parameters(getattr(conf, key))["_target_"])
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:
             reference.load(target, f"{key}._target_")
             _checked.add(target)
+    return task
 
 
 def describe(result: RunResult) -> str:
@@ -133,7 +135,7 @@ def describe(result: RunResult) -> str:
     )
 
 
-def _train(conf: Conf, paths: RunPaths) -> RunResult:
+def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     with without_garbage_collection():
         import torch
 
@@ -147,7 +149,7 @@ def _train(conf: Conf, paths: RunPaths) -> RunResult:
 
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
-    task = build_task(conf.task)
+    task = task or build_task(conf.task)
     data = to_data(task, device, dtype)
     model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, dtype)
     if conf.initial_weights:

@@ -213,7 +213,7 @@ def test_children_do_not_outlive_a_killed_parent(tmp_path, entry):
         for i in range(2):
             pool.start(b"", Path({str(tmp_path)!r}, f"{{i}}.log"))
         events = []
-        while sum(isinstance(e, Message) for e in events) < 2:
+        while min(sum(isinstance(e, kind) for e in events) for kind in (Started, Message)) < 2:
             events += pool.wait()
         print(*[e.pid for e in events if isinstance(e, Started)], pool._server.pid, flush=True)
         pool.wait()
