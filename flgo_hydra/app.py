@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     import torch
 
     from flgo_hydra.federated.algorithm.base import Algorithm
-    from flgo_hydra.federated.data import Data
     from flgo_hydra.federated.rounds import RunState, Status
     from flgo_hydra.federated.task import Task
 
@@ -175,7 +174,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
         watcher.save(state)
         again = f"python -m flgo_hydra.resume {shlex.quote(str(paths.folder))}"
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; {again} goes on")
-    return _result(conf, state, status, device, data)
+    return _result(conf, state, status, device, watcher.prune_reason or "")
 
 
 class _Watcher:
@@ -189,6 +188,7 @@ class _Watcher:
         self._device = device
         self._fingerprint = compose.fingerprint(conf)
         self._is_interrupted = is_interrupted
+        self.prune_reason: str | None = None
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
         self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
 
@@ -225,10 +225,15 @@ class _Watcher:
             **state.last,
         )
 
-    def finished_round(self, state: "RunState") -> bool:
+    def finished_round(self, state: "RunState") -> "Status | None":
+        from flgo_hydra.federated.rounds import Status
+
+        self.prune_reason = reporter.prune_reason()
+        if self.prune_reason is not None:
+            return Status.PRUNED
         if state.round_num > 0 and self._due.is_due(state.round_num):
             self._due.timed(lambda: self.save(state))
-        return self._is_interrupted.is_set() or reporter.stop_requested()
+        return Status.STOPPED if self._is_interrupted.is_set() or reporter.stop_requested() else None
 
     def save(self, state: "RunState") -> None:
         """Writes a checkpoint of the last finished round."""
@@ -339,12 +344,12 @@ def _load_weights(model: "torch.nn.Module", path: str) -> None:
     model.load_state_dict(weights)
 
 
-def _result(conf: Conf, state: "RunState", status: "Status", device: "torch.device", data: "Data") -> RunResult:
+def _result(conf: Conf, state: "RunState", status: "Status", device: "torch.device", prune_reason: str) -> RunResult:
     import numpy as np
     import torch
 
     parts = compose.parts(conf)
-    message = ""
+    message = prune_reason
     if status == "diverged":
         losses = {name: value for name, value in state.last.items() if name.endswith("_loss")}
         message = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"

@@ -142,6 +142,12 @@ def fingerprint(conf: Conf) -> str:
     return hash_of(deciding(conf))
 
 
+def group(conf: Conf) -> str:
+    """A hash that runs share whose losses may be compared round by round: of the same task, task.seed and seed."""
+    values = deciding(conf)
+    return hash_of({"task": values["task"], "seed": conf.seed})
+
+
 def hash_of(values: Mapping[str, Any]) -> str:
     """A short hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -24,6 +24,14 @@ _DECAYING = re.compile(r"step|multistep|ratiostep")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DEFAULT_LR_DECAY = 0.998
 MEMORY_KEYS = ("task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype")
+# by the name of Optuna's class
+PRUNERS = {
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "asha": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "wilcoxon": "WilcoxonPruner",
+}
 VIEWS = ("auto", "table", "lines", "none")
 
 
@@ -392,10 +400,32 @@ class SweeperConf:
     retry_failed: bool = False
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"
+    # ends runs that fall behind others of the same task and seed: null (none), median, percentile, asha, hyperband,
+    # wilcoxon, one of them with Optuna's settings ({name: median, n_warmup_steps: 5}; a step is a round), or your
+    # class's {_target_: …}
+    pruner: Any = None
 
     def __post_init__(self) -> None:
         size = self.batch_size
         hold(size is None or size >= 1, "hydra.sweeper.batch_size >= 1, or null for automatic", size)
+        if self.pruner in (None, "none"):
+            self.pruner = None
+        elif isinstance(self.pruner, str):
+            self._hold_pruner(self.pruner)
+        elif not (isinstance(self.pruner, dict) and isinstance(self.pruner.get("_target_"), str)):
+            self._hold_pruner(self.pruner.get("name") if isinstance(self.pruner, dict) else self.pruner)
+
+    def _hold_pruner(self, name: Any) -> None:
+        if name == "patience":
+            raise ValueError(
+                "`hydra.sweeper.pruner=patience`: patience needs no other runs. Set `early_stop=…`: the run ends by "
+                "itself and counts as a result."
+            )
+        if name not in PRUNERS:
+            raise ValueError(
+                f"`hydra.sweeper.pruner` must be one of {', '.join(PRUNERS)}, one of them with settings "
+                f"({{name: median, n_warmup_steps: 5}}), your class's {{_target_: …}}, or null, but got {name!r}."
+            )
 
 
 @dataclass

@@ -79,6 +79,7 @@ def command(
     from hydra.core.global_hydra import GlobalHydra
 
     from flgo_hydra import __main__
+    from flgo_hydra.launch import server_process
 
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
@@ -97,6 +98,7 @@ def command(
         return Finished(status, out, err)
 
     yield run
+    server_process.take_early({})  # of a command that was refused before it had a launcher
     for handler in list(root.handlers):
         if handler not in before[0]:
             root.removeHandler(handler)

@@ -24,10 +24,13 @@ LAYERS = {
     "help": {"config", "compose"},
     "resume": {"__main__", "compose"},
     "explain": {"compose", "help", "mistakes"},
-    "report": {"mistakes", "record"},
+    "report": {"mistakes", "progress", "record"},
     "launch": {"config", "reference", "progress", "record"},
     "app": {"config", "importing", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
-    "study": {"app", "config", "compose", "help", "mistakes", "record", "report", "launch"},
+    "study": {
+        *("app", "config", "compose", "help", "mistakes", "record", "reference", "report", "launch"),
+        "federated.patience",
+    },
     "plugins": {"config", "study", "launch"},
     "__main__": {"app", "compose", "explain", "help", "importing", "launch.server_process"},
     "__init__": {"app", "compose", "config", "record", "study"},
@@ -36,7 +39,7 @@ LAYERS = {
 # Packages with the files and folders that may import them.
 ANYWHERE = {
     "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
-    "optuna": ("study/study.py", "study/journal.py"),
+    "optuna": ("study/study.py", "study/journal.py", "study/pruning.py"),
     "pynvml": ("launch/devices.py",),
     "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (

@@ -31,6 +31,7 @@ class Status(StrEnum):
     COMPLETED = "completed"
     EARLY_STOPPED = "early_stopped"
     DIVERGED = "diverged"
+    PRUNED = "pruned"  # asked to, at a round boundary, because other runs are better
     STOPPED = "stopped"  # asked to, at a round boundary; it can go on from its checkpoint
 
 
@@ -57,8 +58,8 @@ class Watcher(Protocol):
     def evaluated(self, state: RunState, is_best: bool) -> None:
         """Called after each evaluation, with its metrics in `state.last`."""
 
-    def finished_round(self, state: RunState) -> bool:
-        """Called after each round; True asks the run to stop here."""
+    def finished_round(self, state: RunState) -> Status | None:
+        """Called after each round; `PRUNED` or `STOPPED` ends the run here."""
 
 
 def run_rounds(
@@ -108,8 +109,9 @@ def run_rounds(
             if state.patience.is_over(r, option.early_stop):
                 return Status.EARLY_STOPPED
         state.seconds = clock() - started
-        if r < option.num_rounds and watcher.finished_round(state):
-            return Status.STOPPED
+        asked = watcher.finished_round(state) if r < option.num_rounds else None
+        if asked is not None:
+            return asked
 
 
 def _metrics(backend: LoopBackend, data: Data, server: ServerState) -> Metrics:

@@ -153,7 +153,10 @@ class _Job:
         except (ImportError, AttributeError) as error:
             print(f"flgo_hydra cannot start a job: {error!r}", file=sys.stderr)
             return _NO_TASK
-        return int(function(self.channel) or 0)
+        try:
+            return int(function(self.channel) or 0)
+        finally:
+            self.channel.flush()
 
 
 class _Server:

@@ -220,6 +220,10 @@ class PackingLauncher(Launcher):
         """Ends a job `now` or at its next round boundary; its `ended` event comes all the same."""
         self._open_queue().cancel(job, now)
 
+    def prune(self, job: Job, reason: str) -> None:
+        """Asks a running job to end for good, with a result, at its next round boundary."""
+        self._open_queue().prune(job, reason)
+
     def job_return(self, job: Job) -> JobReturn:
         """Returns what Hydra's sweepers expect of an ended job. May be asked once."""
         assert job.is_ended

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from flgo_hydra.launch.channel import STOP, MessageReader
+from flgo_hydra.launch.channel import PRUNE, STOP, MessageReader
 from flgo_hydra.launch.server_process import ServerProcess, take_early
 from flgo_hydra.launch.task_reference import TaskReference
 
@@ -139,6 +139,13 @@ class Pool:
         if token in self._processes:
             with contextlib.suppress(OSError):
                 os.write(self._processes[token].control_fd, STOP)
+
+    def request_prune(self, token: int, reason: str) -> None:
+        """Asks a process to end for good at its next round boundary, and says why (a line, at most 500 bytes)."""
+        if token in self._processes:
+            line = " ".join(reason.split()).encode()[:500]
+            with contextlib.suppress(OSError):
+                os.write(self._processes[token].control_fd, PRUNE + line + b"\n")
 
     def end(self, token: int, grace_s: float) -> None:
         """Sends SIGTERM to a process and its children, and SIGKILL when they are still there `grace_s` later."""

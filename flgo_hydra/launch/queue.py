@@ -54,6 +54,8 @@ class Job:
     # not before, on the queue's clock
     not_before_s: float = 0.0
     alone: bool = False
+    # it ended early because it was asked to: others are better
+    is_pruned: bool = False
 
     @property
     def is_ended(self) -> bool:
@@ -74,6 +76,7 @@ class ProcessPool(Protocol):
 
     def start(self, payload: bytes, log: Path, cwd: str | None, env: Mapping[str, str]) -> int: ...
     def request_stop(self, token: int) -> None: ...
+    def request_prune(self, token: int, reason: str) -> None: ...
     def end(self, token: int, grace_s: float) -> None: ...
     def wait(self, timeout_s: float | None) -> Sequence[Started | Message | Ended]: ...
 
@@ -158,6 +161,12 @@ class Queue:
         for running in self.running.values():
             if running.job is job:
                 self._stop_attempt(running, "cancelled", now)
+
+    def prune(self, job: Job, reason: str) -> None:
+        """Asks a running job to end for good, with a result, at its next round boundary. An ended one does not mind."""
+        for running in self.running.values():
+            if running.job is job:
+                self.pool.request_prune(running.token, reason)
 
     def stop(self, now: bool = False) -> None:
         """Starts nothing new, and ends what runs: at its next round boundary with a checkpoint, or `now`."""
@@ -343,9 +352,11 @@ class Queue:
         )
         job.result = ended.result if end.is_complete or end.error is not None else b""
         if failure is None:
+            message = running.end_message
+            job.is_pruned = message is not None and bool(message.get("has_heeded_prune"))
             if end.peak_mib is not None:
                 self.estimates.learn_memory(job.signature, end.peak_mib)
-            if running.number == 1:  # a later attempt goes on from a checkpoint
+            if running.number == 1 and not job.is_pruned:  # a later attempt goes on from a checkpoint
                 self.estimates.learn_duration(job.duration_signature, seconds)
             RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
             return self._end(job, "done", None)

@@ -106,6 +106,7 @@ def start_early(preload: Sequence[str], prepare: Sequence[str]) -> None:
     Jobs get one thread each where slots and threads are left to us, on whatever machine.
     """
     global _early
+    take_early({})  # of a command before, in the same process, that was refused before it had a launcher
     _early = ServerProcess(preload, worker_env(1), prepare)
 
 

@@ -159,7 +159,8 @@ def describe(event: Event, tally: Tally) -> tuple[str, int]:
     if job.state == "done":
         best = job.progress.get("best")
         loss = f", best {best:.6g}" if isinstance(best, int | float) else ""
-        return f"{who}: done in {duration(sum(a.seconds for a in job.attempts))}{loss}{of}", logging.INFO
+        word = f"pruned after round {job.progress.get('round', '?')}" if job.is_pruned else "done"
+        return f"{who}: {word} in {duration(sum(a.seconds for a in job.attempts))}{loss}{of}", logging.INFO
     why = _message(job.failure) if job.failure is not None else ""
     logs = f" (log: {job.attempts[-1].log})" if job.attempts else ""
     level = logging.ERROR if job.state == "failed" else logging.INFO

@@ -61,7 +61,7 @@ def run(channel: Channel) -> int:
         memory.tell()  # first, so that the launcher knows the memory of the round it hears of
         channel.send(message)
 
-    reporter.connect(report, channel.is_stopping)
+    reporter.connect(report, channel.is_stopping, channel.prune_reason)
     returned: Any = None
     failure: BaseException | None = None
     try:
@@ -92,6 +92,7 @@ def run(channel: Channel) -> int:
             "status": "completed" if error is None else "failed",
             "error": error,
             "has_heeded_stop": channel.has_been_told_to_stop,
+            "has_heeded_prune": channel.has_been_told_to_prune,
         }
     )
     return 0 if error is None else _EXIT_FAILED

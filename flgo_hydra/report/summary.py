@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves
@@ -43,7 +44,8 @@ def print_summary(
     elif rows:
         print("no point has a finite valid_loss")
     _print_points(rows, best)
-    for status in ("failed", "diverged", "pruned"):
+    _print_pruned([row for row in rows if row.status == "pruned"], len(rows), paths)
+    for status in ("failed", "diverged"):
         listed = [row for row in rows if row.status == status]
         if listed:
             print(f"\n{status}: {len(listed)} of {len(rows)}")
@@ -84,6 +86,24 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
         print(f"  {row.job:>3}  {name:{width}}  {row.best_valid_loss:>15.6f}  {rounds}  {row.status}")
     if len(listed) > _MOST_LISTED:
         print(f"  … and {len(listed) - _MOST_LISTED} more")
+
+
+def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> None:
+    """The runs that a pruner ended, and what that saved against running each to its last round."""
+    if not pruned:
+        return
+    saved_rounds, of_rounds, saved_s = 0, 0, 0.0
+    for row in pruned:
+        left = (row.num_rounds or 0) - (row.last_round or 0)
+        saved_rounds, of_rounds = saved_rounds + left, of_rounds + (row.num_rounds or 0)
+        saved_s += left * (row.seconds or 0.0) / max(1, row.last_round or 0)
+    print(f"\npruned: {len(pruned)} of {num_rows}, saving {saved_rounds} of their {of_rounds} rounds, ", end="")
+    print(f"about {duration(saved_s)} of training")
+    for row in pruned[:_MOST_LISTED]:
+        best = f"best {row.best_valid_loss:.6f} at round {row.best_round}"
+        print(f"  job {row.job}  {' '.join(row.overrides)}  after round {row.last_round}, {best}")
+    if len(pruned) > _MOST_LISTED:
+        print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")
 
 
 def _draw(

@@ -34,6 +34,8 @@ class Row:
     seconds: float | None = None
     peak_memory_mib: float | None = None
     message: str = ""
+    num_rounds: int | None = None
+    """how many it would have trained, had nothing ended it"""
 
     @property
     def is_valid(self) -> bool:
@@ -54,6 +56,7 @@ class Row:
             result.seconds,
             result.peak_memory_mib,
             result.message,
+            result.option.get("num_rounds"),
         )
 
     @staticmethod

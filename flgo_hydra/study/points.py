@@ -23,6 +23,9 @@ class Point:
     """its swept overrides"""
     identity: str
     """the same for the same point, however it is written: `lr=0.1` and `lr=1e-1` are one"""
+    group: str = ""
+    """shared by points whose curves may be compared; empty: of another Hydra app"""
+    num_rounds: int = 0
 
 
 def check_points(
@@ -71,14 +74,16 @@ def check_points(
             confs.append((conf, where))
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: parts[key] for key in ("task", "model", "algorithm")}}
+            group, num_rounds = compose.group(conf), conf.num_rounds
         else:
             parts = settings = _plain(cfg)
+            group, num_rounds = "", 0
         identity = compose.hash_of(parts)
         if common is not None and identity not in points:
             common.add(settings)
         if not points:
             when_first_is_lawful()
-        points.setdefault(identity, Point(overrides, identity))
+        points.setdefault(identity, Point(overrides, identity, group, num_rounds))
     for conf, where in confs:  # laws first: what they refer to takes longer to look at
         try:
             app.check(conf)

@@ -20,7 +20,8 @@ from flgo_hydra.record.result import RunResult
 from flgo_hydra.study.grid import Value
 from flgo_hydra.study.journal import SingleWriterJournal
 
-_MOST_REPORTS = 500
+MOST_REPORTS = 500
+"""Rounds of a run that the study keeps: a dashboard loads them all."""
 
 
 class PointSampler(BaseSampler):
@@ -85,6 +86,7 @@ class SweepStudy:
         else:
             self._study = optuna.create_study(study_name=name, storage=backend, direction="minimize", **settings)
         self._trials: dict[int, Trial] = {}
+        self._curves: dict[int, dict[int, float]] = {}
 
     def stored_trials(self) -> list[StoredTrial]:
         """Every trial in the storage, in order."""
@@ -105,6 +107,11 @@ class SweepStudy:
     def description(self) -> dict[str, Any]:
         """What the study is of, as far as it was stored."""
         return dict(self._study.user_attrs)
+
+    def finished_trials(self) -> list[tuple[str, FrozenTrial]]:
+        """Every finished trial with its group, in order."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [(str(trial.user_attrs.get("group", "")), trial) for trial in trials if trial.state.is_finished()]
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Stores what the study is of, where it does not say so yet."""
@@ -134,13 +141,24 @@ class SweepStudy:
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         self._trials[trial.number] = trial
+        self._curves[trial.number] = {}
         return trial.number
 
+    def report(self, number: int, round_num: int, loss: float) -> None:
+        """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
+        self._report(self._trials[number], self._curves[number], round_num, loss)
+
     def finish(self, number: int, result: RunResult, rounds: Sequence[Mapping[str, float]]) -> None:
-        """Closes a trial with its run's result: COMPLETE with the best valid_loss, or FAIL when it diverged."""
-        trial = self._take(number)
-        for line in _thinned(rounds, result.best_round):
-            trial.report(line["valid_loss"], int(line["round"]))
+        """Closes a trial with its run's result and curve.
+
+        COMPLETE with the best valid_loss, PRUNED when other runs were better, FAIL when it diverged.
+        """
+        trial, curve = self._take(number)
+        losses = {int(line["round"]): line["valid_loss"] for line in rounds}
+        for round_num in _thinned(list(losses), result.best_round, result.option.get("num_rounds")):
+            self._report(trial, curve, round_num, losses[round_num])
+        for round_num in list(curve):  # what it told before it crashed may have come out differently afterwards
+            self._report(trial, curve, round_num, losses.get(round_num, math.nan))
         attributes: dict[str, Any] = {
             "status": result.status,
             "best_round": result.best_round,
@@ -150,8 +168,12 @@ class SweepStudy:
         }
         if result.message:
             attributes["reason"] = result.message
+        if result.status == "pruned":
+            attributes["best_valid_loss"] = result.best_valid_loss
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
+        if result.status == "pruned":
+            return self._tell(number, None, TrialState.PRUNED)
         is_valid = result.status != "diverged" and math.isfinite(result.best_valid_loss)
         self._tell(number, result.best_valid_loss if is_valid else None)
 
@@ -162,26 +184,34 @@ class SweepStudy:
 
     def fail(self, number: int, reason: str) -> None:
         """Closes a trial whose job has no result."""
-        trial = self._take(number)
+        trial, _ = self._take(number)
         trial.set_user_attr("status", "failed")
         trial.set_user_attr("reason", reason)
         self._tell(number, None)
 
-    def _tell(self, number: int, value: float | None) -> None:
-        """Closes a trial: COMPLETE with the value, or FAIL."""
+    def _report(self, trial: Trial, curve: dict[int, float], round_num: int, loss: float) -> None:
+        loss = loss if math.isfinite(loss) else math.nan
+        if round_num not in curve or not _is_same(curve[round_num], loss):
+            # `Trial.report` would keep the first value, with a warning.
+            self._study._storage.set_trial_intermediate_value(trial._trial_id, round_num, loss)
+            curve[round_num] = loss
+
+    def _tell(self, number: int, value: float | None, otherwise: TrialState = TrialState.FAIL) -> None:
+        """Closes a trial: COMPLETE with the value, or another state where there is none."""
         if value is not None:
             self._study.tell(number, value)
         else:
-            self._study.tell(number, state=TrialState.FAIL)
+            self._study.tell(number, state=otherwise)
         if self._journal is not None:
             self._journal.commit()
 
-    def _take(self, number: int) -> Trial:
-        """The trial to close: of this process, or one that a killed sweep left RUNNING."""
+    def _take(self, number: int) -> tuple[Trial, dict[int, float]]:
+        """The trial to close and its curve: of this process, or one that a killed sweep left RUNNING."""
         if number in self._trials:
-            return self._trials.pop(number)
+            return self._trials.pop(number), self._curves.pop(number)
         # Optuna would rather have this constructor to itself, but offers no other way to a trial of another process.
-        return Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+        stored = self._study.get_trials(deepcopy=False)[number]
+        return Trial(self._study, stored._trial_id), dict(stored.intermediate_values)
 
 
 def distribution(values: Sequence[Value]) -> BaseDistribution:
@@ -219,10 +249,22 @@ def _mend(path: Path) -> None:
             file.truncate(whole)
 
 
-def _thinned(rounds: Sequence[Mapping[str, float]], best_round: int) -> list[Mapping[str, float]]:
-    """At most `_MOST_REPORTS` rounds (a dashboard loads them all), the best and the last among them."""
-    if len(rounds) <= _MOST_REPORTS:
+def _is_same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def stride(num_rounds: int) -> int:
+    """How many rounds share one report, so that a run of so many rounds has at most `MOST_REPORTS`.
+
+    It is known before the run, so that runs of a sweep report the same rounds, and a round is reported when it comes.
+    """
+    return math.ceil((num_rounds + 1) / (MOST_REPORTS - 2))  # 2: the best and the last round are added at the end
+
+
+def _thinned(rounds: Sequence[int], best_round: int, num_rounds: int | None) -> list[int]:
+    """At most `MOST_REPORTS` of the rounds in order, the best and the last among them."""
+    if len(rounds) <= MOST_REPORTS:
         return list(rounds)
-    every = math.ceil(len(rounds) / (_MOST_REPORTS - 2))
-    last = len(rounds) - 1
-    return [r for i, r in enumerate(rounds) if i % every == 0 or i == last or r["round"] == best_round]
+    every = stride(max(num_rounds or 0, rounds[-1]))
+    starts = [r for i, r in enumerate(rounds) if i == 0 or r // every != rounds[i - 1] // every]
+    return sorted({*starts, best_round, rounds[-1]})

@@ -1,6 +1,7 @@
 """Hydra's sweeper of flgo_hydra: checks every point of a grid, launches what is not finished, fills the study."""
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from flgo_hydra import compose
 from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
+from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
@@ -59,8 +61,13 @@ class StudySweeper(Sweeper):
         batch_size: int | None = None,
         retry_failed: bool = False,
         curve: str = "valid_loss",
+        pruner: Any = None,
     ) -> None:
-        SweeperConf("", storage=storage, study_name=study_name, batch_size=batch_size, curve=curve)  # its laws
+        pruner = OmegaConf.to_container(pruner, resolve=True) if OmegaConf.is_config(pruner) else pruner
+        conf = SweeperConf(
+            "", storage=storage, study_name=study_name, batch_size=batch_size, curve=curve, pruner=pruner
+        )  # its laws
+        self._pruner = conf.pruner
         self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
         self._storage = storage
         self._study_name = study_name
@@ -98,6 +105,7 @@ class StudySweeper(Sweeper):
                 "`hydra.sweeper.batch_size` has no effect with hydra/launcher=flgo_hydra, which fills slots one by "
                 "one. Set `hydra.launcher.slots`."
             )
+        self._check_pruner()
         grid = self._read_grid(arguments)
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
@@ -112,6 +120,18 @@ class StudySweeper(Sweeper):
                 stack.enter_context(owning(paths))
             return _Sweep(self, grid, points, common, paths).run()
 
+    def _check_pruner(self) -> None:
+        if self._pruner is None:
+            return
+        from flgo_hydra.study.pruning import Pruning  # imports optuna
+
+        Pruning(self._pruner)
+        if not isinstance(self._launcher, PackingLauncher):
+            raise ValueError(
+                "`hydra.sweeper.pruner` needs hydra/launcher=flgo_hydra: under other launchers a run cannot be told to "
+                "end. Choose that launcher, or `hydra.sweeper.pruner=null`."
+            )
+
     def _read_grid(self, arguments: Sequence[str]) -> Grid:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -125,7 +145,9 @@ class _Sweep:
     def __init__(
         self, sweeper: StudySweeper, grid: Grid, points: list[Point], common: Common, paths: SweepPaths
     ) -> None:
-        from flgo_hydra.study.study import SweepStudy  # imports optuna
+        from flgo_hydra.study.live import LiveCurves  # these import optuna
+        from flgo_hydra.study.pruning import Pruning
+        from flgo_hydra.study.study import SweepStudy
 
         assert sweeper._config is not None and sweeper._launcher is not None and sweeper.hydra_context is not None
         self._config = sweeper._config
@@ -145,8 +167,14 @@ class _Sweep:
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._grid.axes[: -len(grid.axes) or None])
         points = [replace(point, overrides=(*added, *point.overrides)) for point in points]
         self._study.describe(_description(earlier, self._grid.axes, common.values))
+        setting = sweeper._pruner
+        self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
+        if self._pruning is not None and any(not point.group for point in points):
+            raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
+        self._live = LiveCurves(self._study, self._pruning)
         self._choices = self._read_choices([point.overrides for point in points])
         self._rows: dict[int, Row] = {}
+        self._outdated: set[int] = set()
         self._jobs = self._number(points)
         self._tables_written = 0.0
         self._tables_cost = 0.0
@@ -157,6 +185,11 @@ class _Sweep:
         for job in self._jobs:
             if not self._harvest(job) and not self._retry_failed:
                 self._take_failure(job)
+            row = self._rows.get(job.number)
+            reason = None if self._pruning is None else self._pruning.reason
+            if row is not None and row.status == "pruned" and row.message != reason:
+                del self._rows[job.number]  # with this pruner, or none, it might have gone on
+                self._outdated.add(job.number)
         num_untried = sum(row.status == "failed" for row in self._rows.values())
         to_run = [job for job in self._jobs if job.number not in self._rows]
         try:
@@ -244,6 +277,7 @@ class _Sweep:
     def _roll(self, launcher: PackingLauncher, jobs: Sequence[Job]) -> list[JobReturn]:
         """Runs jobs under our own launcher: a free slot gets the next one at once."""
         by_number = {job.number: job for job in jobs}
+        by_trial: dict[int, QueuedJob] = {}
         to_submit = deque(jobs)
         returns: list[JobReturn] = []
         with launcher.watching(len(jobs)) as queue:
@@ -251,38 +285,59 @@ class _Sweep:
                 may_submit = bool(to_submit) and not queue.stop_level and len(queue.waiting) < _MOST_AHEAD
                 if may_submit:
                     job = to_submit.popleft()
+                    if job.number in self._outdated:
+                        self._run_paths(job).result.unlink(missing_ok=True)
                     everything = [*self._grid.fixed, *job.point.overrides]
                     launcher.submit(everything, job.number, name=" ".join(job.point.overrides))
                 elif queue.stop_level:
                     to_submit.clear()
                 # With jobs still to submit, only look at what has happened meanwhile.
-                event = launcher.next_event(timeout_s=0.0 if may_submit else None)
+                event = launcher.next_event(timeout_s=0.0 if may_submit else self._live.wait_s())
+                for pruned in self._live.write():
+                    self._prune(launcher, by_trial[pruned])
                 if event is None:
                     continue
                 job = by_number[event.job.num]
-                if event.kind == "started" and job.trial is None:
-                    self._open_trial(job)
+                if event.kind == "started":
+                    if job.trial is None:
+                        by_trial[self._open_trial(job)] = event.job
+                    elif self._pruning is not None and self._pruning.is_pruned(job.trial):
+                        self._prune(launcher, event.job)  # its process died before it could heed
+                elif event.kind == "report" and job.trial is not None:
+                    self._live.hear(job.trial, event.values, functools.partial(read_rounds, self._run_paths(job)))
                 elif event.kind == "ended":
-                    if job.trial is None:  # refused before it started
-                        self._open_trial(job)
+                    trial = self._open_trial(job) if job.trial is None else job.trial  # None: refused at once
+                    self._live.end(trial)
                     returned = launcher.job_return(event.job)
                     returns.append(returned)
                     if not self._harvest(job):
                         self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
+                    if self._pruning is not None:
+                        row = self._rows.get(job.number)
+                        value = row.best_valid_loss if row is not None and row.is_valid else None
+                        self._pruning.finish(trial, value, is_pruned=row is not None and row.status == "pruned")
                     self._write_tables_now_and_then()
             is_stopped = queue.stop_level > 0
         if is_stopped:
             raise KeyboardInterrupt
         return returns
 
-    def _open_trial(self, job: Job) -> None:
+    def _open_trial(self, job: Job) -> int:
         attributes = {
             "identity": job.point.identity,
             "job": job.number,
             "overrides": list(job.point.overrides),
             "attempt": job.attempt,
+            "group": job.point.group,
         }
         job.trial = self._study.start(parse_point(job.point.overrides), self._choices, attributes)
+        if self._pruning is not None:
+            self._pruning.start(job.trial, job.point.group, job.point.num_rounds)
+        return job.trial
+
+    def _prune(self, launcher: PackingLauncher, job: QueuedJob) -> None:
+        assert self._pruning is not None
+        launcher.prune(job, self._pruning.reason)
 
     def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
         """Runs a batch under anybody else's launcher."""

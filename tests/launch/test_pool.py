@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -51,6 +52,19 @@ def heed(channel):
     while not channel.is_stopping():
         time.sleep(0.01)
     return 7
+
+def trim(channel):
+    channel.watch(60, lambda: None)
+    channel.send({"kind": "up"})
+    while channel.prune_reason() is None:
+        time.sleep(0.01)
+    channel.send({"kind": "heard", "why": channel.prune_reason(), "stop": channel.is_stopping()})
+
+def stall(channel):
+    # The launcher does not read until this is over: a pipe holds 64 KiB.
+    for i in range(3000):
+        channel.send({"kind": "line", "i": i, "text": "x" * 100})
+    open(channel.read_payload(), "x").close()
 
 def chat(channel):
     for i in range(2000):
@@ -126,6 +140,19 @@ def test_more_messages_than_a_pipe_holds(make_pool, tmp_path):
     assert [values["i"] for values in messages(finish(pool))] == list(range(2000))
 
 
+def test_a_job_does_not_wait_for_a_launcher_that_does_not_read(make_pool, tmp_path):
+    """All it says comes in order, once the launcher reads."""
+    pool = make_pool("stall")
+    pool.start(str(tmp_path / "said").encode(), tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "said").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    events = finish(pool)
+    assert [values["i"] for values in messages(events)] == list(range(3000))
+    assert events[-1].status == 0
+
+
 def test_killed_while_a_grandchild_holds_its_pipes(make_pool, tmp_path):
     pool = make_pool("spread")
     pool.start(b"die", tmp_path / "log")
@@ -150,6 +177,14 @@ def test_request_stop(make_pool, tmp_path):
     token = pool.start(b"", tmp_path / "log")
     pool.request_stop(token)
     assert finish(pool)[-1].status == 7
+
+
+def test_request_prune_says_why(make_pool, tmp_path):
+    pool = make_pool("trim")
+    token = pool.start(b"", tmp_path / "log")
+    pool.request_prune(token, "pruned by median\n(ü)" + "x" * 600)
+    told = messages(finish(pool))[-1]
+    assert told["why"].startswith("pruned by median (ü)xxx") and not told["stop"]
 
 
 def test_wake_ends_a_wait(make_pool):

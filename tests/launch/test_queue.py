@@ -19,7 +19,7 @@ class PretendPool:
 
     def __init__(self, clock):
         self.clock = clock
-        self.started, self.stops, self.ends, self.told, self.waits = [], [], [], [], []
+        self.started, self.stops, self.ends, self.told, self.waits, self.pruned = [], [], [], [], [], []
 
     def start(self, payload, log, cwd, env):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +27,9 @@ class PretendPool:
         self.started.append((payload, log.name, env))
         self.told.append([Started(len(self.started), 100 + len(self.started))])
         return len(self.started)
+
+    def request_prune(self, token, reason):
+        self.pruned.append((token, reason))
 
     def request_stop(self, token):
         self.stops.append(token)
@@ -100,6 +103,24 @@ def until(queue, kind):
         event = queue.next_event()
         if event is not None and event.kind == kind:
             return event
+
+
+def test_a_job_that_is_told_to_end_for_good_is_done(world):
+    """It has a result; how long it took says nothing of others."""
+    queue = world.queue()
+    job, other = world.job(0, duration_signature="d"), world.job(1)
+    queue.submit(job)
+    queue.submit(other)
+    until(queue, "started")
+    queue.prune(job, "pruned by median")
+    assert world.pool.pruned == [(1, "pruned by median")]
+    world.pool.finish(1, has_heeded_prune=True)
+    world.pool.finish(2)
+    assert [event.job.state for event in events(queue, "ended")] == ["done", "done"]
+    assert (job.is_pruned, other.is_pruned) == (True, False)
+    assert queue.estimates.duration_s("d") is None
+    queue.prune(job, "too late")
+    assert len(world.pool.pruned) == 1
 
 
 def test_a_slot_is_filled_again_at_once(world):

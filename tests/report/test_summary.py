@@ -144,7 +144,7 @@ def test_a_metric_that_nobody_recorded(paths: SweepPaths, capsys: pytest.Capture
 
 
 def test_a_pruned_point_is_named_and_not_the_best(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
-    pruned = Row(1, ("lr=9",), paths.run(1).folder, "pruned", 0.1, 3, 3, message="above the median at round 3")
+    pruned = Row(1, ("lr=9",), paths.run(1).folder, "pruned", 0.1, 3, 4, {}, 2.0, None, "pruned by median", 20)
     row = _completed(paths, 0, [1.0])
     assert _print(paths, [row, pruned]) is row
-    assert "pruned: 1 of 2\n  job 1  lr=9  above the median at round 3\n" in capsys.readouterr().out
+    assert "pruned: 1 of 2, saving 16 of their 20 rounds, about 8.0 s of training\n" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from flgo_hydra.record.result import RunResult
-from flgo_hydra.study.study import SweepStudy, distribution
+from flgo_hydra.study.study import MOST_REPORTS, SweepStudy, _thinned, distribution, stride
 
 RESULT = RunResult(
     status="completed",
@@ -75,6 +75,40 @@ def test_early_stopped_is_complete_and_diverged_and_failed_are_fail_with_the_rea
     assert load(storage).best_trial.number == 0
 
 
+def test_a_pruned_run_is_pruned_and_never_best(storage):
+    study = SweepStudy(storage, "s")
+    study.finish(start(study, 0.1, 0), replace(RESULT, best_valid_loss=0.6), ROUNDS)
+    study.finish(start(study, 0.01, 1), replace(RESULT, status="pruned", message="pruned by median"), ROUNDS)
+    trial = load(storage).trials[1]
+    assert (trial.state, trial.value) == (TrialState.PRUNED, 0.6)  # Optuna's own: the last round's loss
+    assert trial.user_attrs["best_valid_loss"] == 0.5 and trial.user_attrs["reason"] == "pruned by median"
+    assert load(storage).best_trial.number == 0
+
+
+def test_a_curve_is_there_while_the_run_is_under_way(storage):
+    study = SweepStudy(storage, "s")
+    number = start(study, 0.1)
+    study.report(number, 0, 2.0)
+    study.report(number, 1, math.inf)
+    trial = load(storage).trials[0]
+    assert trial.state == TrialState.RUNNING and trial.intermediate_values[0] == 2.0
+    assert math.isnan(trial.intermediate_values[1])
+    study.finish(number, RESULT, ROUNDS)  # rounds.jsonl is the truth
+    assert load(storage).trials[0].intermediate_values == {0: 2.0, 1: 0.5, 2: 0.6}
+
+
+def test_an_attempt_that_came_out_differently_leaves_no_trace(storage):
+    """A run on a GPU that crashed after round 3 and went on from a checkpoint of round 1 may stop earlier."""
+    study = SweepStudy(storage, "s")
+    number = start(study, 0.1)
+    for round_num, loss in enumerate([2.0, 0.5, 0.7, 0.4]):
+        study.report(number, round_num, loss)
+    study.finish(number, RESULT, ROUNDS)
+    trial = load(storage).trials[0]
+    assert [trial.intermediate_values[r] for r in (0, 1, 2)] == [2.0, 0.5, 0.6]
+    assert math.isnan(trial.intermediate_values[3])
+
+
 def test_a_later_process_closes_what_a_killed_one_left_running(storage):
     start(SweepStudy(storage, "s"), 0.1)
     study = SweepStudy(storage, "s")
@@ -123,6 +157,16 @@ def test_a_long_curve_is_thinned_with_its_best_and_last_round(tmp_path):
 def test_the_journals_only_study_is_opened_whatever_the_folder_is_called_now(tmp_path):
     SweepStudy(tmp_path / "study.journal", "before")
     assert SweepStudy(tmp_path / "study.journal", "moved").name == "before"
+
+
+@pytest.mark.parametrize("num_rounds", [10, 499, 500, 3000, 100_000])
+def test_live_reports_are_among_those_that_stay(num_rounds):
+    every = stride(num_rounds)
+    live = [r for r in range(num_rounds + 1) if r % every == 0]
+    rounds = list(range(0, num_rounds // 2 + 1))  # it stopped half-way
+    final = _thinned(rounds, 3, num_rounds)
+    assert len({*final, *live[: len(live) // 2]}) <= MOST_REPORTS and {3, rounds[-1]} <= set(final)
+    assert {r for r in live if r <= rounds[-1]} <= set(final)
 
 
 @pytest.mark.parametrize(
