@@ -390,6 +390,8 @@ class SweeperConf:
     _recursive_: bool = False
     # what varies, as on the command line: {lr: "0.1,0.01"}; the command line wins
     params: dict[str, Any] = field(default_factory=dict)
+    # points that are no product, each "algorithm=fedprox lr=0.1"; what varies besides is run for each of them
+    points: list[Any] = field(default_factory=list)
     # any Optuna storage URL; null: study.journal in the sweep folder
     storage: str | None = None
     # name of the study; null: from the sweep folder

@@ -1,4 +1,8 @@
-"""Imports what a `_target_` names, and calls it with what it takes."""
+"""Imports what a `_target_` names, and calls it with what it takes.
+
+An object that no import leads to (a class of the calling script, of a notebook's cell) is given a name with `give`;
+`api/shipped.py` gives it the same name in the workers.
+"""
 
 import importlib
 import inspect
@@ -14,6 +18,16 @@ def import_folder(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
+GIVEN = "given_in_python"
+"""the package that objects without a module of their own seem to be in"""
+_given: dict[str, Callable[..., Any]] = {}
+
+
+def give(target: str, value: Callable[..., Any]) -> None:
+    """Lets `target`, which begins with `GIVEN`, name an object in this process."""
+    _given[target] = value
+
+
 def load(target: str, key: str) -> Callable[..., Any]:
     """Returns the function or class that `target` (`package.module.name`) names.
 
@@ -22,7 +36,14 @@ def load(target: str, key: str) -> Callable[..., Any]:
     Raises:
         ValueError: no such module or name, or it cannot be called.
     """
+    if target in _given:
+        return _given[target]
     module_name, _, name = target.rpartition(".")
+    if module_name == GIVEN:
+        raise ValueError(
+            f"`{key}={target}` was given as an object by a Python program. Run that program again, with "
+            "`folder=` where it should go on with an earlier sweep."
+        )
     if not module_name or target.startswith("."):
         raise ValueError(f"`{key}` must read package.module.name, but got {target!r}.")
     try:

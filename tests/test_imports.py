@@ -33,7 +33,22 @@ LAYERS = {
     },
     "plugins": {"config", "study", "launch"},
     "__main__": {"app", "compose", "explain", "help", "importing", "launch.server_process"},
-    "__init__": {"app", "compose", "config", "record", "study"},
+    "api": {
+        "app",
+        "compose",
+        "config",
+        "explain",
+        "federated.algorithm",
+        "federated.flgo_task",
+        "help",
+        "launch",
+        "mistakes",
+        "record",
+        "reference",
+        "report",
+        "study",
+    },
+    "__init__": {"api", "federated.algorithm"},
 }
 
 # Packages with the files and folders that may import them.
@@ -46,7 +61,8 @@ ANYWHERE = {
         *(f"{p}.py" for p in ("app", "compose", "config", "explain", "mistakes", "resume", "__main__")),
         "report/table.py",
     )
-    + ("study/", "launch/"),
+    + ("study/", "launch/", "api/"),
+    "cloudpickle": ("api/shipped.py",),
     "sklearn": (),
     "mlxtend": (),
     "matplotlib": (),
@@ -55,7 +71,7 @@ ANYWHERE = {
 # In functions and for type checkers also here: they are imported when a job runs or a picture is drawn.
 LAZILY = {
     "torch": ("app.py",),
-    "hydra": ("app.py",),
+    "hydra": ("app.py", "api/calls.py"),
     "sklearn": ("federated/sources.py",),
     "mlxtend": ("federated/sources.py",),
     "matplotlib": ("report/curves.py",),

@@ -307,6 +307,8 @@ def make_scheduler(wanted: Any) -> Scheduler:
         ValueError: there is no such scheduler, or it does not take those arguments.
     """
     key = "hydra.launcher.scheduler"
+    if isinstance(wanted, Scheduler):  # an object, from Python
+        return wanted
     given: dict[str, Any] = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
     target = given.pop("_target_", None)
     name = given.pop("name", None)

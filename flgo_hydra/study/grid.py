@@ -22,15 +22,35 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """The product of the axes, the last one varying fastest, beside what is fixed."""
+    """The product of the axes, the last one varying fastest, beside what is fixed; for each listed point in turn."""
 
     fixed: tuple[str, ...]
     axes: tuple[Axis, ...]
+    listed: tuple[tuple[str, ...], ...] = ()
+    """points that are no product, as their overrides (`hydra.sweeper.points`)"""
 
     def points(self) -> list[tuple[str, ...]]:
         """Every point as its swept overrides, in the order of the axes: `("lr=0.1", "algorithm=fedavg")`."""
         lists = [[f"{axis.key}={value}" for value in axis.values] for axis in self.axes]
-        return list(itertools.product(*lists))
+        return [(*point, *rest) for point in self.listed or ((),) for rest in itertools.product(*lists)]
+
+
+def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
+    """The points of `hydra.sweeper.points`: each a list of overrides, or a text with spaces between them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    points = []
+    for point in written:
+        overrides = point.split() if isinstance(point, str) else point
+        if not isinstance(overrides, list) or not all(isinstance(text, str) and "=" in text for text in overrides):
+            raise ValueError(
+                '`hydra.sweeper.points` must list points as texts, "algorithm=fedprox lr=0.1", or as lists of '
+                f"overrides, but got {point!r}."
+            )
+        points.append(tuple(overrides))
+    return tuple(points)
 
 
 def read_grid(overrides: Iterable[Override]) -> Grid:

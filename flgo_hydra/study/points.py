@@ -1,7 +1,7 @@
 """Composes and checks every point of a grid before the first one runs, and says which points are the same."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.errors import HydraException
@@ -26,6 +26,8 @@ class Point:
     group: str = ""
     """shared by points whose curves may be compared; empty: of another Hydra app"""
     num_rounds: int = 0
+    written: list[tuple[str, ...]] = field(default_factory=list, compare=False)
+    """its overrides in all forms in which the grid has it"""
 
 
 def check_points(
@@ -83,7 +85,8 @@ def check_points(
             common.add(settings)
         if not points:
             when_first_is_lawful()
-        points.setdefault(identity, Point(overrides, identity, group, num_rounds))
+        point = points.setdefault(identity, Point(overrides, identity, group, num_rounds))
+        point.written.append(overrides)
     for conf, where in confs:  # laws first: what they refer to takes longer to look at
         try:
             app.check(conf)

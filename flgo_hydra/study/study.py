@@ -223,6 +223,23 @@ def distribution(values: Sequence[Value]) -> BaseDistribution:
     return CategoricalDistribution(list(dict.fromkeys(values)))
 
 
+def open_study(storage: str, name: str) -> optuna.Study:
+    """The study as anybody may read it, with Optuna's own storage.
+
+    Args:
+        storage: an Optuna URL, or the path of a journal file.
+    """
+    if "://" in storage:
+        return optuna.load_study(study_name=name, storage=storage)
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        backend = JournalStorage(JournalFileBackend(storage))
+    return optuna.load_study(study_name=name, storage=backend)
+
+
 def _open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
     if isinstance(storage, str):
         return storage, None

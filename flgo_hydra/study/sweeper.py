@@ -5,7 +5,7 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra import compose
 from flgo_hydra.config import SweeperConf
@@ -29,7 +29,7 @@ from flgo_hydra.record.result import Failure, read_failure, read_result, read_ro
 from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
-from flgo_hydra.study.grid import Axis, Grid, Value, give_axes, parse_point, read_grid
+from flgo_hydra.study.grid import Axis, Grid, Value, give_axes, parse_point, read_grid, read_points
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, check_points
@@ -38,6 +38,23 @@ _MOST_AHEAD = 64
 """Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 _TABLES_COST_SHARE = 20.0
 """Tables are rewritten when this many times their cost has passed."""
+
+
+set_up_listeners: list[Callable[["StudySweeper"], None]] = []
+"""Called with each sweeper when it has its launcher: how a Python program reaches the one that Hydra makes for it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a Python program is told of a sweep."""
+
+    rows: dict[int, Row]
+    """by job number; a job that did not run has none"""
+    jobs: dict[tuple[str, ...], int]
+    """job numbers by swept overrides, however a point was written"""
+    paths: SweepPaths
+    storage: str
+    study_name: str
 
 
 @dataclass
@@ -62,6 +79,7 @@ class StudySweeper(Sweeper):
         retry_failed: bool = False,
         curve: str = "valid_loss",
         pruner: Any = None,
+        points: ListConfig | None = None,
     ) -> None:
         pruner = OmegaConf.to_container(pruner, resolve=True) if OmegaConf.is_config(pruner) else pruner
         conf = SweeperConf(
@@ -74,6 +92,8 @@ class StudySweeper(Sweeper):
         self._batch_size = batch_size
         self._retry_failed = retry_failed
         self._curve = curve
+        self._points = read_points(OmegaConf.to_container(points) if points is not None else [])
+        self.outcome: Outcome | None = None
         self._config: DictConfig | None = None
         self._launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
@@ -91,6 +111,13 @@ class StudySweeper(Sweeper):
             if isinstance(launcher, PackingLauncher)
             else SweepComposer(hydra_context.config_loader, config)
         )
+        for tell in set_up_listeners:
+            tell(self)
+
+    @property
+    def job_launcher(self) -> Launcher:
+        assert self._launcher is not None
+        return self._launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs every point that has no result yet; prints what came out.
@@ -118,7 +145,9 @@ class StudySweeper(Sweeper):
             points = check_points(self._composer, self._config, grid, warm, common)
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
-            return _Sweep(self, grid, points, common, paths).run()
+            sweep = _Sweep(self, grid, points, common, paths)
+            self.outcome = sweep.outcome()
+            return sweep.run()
 
     def _check_pruner(self) -> None:
         if self._pruner is None:
@@ -136,7 +165,7 @@ class StudySweeper(Sweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
-        return read_grid(parser.parse_overrides([*written, *arguments]))
+        return replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
 
 
 class _Sweep:
@@ -178,6 +207,10 @@ class _Sweep:
         self._jobs = self._number(points)
         self._tables_written = 0.0
         self._tables_cost = 0.0
+
+    def outcome(self) -> Outcome:
+        jobs = {written: job.number for job in self._jobs for written in job.point.written}
+        return Outcome(self._rows, jobs, self._paths, self._storage, self._study.name)
 
     def run(self) -> list[JobReturn]:
         returns: list[JobReturn] = []
@@ -330,7 +363,8 @@ class _Sweep:
             "attempt": job.attempt,
             "group": job.point.group,
         }
-        job.trial = self._study.start(parse_point(job.point.overrides), self._choices, attributes)
+        point = parse_point(job.point.overrides)
+        job.trial = self._study.start(point, {key: self._choices[key] for key in point}, attributes)
         if self._pruning is not None:
             self._pruning.start(job.trial, job.point.group, job.point.num_rounds)
         return job.trial

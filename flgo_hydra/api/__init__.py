@@ -1,0 +1,1 @@
+"""The Python API's parts; its users import `flgo_hydra`."""
