@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+_KEY = re.compile(r"\w+")
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 
@@ -35,5 +36,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_text, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{as_text(str(key))}:{as_text(item)}" for key, item in value.items()) + "}"
+        odd = [key for key in value if not _KEY.fullmatch(str(key))]
+        if odd:
+            raise ValueError(f"A key of a config is a word of letters, digits and _, but got {odd[0]!r}.")
+        return "{" + ",".join(f"{key}:{as_text(item)}" for key, item in value.items()) + "}"
     raise ValueError(f"A config cannot hold {value!r}, a {type(value).__name__}.")

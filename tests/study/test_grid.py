@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flgo_hydra.study.grid import parse_point, read_grid
+from flgo_hydra.study.grid import parse_point, read_grid, read_points
 
 
 def grid(*overrides):
@@ -34,6 +36,23 @@ def test_points_in_order(overrides, points):
 
 def test_fixed_ones_are_kept_as_they_were_written():
     assert grid("lr=0.1,0.2", "task=mnist5k", "~model", "seed=1,1").fixed == ("task=mnist5k", "~model", "seed=1")
+
+
+def test_listed_points_are_no_product_but_meet_the_axes():
+    listed = read_points(["algorithm=fedprox lr=0.1", ["algorithm=fedavg", "task.path='my data'"]])
+    points = replace(grid("seed=0,1", "num_rounds=3"), listed=listed).points()
+    assert points == [
+        ("algorithm=fedprox", "lr=0.1", "seed=0"),
+        ("algorithm=fedprox", "lr=0.1", "seed=1"),
+        ("algorithm=fedavg", "task.path='my data'", "seed=0"),
+        ("algorithm=fedavg", "task.path='my data'", "seed=1"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [[3], ["lr"], [["lr=0.1", 2]], [{"lr": 0.1}]])
+def test_points_that_are_no_overrides_are_refused(wrong):
+    with pytest.raises(ValueError, match="`hydra.sweeper.points` must list points as texts"):
+        read_points(wrong)
 
 
 def test_an_interval_is_refused_with_advice():
