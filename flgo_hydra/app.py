@@ -114,7 +114,8 @@ def check(conf: Conf) -> "Task | None":
         task = build_task(conf.task)
         _checked.add(repr(conf.task))
     for key in ("model", "algorithm"):
-        target = str(compose.parameters(getattr(conf, key))["_target_"])
+        part = getattr(conf, key)
+        target = str(part["_target_"] if isinstance(part, dict) else part._target_)
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:
             reference.load(target, f"{key}._target_")

@@ -57,6 +57,15 @@ class SweepComposer:
             self._group_options[key] = self._loader.get_group_options(key)
         return self._group_options[key]
 
+    def split(self, lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str | int | float | bool | None]] | None:
+        """Returns group choices as they are written, and values by key; None where not all of them are plain."""
+        overrides = [self._parse(line) for line in lines]
+        if not all(map(_is_plain, overrides)):
+            return None
+        choices = tuple(line for line, override in zip(lines, overrides, strict=True) if self._chooses(override))
+        values = {o.key_or_group: o.value() for o in overrides if not self._chooses(o)}
+        return choices, values  # type: ignore[return-value]
+
     def _base(self, choices: Sequence[Override]) -> DictConfig:
         """A copy of the config with these group choices."""
         key = tuple(str(override.input_line) for override in choices)

@@ -1,5 +1,6 @@
 """A grid: what varies, what is fixed, and every point in order."""
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -95,8 +96,13 @@ def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:
 
 def parse_point(point: Sequence[str]) -> dict[str, Value]:
     """Typed values of a point by key: `{"lr": 0.1, "algorithm": "fedavg"}`. Lists and dicts become JSON text."""
-    overrides = OverridesParser.create().parse_overrides(list(point))
-    return {override.get_key_element().lstrip("+"): _scalar(override.value()) for override in overrides}
+    return dict(_parse_one(text) for text in point)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _parse_one(text: str) -> tuple[str, Value]:
+    override = OverridesParser.create().parse_override(text)
+    return override.get_key_element().lstrip("+"), _scalar(override.value())
 
 
 def _scalar(value: Any) -> Value:

@@ -13,6 +13,7 @@ from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import Grid
 from flgo_hydra.study.objective import Common
+from flgo_hydra.study.typed_points import TypedPoints
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def check_points(
     """
     points: dict[str, Point] = {}
     confs: list[tuple[Conf, str]] = []
+    typed = TypedPoints(composer)
     for overrides in grid.points():
         where = f" (at the point {' '.join(overrides)})" if overrides else ""
         everything = [*grid.fixed, *overrides]
@@ -57,22 +59,16 @@ def check_points(
             if unknown is not None:
                 key, cfg = unknown
                 raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
-        try:
-            cfg = composer.compose(everything)
-        except HydraException as error:
-            if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
-                raise ValueError(_nested_grid(overrides)) from error
-            raise
-        own, outer = cfg.hydra.sweeper.get("params"), sweep_config.hydra.sweeper.get("params")
-        if own and own != outer:
-            raise ValueError(_nested_grid(overrides))
-        with open_dict(cfg):
-            del cfg["hydra"]
-        if compose.is_ours(cfg):
-            try:
-                conf = compose.to_conf(cfg, has_known_keys=not any(text[0] in "+~" for text in everything))
-            except ValueError as error:
-                raise ValueError(f"{error}{where}") from error
+        conf = typed.make(everything)
+        if conf is None:
+            cfg = _compose(composer, sweep_config, everything, overrides)
+            if compose.is_ours(cfg):
+                try:
+                    conf = compose.to_conf(cfg, has_known_keys=not any(text[0] in "+~" for text in everything))
+                except ValueError as error:
+                    raise ValueError(f"{error}{where}") from error
+                typed.learn(everything, cfg, conf)
+        if conf is not None:
             confs.append((conf, where))
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: parts[key] for key in ("task", "model", "algorithm")}}
@@ -93,6 +89,24 @@ def check_points(
         except ValueError as error:
             raise ValueError(f"{error}{where}") from error
     return list(points.values())
+
+
+def _compose(
+    composer: SweepComposer, sweep_config: DictConfig, everything: Sequence[str], overrides: Sequence[str]
+) -> DictConfig:
+    """A point's config without Hydra's node."""
+    try:
+        cfg = composer.compose(everything)
+    except HydraException as error:
+        if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
+            raise ValueError(_nested_grid(overrides)) from error
+        raise
+    own, outer = cfg.hydra.sweeper.get("params"), sweep_config.hydra.sweeper.get("params")
+    if own and own != outer:
+        raise ValueError(_nested_grid(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
