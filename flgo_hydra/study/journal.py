@@ -40,3 +40,8 @@ class SingleWriterJournal(BaseJournalBackend):
     def commit(self) -> None:
         """Waits until everything appended is on disk."""
         os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Lets go of the file; nothing may be appended afterwards."""
+        os.fsync(self._fd)
+        os.close(self._fd)

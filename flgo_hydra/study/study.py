@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.study.grid import Value
 from flgo_hydra.study.journal import SingleWriterJournal
+from flgo_hydra.study.widening import distributions, widen_database, widen_journal
 
 MOST_REPORTS = 500
 """Rounds of a run that the study keeps: a dashboard loads them all."""
@@ -74,19 +75,47 @@ class SweepStudy:
             name: of the study; a journal that holds one study is opened under that study's name.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._backend: Any = None
+        self._journal: SingleWriterJournal | None = None
         self._sampler = PointSampler()
-        backend, self._journal = _open_storage(storage)
-        existing = optuna.get_all_study_names(backend)
-        if isinstance(storage, Path) and len(existing) == 1:
-            name = existing[0]
-        self.name = name
-        settings: dict[str, Any] = {"sampler": self._sampler, "pruner": optuna.pruners.NopPruner()}
-        if name in existing:
-            self._study = optuna.load_study(study_name=name, storage=backend, **settings)
-        else:
-            self._study = optuna.create_study(study_name=name, storage=backend, direction="minimize", **settings)
+        self._storage = storage
         self._trials: dict[int, Trial] = {}
         self._curves: dict[int, dict[int, float]] = {}
+        self._declared: dict[str, Sequence[Value]] = {}
+        self._distributions: dict[str, BaseDistribution] = {}
+        self._open(name)
+
+    def _open(self, name: str) -> None:
+        self._backend, self._journal = _open_storage(self._storage)
+        if self._journal is not None:
+            existing = optuna.get_all_study_names(self._backend)
+            if len(existing) == 1:
+                name = existing[0]
+        self.name = name
+        settings: dict[str, Any] = {"sampler": self._sampler, "pruner": optuna.pruners.NopPruner()}
+        try:
+            self._study = optuna.load_study(study_name=name, storage=self._backend, **settings)
+        except KeyError:
+            settings["direction"] = "minimize"
+            self._study = optuna.create_study(study_name=name, storage=self._backend, **settings)
+        if self._study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+            raise ValueError(
+                f"The study {name!r} in {self._storage} was made elsewhere and does not minimize one value. "
+                "Choose another `hydra.sweeper.study_name`."
+            )
+
+    def close(self) -> None:
+        """Lets go of the storage."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        elif self._backend is not None:
+            self._backend.remove_session()
+            self._backend.engine.dispose()
+        self._backend = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def stored_trials(self) -> list[StoredTrial]:
         """Every trial in the storage, in order."""
@@ -120,6 +149,24 @@ class SweepStudy:
             if known.get(name) != value:
                 self._study.set_user_attr(name, value)
 
+    def declare(self, choices: Mapping[str, Sequence[Value]]) -> None:
+        """Says which values each key may take; trials that the study has already are told of new kinds and categories.
+
+        To be called while no trial of this process is open.
+        """
+        self._declared.update(choices)
+        found, changed = distributions(choices, self._study.get_trials(deepcopy=False))
+        self._distributions.update(found)
+        if not changed:
+            return
+        assert not self._trials, "trials are open"
+        self.close()
+        if isinstance(self._storage, str):
+            widen_database(self._storage, self.name, changed)
+        else:
+            widen_journal(self._storage, changed)
+        self._open(self.name)
+
     def start(
         self, point: Mapping[str, Value], choices: Mapping[str, Sequence[Value]], attributes: Mapping[str, Any]
     ) -> int:
@@ -130,14 +177,10 @@ class SweepStudy:
             choices: every value that each key may take.
             attributes: the trial's user attributes (identity, job, overrides, attempt).
         """
+        if any(self._declared.get(name) is not values for name, values in choices.items()):
+            self.declare(choices)
         self._sampler.point = point
-        try:
-            trial = self._study.ask({name: distribution(values) for name, values in choices.items()})
-        except ValueError as error:
-            raise ValueError(
-                f"The study {self.name!r} cannot take new kinds of values for {', '.join(choices)} ({error}). "
-                "Choose another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
-            ) from error
+        trial = self._study.ask({name: self._distributions[name] for name in choices})
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         self._trials[trial.number] = trial
@@ -214,15 +257,6 @@ class SweepStudy:
         return Trial(self._study, stored._trial_id), dict(stored.intermediate_values)
 
 
-def distribution(values: Sequence[Value]) -> BaseDistribution:
-    """The distribution of an axis. Optuna lets a study's number ranges grow later, but not its categories."""
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return IntDistribution(min(values), max(values))  # type: ignore[type-var, arg-type]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return FloatDistribution(float(min(values)), float(max(values)))  # type: ignore[type-var, arg-type]
-    return CategoricalDistribution(list(dict.fromkeys(values)))
-
-
 def open_study(storage: str, name: str) -> optuna.Study:
     """The study as anybody may read it, with Optuna's own storage.
 
@@ -242,7 +276,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
 
 def _open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
     if isinstance(storage, str):
-        return storage, None
+        return open_database(storage), None
     from optuna.storages import JournalStorage
 
     path = storage.resolve()  # a relative one breaks the lock of Optuna's own backend
@@ -252,6 +286,28 @@ def _open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         journal = SingleWriterJournal(path)
         return JournalStorage(journal), journal
+
+
+def open_database(url: str) -> Any:
+    """Opens an Optuna storage in a database, with its tables.
+
+    Raises:
+        ValueError: the URL, its driver or its server is no good.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except ImportError as error:
+        raise ValueError(
+            f"`hydra.sweeper.storage={url}`: its driver is not installed ({error.__cause__ or error}). "
+            "For PostgreSQL: pip install 'flgo_hydra[postgresql]'; for MySQL: pip install pymysql, and mysql+pymysql://…"
+        ) from error
+    except (SQLAlchemyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`hydra.sweeper.storage={url}` cannot be opened: {str(error).partition(chr(10))[0]}. It reads "
+            "sqlite:///file.db, postgresql://user:password@host/database or mysql+pymysql://…"
+        ) from error
 
 
 def _mend(path: Path) -> None:

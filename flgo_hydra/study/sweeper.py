@@ -146,6 +146,7 @@ class StudySweeper(Sweeper):
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
             sweep = _Sweep(self, grid, points, common, paths)
+            stack.callback(sweep.close)
             self.outcome = sweep.outcome()
             return sweep.run()
 
@@ -202,6 +203,7 @@ class _Sweep:
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning)
         self._choices = self._read_choices([point.overrides for point in points])
+        self._study.declare(self._choices)
         self._rows: dict[int, Row] = {}
         self._outdated: set[int] = set()
         self._jobs = self._number(points)
@@ -211,6 +213,9 @@ class _Sweep:
     def outcome(self) -> Outcome:
         jobs = {written: job.number for job in self._jobs for written in job.point.written}
         return Outcome(self._rows, jobs, self._paths, self._storage, self._study.name)
+
+    def close(self) -> None:
+        self._study.close()
 
     def run(self) -> list[JobReturn]:
         returns: list[JobReturn] = []

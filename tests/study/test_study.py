@@ -1,6 +1,7 @@
 """The study over real storages."""
 
 import math
+import re
 from dataclasses import replace
 
 import optuna
@@ -8,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from flgo_hydra.record.result import RunResult
-from flgo_hydra.study.study import MOST_REPORTS, SweepStudy, _thinned, distribution, stride
+from flgo_hydra.study.study import MOST_REPORTS, SweepStudy, _thinned, stride
+from flgo_hydra.study.widening import distribution
 
 RESULT = RunResult(
     status="completed",
@@ -31,11 +33,6 @@ RESULT = RunResult(
 ROUNDS = [{"round": 0, "valid_loss": 2.0}, {"round": 1, "valid_loss": 0.5}, {"round": 2, "valid_loss": 0.6}]
 
 
-@pytest.fixture(params=["journal", "sqlite"])
-def storage(request, tmp_path):
-    return tmp_path / "study.journal" if request.param == "journal" else f"sqlite:///{tmp_path}/study.db"
-
-
 def start(study, lr, job=0, values=(0.1, 0.01)):
     attributes = {"identity": f"point {lr}", "job": job, "overrides": [f"lr={lr}"], "attempt": 1}
     return study.start({"lr": lr}, {"lr": values}, attributes)
@@ -47,6 +44,10 @@ def load(storage, name="s"):
         from optuna.storages.journal import JournalFileBackend
 
         storage = JournalStorage(JournalFileBackend(str(storage)))
+    else:
+        from sqlalchemy.pool import NullPool
+
+        storage = optuna.storages.RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -118,6 +119,30 @@ def test_a_later_process_closes_what_a_killed_one_left_running(storage):
     assert load(storage).best_trial.intermediate_values[1] == 0.5
 
 
+@pytest.mark.parametrize(
+    "url, what",
+    [
+        ("postgresql://localhost:1/none", "cannot be opened: .*refused.*It reads sqlite:///"),
+        ("mysql+nosuchdriver://host/none", "cannot be opened"),
+        ("mysql://host/none", "its driver is not installed.*mysql.pymysql"),
+        ("all.db", "cannot be opened"),
+        ("sqlite:////no/such/folder/x.db", "cannot be opened: .*unable to open"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_says_why(url, what):
+    if url.startswith("postgresql"):
+        pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match=f"`hydra.sweeper.storage={re.escape(url)}`.*{what}"):
+        SweepStudy(url, "s")
+
+
+def test_a_study_of_several_values_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(study_name="s", storage=url, directions=["minimize", "maximize"])
+    with pytest.raises(ValueError, match="does not minimize one value"):
+        SweepStudy(url, "s")
+
+
 def test_an_axis_of_numbers_may_grow(storage):
     study = SweepStudy(storage, "s")
     study.finish(start(study, 0.1), RESULT, ROUNDS)
@@ -126,11 +151,37 @@ def test_an_axis_of_numbers_may_grow(storage):
     assert [trial.params["lr"] for trial in load(storage).trials] == [0.1, 0.5]
 
 
-def test_a_changed_kind_of_values_is_an_error_that_says_what_to_do(storage):
+@pytest.mark.parametrize(
+    "before, after, new, kind",
+    [
+        (["relu", "tanh"], ["relu", "tanh", "gelu"], "gelu", "CategoricalDistribution"),  # one more category
+        (["relu", "tanh"], ["tanh", "relu"], "relu", "CategoricalDistribution"),  # another order
+        (["relu", "tanh"], ["gelu"], "gelu", "CategoricalDistribution"),  # the new one alone
+        ([1, 2], [1, 2, 0.5], 0.5, "FloatDistribution"),
+        ([1, 2], [None, 3], None, "CategoricalDistribution"),
+        ([True, False], ["auto"], "auto", "CategoricalDistribution"),
+        ([0.1, 0.01], ["auto"], "auto", "CategoricalDistribution"),
+        (["[16]", "[32]"], ["[64]", "[16]"], "[64]", "CategoricalDistribution"),
+    ],
+)
+def test_an_axis_may_grow_whatever_its_values_are(storage, before, after, new, kind):
     study = SweepStudy(storage, "s")
-    study.finish(start(study, 0.1), RESULT, ROUNDS)
-    with pytest.raises(ValueError, match="hydra.sweep.dir"):
-        study.start({"lr": "auto"}, {"lr": ["auto", 0.1]}, {})
+    for job, value in enumerate(before):
+        study.finish(study.start({"x": value, "lr": 0.1}, {"x": before, "lr": [0.1]}, {"job": job}), RESULT, ROUNDS)
+    study = SweepStudy(storage, "s")
+    choices = {"x": after, "lr": [0.1, 0.2]}
+    study.finish(study.start({"x": new, "lr": 0.2}, choices, {"job": 2}), RESULT, ROUNDS)
+    trials = load(storage).trials
+    values = [trial.params["x"] for trial in trials]
+    assert [repr(value) for value in values if kind != "FloatDistribution"] in ([], [repr(v) for v in [*before, new]])
+    assert values == [*before, new]
+    assert [trial.params["lr"] for trial in trials] == [0.1, 0.1, 0.2]
+    assert {type(trial.distributions["x"]).__name__ for trial in trials} == {kind}
+    if kind == "CategoricalDistribution":
+        (known,) = {trial.distributions["x"].choices for trial in trials}
+        assert {repr(choice) for choice in known} == {repr(value) for value in [*before, *after]}
+    assert [trial.intermediate_values for trial in trials] == [{0: 2.0, 1: 0.5, 2: 0.6}] * 3
+    assert "x" in optuna.search_space.intersection_search_space(trials)
 
 
 def test_a_journal_cut_in_the_middle_of_a_line_is_mended(tmp_path, caplog):
