@@ -74,7 +74,7 @@ LAZILY = {
     "hydra": ("app.py", "api/calls.py"),
     "sklearn": ("federated/sources.py",),
     "mlxtend": ("federated/sources.py",),
-    "matplotlib": ("report/curves.py",),
+    "matplotlib": tuple(f"report/{name}.py" for name in ("curves", "figure", "bands", "heatmap", "parallel")),
     "safetensors": ("app.py",),
 }
 

@@ -1,18 +1,24 @@
 """The command line of reports: what to read, what to show of it, how."""
 
 import argparse
+import contextlib
 import difflib
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from flgo_hydra.record.files import to_json
+from flgo_hydra.record.files import to_json, write_text
+from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters
 from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
 from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.page import html_page
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
 from flgo_hydra.report.selection import (
     best_first,
@@ -21,12 +27,14 @@ from flgo_hydra.report.selection import (
     choose,
     is_maximized,
     metrics_of,
+    varying,
 )
 from flgo_hydra.report.tables import (
     Question,
     comparison_table,
     groups_table,
     points_table,
+    relative,
     sentences,
     troubles_table,
 )
@@ -106,6 +114,37 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         help="which tables (default: all that there are; of csv the points); repeatable",
     )
+    draw = parser.add_argument_group("pictures (written as PNG; their paths are printed)")
+    draw.add_argument(
+        "--plot",
+        action="append",
+        default=[],
+        metavar="METRIC",
+        help="a metric by round (test_loss): the mean over seeds in a band, a line for each value of --by; repeatable",
+    )
+    draw.add_argument("--by", metavar="KEYS", default="", help="config keys of the lines (default: algorithm)")
+    draw.add_argument(
+        "--band",
+        choices=["std", "ci", "range"],
+        default="std",
+        help="standard deviation (default), 95 %% interval of the mean, or lowest to highest",
+    )
+    draw.add_argument("--log", action="store_true", help="a logarithmic axis for the metric")
+    draw.add_argument(
+        "--heatmap",
+        action="append",
+        default=[],
+        metavar="X,Y",
+        help="--metric over two keys, averaged over the others; repeatable",
+    )
+    draw.add_argument("--parallel", action="store_true", help="parallel coordinates of every key that varies")
+    draw.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that loads nothing")
+    draw.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="a folder, or for one picture a file (.png, .pdf, .svg); default: the folder that was read",
+    )
     return parser
 
 
@@ -134,6 +173,7 @@ def _report(options: argparse.Namespace) -> None:
     wanted = options.table or (["points"] if options.format == "csv" else _TABLES)
     if options.table:
         _refuse_empty(options.table, has_replicates, differences, question)
+    wanted_pictures, files = _wanted_pictures(options, runs, question)
     tables: dict[str, Table] = {}
     if "points" in wanted:
         tables["points"] = points_table(runs, question, options.top)
@@ -154,22 +194,71 @@ def _report(options: argparse.Namespace) -> None:
         for remark in remarks:
             print(remark, file=sys.stderr)
     sys.stdout.flush()
+    # Tables of other formats are alone on stdout.
+    stream = sys.stdout if options.format == "text" else sys.stderr
+    _write_pictures(wanted_pictures, files, stream)
+    if options.html:
+        said = sentences(differences, question) if "comparison" in tables else []
+        by = _split(options.by)
+        shown = wanted_pictures or pictures.usual(runs, question, by, options.band, options.log)
+        make = partial(html_page, tables=tables, conclusions=said, pictures=shown, remarks=remarks)
+        _write_page(options.html, options.folders, make, stream)
+
+
+def _wanted_pictures(
+    options: argparse.Namespace, runs: Sequence[Run], question: Question
+) -> tuple[list[pictures.Picture], list[Path]]:
+    """What was asked for, and the files; mistakes are found before anything is printed."""
+    if not (options.plot or options.heatmap or options.parallel or options.html):
+        if options.by or options.out:
+            raise ValueError(f"`--{'by' if options.by else 'out'}` has no picture to be of. Add `--plot test_loss`.")
+        return [], []
+    if options.html and options.html.is_dir():
+        raise ValueError(f"`--html {options.html}` is a folder. Give a file: `--html {options.html / 'report.html'}`.")
+    by = _split(options.by)
+    wanted = [pictures.curves(runs, question, name, by, options.band, options.log) for name in options.plot]
+    wanted += [pictures.heatmap(runs, question, _split(axes)) for axes in options.heatmap]
+    wanted += [pictures.parallel(runs, question)] if options.parallel else []
+    return wanted, [pictures.file_of(one, options.out, options.folders, len(wanted) == 1) for one in wanted]
+
+
+def _write_pictures(wanted: Sequence[pictures.Picture], files: Sequence[Path], stream: TextIO) -> None:
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    for picture, file in zip(wanted, files, strict=True):
+        with _explained(file):
+            picture.draw(file)
+        print(f"picture: {relative(file)}", file=stream)
+
+
+def _write_page(file: Path, folders: Sequence[Path], make: Callable[[str, str], str], stream: TextIO) -> None:
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    with _explained(file):
+        write_text(file, make(", ".join(map(str, folders)), f"flgo_hydra report, {when}"))
+    print(f"page:    {relative(file)}", file=stream)
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written: {error.strerror}. Choose another place with `--out`.") from error
 
 
 def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     metric = check_metric(options.metric, runs)
     is_max = options.maximize or (is_maximized(metric) and not options.minimize)
-    varying = keys_that_vary(runs)
+    varied = keys_that_vary(runs)
     over = check_keys(_split(options.over), runs) if options.over else ["seed"]
-    keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varying
+    keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
     if options.compare is not None:
         compared = check_keys(_split(options.compare), runs)
-        if not any(key in varying for key in compared):
-            raise ValueError(f"`--compare {options.compare}`: all runs have the same. {_varying(varying)}")
+        if not any(key in varied for key in compared):
+            raise ValueError(f"`--compare {options.compare}`: all runs have the same. {varying(runs)}")
         if any(key in over for key in compared):
             raise ValueError(f"`--compare {options.compare}` cannot also be what the means are over (`--over`).")
     else:
-        compared = ["algorithm"] if "algorithm" in varying and "algorithm" not in over else []
+        compared = ["algorithm"] if "algorithm" in varied and "algorithm" not in over else []
     metrics = dict.fromkeys([metric, *metrics_of(runs)])
     return Question(tuple(keys), tuple(over), tuple(with_parameters(compared, runs)), tuple(metrics), is_max)
 
@@ -227,10 +316,6 @@ def _as_json(
 
 def _split(text: str) -> list[str]:
     return [key.strip() for key in text.split(",") if key.strip()]
-
-
-def _varying(keys: Sequence[str]) -> str:
-    return f"What varies: {', '.join(f'`{key}`' for key in keys)}." if keys else "Nothing varies."
 
 
 def _positive(text: str) -> int:

@@ -35,13 +35,18 @@ def check_metric(name: str, runs: Sequence[Run]) -> str:
     return name
 
 
+def curves_of(runs: Iterable[Run]) -> list[str]:
+    """Metrics that some run has recorded round by round."""
+    return list(dict.fromkeys(key for run in runs for line in run.rounds for key in line if key != "round"))
+
+
 def check_curve(name: str, runs: Sequence[Run]) -> str:
     """A metric that is recorded round by round.
 
     Raises:
         ValueError: no run has recorded it.
     """
-    known = list(dict.fromkeys(key for run in runs for line in run.rounds for key in line if key != "round"))
+    known = curves_of(runs)
     if not known:
         raise ValueError("No run has recorded a round yet: there is no curve to draw.")
     if name not in known:
@@ -54,7 +59,9 @@ def check_keys(keys: Sequence[str], runs: Sequence[Run]) -> list[str]:
     known = dict.fromkeys(key for run in runs for key in run.values)
     for key in keys:
         if key not in known:
-            raise ValueError(f"No run has the key `{key}`. {_advice(key, list(known), keys_that_vary(runs))}")
+            # A group's own key says the same as its name.
+            named = [name for name in known if name.rpartition(".")[2] not in ("name", "_target_")]
+            raise ValueError(f"No run has the key `{key}`. {_advice(key, named, keys_that_vary(runs))}")
     return list(dict.fromkeys(keys))
 
 
@@ -107,6 +114,12 @@ def sorted_values(values: Iterable[Value]) -> list[Value]:
     distinct = list(dict.fromkeys(values))
     numbers = [value for value in distinct if isinstance(value, int | float) and not isinstance(value, bool)]
     return [*sorted(numbers), *(value for value in distinct if value not in numbers or isinstance(value, bool))]
+
+
+def varying(runs: Sequence[Run]) -> str:
+    """A sentence for whoever chose a key that is the same everywhere."""
+    keys = keys_that_vary(runs)
+    return f"What varies: {', '.join(f'`{key}`' for key in keys)}." if keys else "Nothing varies."
 
 
 def _advice(name: str, known: Sequence[str], instead: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ from flgo_hydra.report.groups import Group, Point
 from flgo_hydra.report.runs import ABSENT, Run, value_text
 
 _FEW_SEEDS = 5
+_MOST_SAID = 8
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,8 @@ def sentences(differences: Sequence[Difference], question: Question) -> list[str
             )
     if not said and all(found.estimate.count < 2 for found in differences):
         return ["with one seed nobody knows which differences are larger than seed noise"]
+    if len(said) > _MOST_SAID:
+        return [f"{len(said)} of {len(differences)} differences are larger than seed noise: see verdict"]
     return said or ["no difference is larger than seed noise"]
 
 

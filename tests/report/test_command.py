@@ -216,3 +216,48 @@ def test_a_real_sweep(command, report, empty_folder):
         assert float(row["best_valid_loss"]) == point["best_valid_loss"]
         assert float(row["test_accuracy_at_best"]) == point["test_accuracy"] and row["algorithm"] == point["algorithm"]
     assert [group["runs"] for group in read["groups"]] == [2, 2] and len(read["comparison"]) == 1
+
+
+def test_pictures_and_their_paths(report, sweep, tmp_path):
+    status, out, err = report(
+        "sweep", "--table", "points", "--plot", "test_loss", "--by", "algorithm", "--heatmap", "lr,algorithm"
+    )
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-2:] == [
+        "picture: sweep/test_loss_by_algorithm.png",
+        "picture: sweep/heatmap_lr_algorithm.png",
+    ]
+    assert (sweep / "test_loss_by_algorithm.png").is_file() and (sweep / "heatmap_lr_algorithm.png").is_file()
+    _, out, _ = report("sweep", "--parallel", "--out", "some/figure.pdf")
+    assert out.splitlines()[-1] == "picture: some/figure.pdf" and (tmp_path / "some" / "figure.pdf").is_file()
+    _, out, err = report(
+        "sweep", "--format", "json", "--plot", "test_accuracy", "--by", "task/partition", "--out", "here"
+    )
+    assert json.loads(out) and err == "picture: here/test_accuracy_by_task-partition.png\n"
+    report("sweep", "sweep/0", "--parallel")
+    assert (tmp_path / "parallel.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--plot", "test_los"], "Did you mean `test_loss`?"),
+        (["--plot", "test_loss", "--by", "algoritm"], "Did you mean `algorithm`?"),
+        (["--plot", "test_loss", "--by", "seed"], "choose another `--over`"),
+        (["--heatmap", "lr"], "must be two keys"),
+        (["--heatmap", "lr,lr"], "must be two keys"),
+        (["--heatmap", "lr,num_rounds"], "all runs have the same num_rounds. What varies: `algorithm`, `lr`, `seed`."),
+        (["--heatmap", "lr,algorithmm"], "Did you mean `algorithm`?"),
+        (["--parallel", "--where", "seed=0", "--where", "lr=0.1", "--where", "algorithm=fedavg"], "Nothing varies."),
+        (["--by", "lr"], "Add `--plot test_loss`."),
+        (["--out", "x"], "Add `--plot test_loss`."),
+        (["--parallel", "--plot", "test_loss", "--out", "x.png"], "one file for several pictures"),
+        (["--parallel", "--out", "x.jpeg"], "must be a folder or end in .png, .pdf, .svg"),
+        (["--parallel", "--out", "sweep/0/result.json/x"], "cannot be written: Not a directory"),
+        (["--html", "sweep"], "is a folder. Give a file: `--html sweep/report.html`"),
+    ],
+)
+def test_pictures_that_cannot_be(report, sweep, arguments, said):
+    status, out, err = report("sweep", *arguments)
+    assert (out == "") != ("written" in said)  # a mistake is found before anything is printed
+    assert status == 1 and err.startswith("error: ") and said in err and err.count("\n") == 1

@@ -1,0 +1,128 @@
+"""Which pictures a report has, and where their files lie."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flgo_hydra.report.figure import FORMATS
+from flgo_hydra.report.runs import ABSENT, Run, keys_that_vary
+from flgo_hydra.report.selection import check_curve, check_keys, curves_of, varying
+from flgo_hydra.report.tables import Question
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be drawn into a file."""
+
+    name: str
+    """of its file, without suffix"""
+    title: str
+    draw: Callable[[Path], None]
+
+
+def curves(runs: Sequence[Run], question: Question, curve: str, by: Sequence[str], band: str, is_log: bool) -> Picture:
+    """`--plot`.
+
+    Raises:
+        ValueError: no run recorded the metric, or there is no such key.
+    """
+    from flgo_hydra.report.bands import draw_bands, lines_by
+
+    curve = check_curve(curve, runs)
+    keys = check_keys(by, runs) if by else _default_by(runs, question)
+    for key in keys:
+        if key in question.over:
+            raise ValueError(
+                f"`--by {key}`: the lines are means over {', '.join(question.over)}. "
+                "To draw its values apart, choose another `--over`."
+            )
+
+    def draw(path: Path) -> None:
+        lines, others = lines_by(runs, keys, question.over, curve, question.metric, question.is_max, band)
+        draw_bands(path, lines, keys, others, question.over, curve, band, is_log)
+
+    return Picture(_name(curve, "by", *keys), f"{curve} by {', '.join(keys)}", draw)
+
+
+def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Picture:
+    """`--heatmap`.
+
+    Raises:
+        ValueError: not two keys, or one that does not vary.
+    """
+    from flgo_hydra.report.heatmap import cells_of, draw_heatmap
+
+    if len(axes) != 2 or axes[0] == axes[1]:
+        raise ValueError(f"`--heatmap {','.join(axes)}` must be two keys: `--heatmap lr,algorithm`.")
+    check_keys(axes, runs)
+    for key in axes:
+        if len({run.values.get(key, ABSENT) for run in runs}) < 2:
+            raise ValueError(f"`--heatmap {','.join(axes)}`: all runs have the same {key}. {varying(runs)}")
+
+    def draw(path: Path) -> None:
+        cells = cells_of(runs, axes[0], axes[1], question.metric, question.is_max)
+        draw_heatmap(path, cells, axes[0], axes[1], question.metric, question.is_max)
+
+    return Picture(_name("heatmap", *axes), f"{question.metric} over {axes[0]} and {axes[1]}", draw)
+
+
+def parallel(runs: Sequence[Run], question: Question) -> Picture:
+    """`--parallel`.
+
+    Raises:
+        ValueError: nothing varies.
+    """
+    from flgo_hydra.report.parallel import draw_parallel
+
+    keys = keys_that_vary(runs)
+    if not keys:
+        raise ValueError("`--parallel` needs runs that differ in some key. Nothing varies.")
+    return Picture(
+        "parallel",
+        f"{question.metric} by every key that varies",
+        lambda path: draw_parallel(path, runs, keys, question.metric, question.is_max),
+    )
+
+
+def usual(runs: Sequence[Run], question: Question, by: Sequence[str], band: str, is_log: bool) -> list[Picture]:
+    """What a page shows when nothing was asked for: the curves there are, and the grid if it has two axes."""
+    recorded = curves_of(runs)
+    chosen = [name for name in ("valid_loss", "test_loss", "test_accuracy") if name in recorded] or recorded[:1]
+    pictures = [curves(runs, question, name, by, band, is_log) for name in chosen]
+    keys = [key for key in keys_that_vary(runs) if key not in question.over]
+    if len(keys) >= 2:
+        # A number along x reads better than a word.
+        numbers = [key for key in keys if all(isinstance(run.values.get(key), int | float) for run in runs)]
+        x = next(iter(numbers), keys[0])
+        pictures.append(heatmap(runs, question, [x, next(key for key in keys if key != x)]))
+    if len(keys) >= 2:
+        pictures.append(parallel(runs, question))
+    return pictures
+
+
+def file_of(picture: Picture, out: Path | None, folders: Sequence[Path], is_alone: bool) -> Path:
+    """Where a picture is written: `--out` as a file or folder, else the folder that was read, else here.
+
+    Raises:
+        ValueError: one file for several pictures, or a format that is not known.
+    """
+    if out is None:
+        folder = folders[0] if len(folders) == 1 else Path.cwd()
+        return folder / f"{picture.name}.png"
+    if out.suffix.lower() in FORMATS and not out.is_dir():
+        if not is_alone:
+            raise ValueError(f"`--out {out}` is one file for several pictures. Give a folder.")
+        return out.with_suffix(out.suffix.lower())
+    if out.suffix and not out.is_dir():
+        raise ValueError(f"`--out {out}` must be a folder or end in {', '.join(FORMATS)}.")
+    return out / f"{picture.name}.png"
+
+
+def _default_by(runs: Sequence[Run], question: Question) -> list[str]:
+    """The compared keys; without any whatever varies beside the seed."""
+    keys = [key for key in keys_that_vary(runs) if key not in question.over]
+    return list(question.compared) or keys or ["algorithm"]
+
+
+def _name(*parts: str) -> str:
+    return "_".join(parts).replace("/", "-")

@@ -1,0 +1,203 @@
+import math
+import struct
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.report.bands import draw_bands, lines_by
+from flgo_hydra.report.figure import is_log_spaced, legend_for, shade_range, ticks_of
+from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
+from flgo_hydra.report.parallel import draw_parallel, scale_of
+from flgo_hydra.report.runs import read_runs
+
+
+def _runs(folder: Path):
+    return read_runs([folder])[0]
+
+
+def _is_drawn(path: Path) -> bool:
+    """A PNG with more than one colour in it."""
+    from matplotlib.image import imread
+
+    return path.read_bytes().startswith(b"\x89PNG") and len(set(imread(path)[..., 0].ravel().tolist())) > 10
+
+
+def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss"):
+    return lines_by(runs, keys, ["seed"], curve, "best_valid_loss", False, band)
+
+
+@pytest.mark.parametrize(
+    "band, low, high", [("std", 1.1 - 0.1, 1.1 + 0.1), ("range", 1.0, 1.2), ("ci", 1.1 - 0.2484138, 1.1 + 0.2484138)]
+)
+def test_mean_and_band_of_each_algorithm_at_its_best(sweep, band, low, high):
+    lines, others = _lines(_runs(sweep), band=band)
+    assert others == ["lr"] and [(line.point, line.setting) for line in lines] == [
+        (("fedavg",), (0.1,)),
+        (("fedprox",), (0.1,)),
+    ]
+    fedavg = lines[0]
+    assert list(fedavg.rounds) == [0, 1, 2, 3] and fedavg.count == 3 and fedavg.num_whole == 4
+    assert fedavg.mean == pytest.approx([2.5, 1.2, 1.1, 1.3])
+    assert (fedavg.low[2], fedavg.high[2]) == pytest.approx((low, high))
+    assert fedavg.low[0] == fedavg.high[0] == 2.5
+
+
+def test_early_stopped_seeds_make_the_line_partial(make_run, tmp_path):
+    make_run("s/0", [2.0, 1.0, 0.5, 0.25], seed=0)
+    make_run("s/1", [2.0, 2.0], "early_stopped", seed=1)
+    make_run("s/2", [2.0, math.nan, 1.0], status=None, seed=2)
+    make_run("s/3", [2.0, 9.0, math.inf], "diverged", seed=3)
+    make_run("s/4", [], failure="Error: x", seed=4)
+    ((line,), _) = _lines(_runs(tmp_path / "s"))
+    assert line.mean == pytest.approx([2.0, 1.5, 0.75, 0.25])
+    assert (line.count, line.num_whole, line.left_out) == (3, 1, "1 diverged, 1 failed")
+    assert line.broken == [([0, 1], [2.0, 9.0])]
+
+
+def test_numbers_are_in_order_and_other_metrics_decide_nothing(make_run, tmp_path):
+    for i, lr in enumerate([0.1, 1e-4, 10, 0.02]):
+        make_run(f"s/{i}", [2.0, 1.0], lr=lr)
+    lines, others = _lines(_runs(tmp_path / "s"), keys=("lr",), curve="test_loss")
+    assert [line.point for line in lines] == [(1e-4,), (0.02,), (0.1,), (10,)] and others == []
+    assert lines[0].mean == [2.5, 1.5]
+
+
+def _bands(folder: Path, path: Path, **changed):
+    keys = changed.pop("keys", ("algorithm",))
+    lines, others = _lines(_runs(folder), keys)
+    draw_bands(path, lines, keys, others, ["seed"], "valid_loss", "std", **changed)
+
+
+def test_bands_are_drawn(sweep, tmp_path):
+    _bands(sweep, tmp_path / "a.png")
+    assert _is_drawn(tmp_path / "a.png")
+    _bands(sweep, tmp_path / "b.png", keys=("lr", "algorithm"), is_log=True)
+    assert _is_drawn(tmp_path / "b.png") and (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("suffix, start", [(".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_other_formats(sweep, tmp_path, suffix, start):
+    _bands(sweep, tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes().startswith(start)
+    if suffix == ".svg":
+        text = (tmp_path / "a.svg").read_text()
+        assert "fedprox lr=0.1" in text and "each at its best lr" in text and ">round<" in text
+
+
+def test_runs_that_blew_up_do_not_press_the_others_flat(make_run, tmp_path):
+    make_run("s/0", [2.0, 1.0, 0.5], algorithm="a")
+    make_run("s/1", [2.0, 1e30, math.nan], "diverged", algorithm="b")
+    make_run("s/2", [2.0, 1e20, 1e25], algorithm="c")
+    _bands(tmp_path / "s", tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert ">0.5<" in text and "1e" not in text.split("<defs>")[-1] and "b (1 diverged)" in text
+    width, height = struct.unpack(">II", _png(tmp_path, tmp_path / "s")[16:24])
+    assert width < 2000 and height < 1200
+
+
+def _png(tmp_path, folder):
+    _bands(folder, tmp_path / "x.png")
+    return (tmp_path / "x.png").read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 9, 40])
+@pytest.mark.parametrize("key", ["lr", "algorithm"])
+def test_few_and_many_lines(make_run, tmp_path, count, key):
+    for i in range(count):
+        make_run(f"s/{i}", [2.0, 1.0 + i / 100], **{key: 10.0 ** (-i / 10) if key == "lr" else f"algorithm_{i}"})
+    _bands(tmp_path / "s", tmp_path / "a.png", keys=(key,))  # a layout that fails would warn, and warnings are errors
+    assert _is_drawn(tmp_path / "a.png")
+
+
+def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
+    make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="new", lr=0.1)
+    cells = cells_of(_runs(sweep), "lr", "algorithm", "best_valid_loss", False)
+    assert cells.columns == [0.01, 0.1] and cells.rows == ["fedavg", "fedprox", "new"] and cells.averaged == ["seed"]
+    assert cells.means[0] == pytest.approx([2.1, 1.1]) and cells.means[1][1] == pytest.approx(0.999)
+    assert all(math.isnan(mean) for mean in cells.means[2])
+    assert cells.troubles[2] == ["", "1 diverged"] and cells.counts == [[3, 3], [3, 3], [0, 0]]
+    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", "best_valid_loss", False)
+    text = (tmp_path / "a.svg").read_text()
+    for shown in ("0.9990", "1 diverged", "best_valid_loss, mean of 3 runs over seed", ">lr<", ">fedprox<"):
+        assert shown in text
+    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", "best_valid_loss", False)
+    assert _is_drawn(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mean, trouble, rows", [(math.nan, "1 diverged", 1), (math.nan, "", 2), (1.0, "", 15)])
+def test_heatmaps_of_nothing_and_of_very_much(tmp_path, mean, trouble, rows):
+    means = [[mean] * 20 for _ in range(rows)]
+    cells = Cells(list(range(20)), list(range(rows)), means, [[trouble] * 20] * rows, [[1] * 20] * rows, [])
+    draw_heatmap(tmp_path / "a.png", cells, "x", "y", "best_valid_loss", False)
+    assert _is_drawn(tmp_path / "a.png")
+
+
+def test_parallel_coordinates(sweep, make_run, tmp_path):
+    make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="fedavg", lr=1)
+    draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], "best_valid_loss", False)
+    text = (tmp_path / "a.svg").read_text()
+    for shown in (
+        "best: algorithm=fedprox lr=0.1 seed=0 (best_valid_loss 0.9000)",
+        "1 without a valid result",
+        "(log)",
+    ):
+        assert shown in text
+    draw_parallel(tmp_path / "a.png", _runs(sweep), ["algorithm", "lr", "seed"], "test_accuracy", True)
+    assert _is_drawn(tmp_path / "a.png")
+
+
+def test_where_values_lie_on_an_axis():
+    assert scale_of(["b", "a", "b"]).places == {"b": 0.0, "a": 1.0}
+    assert scale_of([3, 3]).places == {3: 0.5}
+    rates = scale_of([0.1, 0.001, 0.01])
+    assert rates.is_log and rates.places[0.01] == pytest.approx(0.5)
+    assert [text for _, text in rates.ticks] == ["0.001", "0.01", "0.1"]
+    assert not scale_of(list(range(20))).is_log
+    mixed = scale_of([1, "auto", None])
+    assert list(mixed.places) == [1, "auto", None] and [text for _, text in mixed.ticks] == ["1", "auto", "null"]
+    many = scale_of([10 ** (-i / 10) for i in range(31)])
+    assert [text for _, text in many.ticks] == ["0.001", "0.01", "0.1", "1"]
+
+
+@pytest.mark.parametrize(
+    "values, is_log",
+    [
+        ([0.1, 0.01], True),
+        ([0.1, 0.05], False),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], False),
+        ([1, 2, 4, 8, 16], True),
+        ([0, 1, 10], False),
+        ([-1, 100], False),
+        ([5], False),
+        ([], False),
+    ],
+)
+def test_which_values_are_log_spaced(values, is_log):
+    assert is_log_spaced(values) == is_log
+
+
+@pytest.mark.parametrize(
+    "low, high, is_log, ticks",
+    [
+        (0.0, 1.0, False, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.34, 0.77, False, [0.4, 0.5, 0.6, 0.7]),
+        (1e-4, 0.5, True, [1e-4, 1e-3, 1e-2, 1e-1]),
+        (0.5, 3.0, True, [0.5, 1, 2]),
+        (2.0, 2.0, False, [2.0]),
+    ],
+)
+def test_ticks_are_round(low, high, is_log, ticks):
+    assert ticks_of(low, high, is_log) == pytest.approx(ticks)
+
+
+def test_a_colour_scale_leaves_outliers_out():
+    assert shade_range([1.0, 2.0, 3.0], False) == (1.0, 3.0, False)
+    assert shade_range([1.0, 1.5, 2.0, 1e30], False) == (1.0, 2.5, True)
+    assert shade_range([0.9, 0.8, 0.7, -1e9], True) == (pytest.approx(0.6), 0.9, True)
+    assert shade_range([1.0], False) == (1.0, 1.0, False)
+
+
+def test_where_a_legend_stands():
+    assert legend_for(["a", "b"]).is_inside
+    beside = legend_for(["a"] * 61)
+    assert not beside.is_inside and beside.columns == 3 and beside.width > legend_for(["a"] * 20).width
