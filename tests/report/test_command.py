@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -200,22 +202,28 @@ def test_a_reader_that_has_seen_enough(sweep, tmp_path):
     assert (ended.stdout, ended.stderr) == ("12 runs: 12 completed\n", "")
 
 
-def test_a_real_sweep(command, report, empty_folder):
-    done = command(
-        "-m", "algorithm=fedavg,fedprox", "seed=0,1", "num_rounds=2", "model=logistic", "hydra.sweep.dir=real"
-    )
+def test_a_real_sweep_and_readmes_commands_on_it(command, report, empty_folder):
+    grid = ["algorithm=fedavg,fedprox", "lr=0.1,0.05", "seed=0,1", "num_rounds=2", "model=logistic"]
+    done = command("-m", *grid, "hydra.sweep.dir=sweep")
     assert done.status == 0, done.err
-    status, out, err = report("real", "--format", "json")
+    status, out, err = report("sweep", "--format", "json")
     assert (status, err) == (0, "")
     read = json.loads(out)
-    with open("real/results.csv", newline="") as file:
+    with open("sweep/results.csv", newline="") as file:
         rows = {row["job"]: row for row in csv.DictReader(file)}
-    assert len(read["points"]) == 4
+    assert len(read["points"]) == 8
     for point in read["points"]:
         row = rows[point["job"]]
         assert float(row["best_valid_loss"]) == point["best_valid_loss"]
         assert float(row["test_accuracy_at_best"]) == point["test_accuracy"] and row["algorithm"] == point["algorithm"]
-    assert [group["runs"] for group in read["groups"]] == [2, 2] and len(read["comparison"]) == 1
+    assert [group["runs"] for group in read["groups"]] == [2] * 4 and len(read["comparison"]) == 2
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python -m flgo_hydra\.report (.*)$", readme, flags=re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        status, out, err = report(*shlex.split(line))
+        assert (status, err) == (0, "") and out, line
+    assert (empty_folder / "test_loss.pdf").is_file() and (empty_folder / "sweep.html").is_file()
 
 
 def test_pictures_and_their_paths(report, sweep, tmp_path):
