@@ -42,6 +42,7 @@ def preload() -> None:
     used autograd cannot be forked."""
     import flgo_hydra.federated.algorithm.fedprox
     import flgo_hydra.federated.algorithm.scaffold
+    import flgo_hydra.federated.backend.loop
     import flgo_hydra.federated.rounds
     import flgo_hydra.federated.task
     import flgo_hydra.record.checkpoint  # noqa: F401
@@ -139,13 +140,14 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     with without_garbage_collection():
         import torch
 
+    from flgo_hydra.federated.backend.loop import LoopBackend
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.model import build_model
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.rounds import RunState, run_rounds
     from flgo_hydra.federated.task import build_task
-    from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+    from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
@@ -161,7 +163,8 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
-    backend = LoopBackend(model, data, step, work)
+    visits = conf.num_rounds * (1.0 if conf.sample == "full" else conf.proportion)
+    backend = LoopBackend(model, data, step, work, conf.engine.compile == "auto", visits)
     server = server_state(model, algorithm)
     state = RunState(server, ClientStates(algorithm.init_client(server.params), task.num_clients))
     with _ctrl_c_at_round_boundary() as is_interrupted:
@@ -175,7 +178,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
         watcher.save(state)
         again = f"python -m flgo_hydra.resume {shlex.quote(str(paths.folder))}"
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; {again} goes on")
-    return _result(conf, state, status, device, watcher.prune_reason or "")
+    return _result(conf, state, status, device, watcher.prune_reason or "", backend.note)
 
 
 class _Watcher:
@@ -345,7 +348,14 @@ def _load_weights(model: "torch.nn.Module", path: str) -> None:
     model.load_state_dict(weights)
 
 
-def _result(conf: Conf, state: "RunState", status: "Status", device: "torch.device", prune_reason: str) -> RunResult:
+def _result(
+    conf: Conf,
+    state: "RunState",
+    status: "Status",
+    device: "torch.device",
+    prune_reason: str,
+    engine: dict[str, Any],
+) -> RunResult:
     import numpy as np
     import torch
 
@@ -383,6 +393,7 @@ def _result(conf: Conf, state: "RunState", status: "Status", device: "torch.devi
         },
         fingerprint=compose.fingerprint(conf),
         message=message,
+        engine=engine,
     )
 
 

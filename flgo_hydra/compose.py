@@ -119,7 +119,7 @@ def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
                 _refuse_unknown_keys(root, child)
 
 
-_DECIDES_NOTHING = ("device", "num_threads", "checkpoint_interval", "save_best")
+_DECIDES_NOTHING = ("device", "num_threads", "checkpoint_interval", "save_best", "engine")
 
 
 def parts(conf: Conf) -> dict[str, Any]:

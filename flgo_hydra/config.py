@@ -24,6 +24,7 @@ _DECAYING = re.compile(r"step|multistep|ratiostep")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DEFAULT_LR_DECAY = 0.998
 MEMORY_KEYS = ("task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype")
+COMPILES = ("auto", "off")
 # by the name of Optuna's class
 PRUNERS = {
     "median": "MedianPruner",
@@ -45,6 +46,18 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError with the choices, unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"`{key}` must be one of {', '.join(choices)}, but got {value!r}.")
+
+
+@dataclass
+class EngineConf:
+    """How local training is computed. The numbers of a run differ between these choices by rounding only."""
+
+    # auto: local steps are recorded once and replayed as a flat program, for batch sizes that a run takes often enough;
+    # off: plain autograd
+    compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of("engine.compile", self.compile, COMPILES)
 
 
 @dataclass
@@ -98,6 +111,8 @@ class OptionConf:
     save_best: bool = False
     # start from these weights: a .safetensors file with the names of the model's state dict
     initial_weights: str | None = None
+    # how local training is computed
+    engine: EngineConf = field(default_factory=EngineConf)
 
     def __post_init__(self) -> None:
         hold(self.num_rounds >= 1, "num_rounds >= 1", self.num_rounds)

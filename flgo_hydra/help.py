@@ -23,6 +23,7 @@ GROUPS = {
 }
 _PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Options (at the root)": ("", {"OptionConf": ""}),
+    "Engine": ("engine.", {"EngineConf": ""}),
     "Task": ("task.", {"TaskConf": ""}),
     "Task source": ("task.source.", {"Cifar100Conf": "task=cifar100", "SyntheticConf": "task=synthetic"}),
     "Task partition": (
@@ -113,7 +114,7 @@ def meaning_of(key: str) -> str:
 
 
 def _shown_fields(schema: str) -> list["FieldDoc"]:
-    hidden = ("name", "source", "partition")
+    hidden = ("name", "source", "partition", "engine")
     return [field for field in field_docs(schema) if not field.name.startswith("_") and field.name not in hidden]
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_yaml_names_its_schema_first_and_sets_every_field(path: Path) -> None:
 
 def test_option_defaults_are_the_schemas() -> None:
     content = yaml.safe_load((conf_dir() / "option/default.yaml").read_text())
-    assert content == {name: field.default for name, field in OptionConf.__dataclass_fields__.items()}
+    assert content == asdict(OptionConf())
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ def test_groups_and_choices_are_on_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix, schema", [("", "OptionConf"), ("task.", "TaskConf"), ("hydra.sweeper.", "SweeperConf")]
+    "prefix, schema",
+    [("", "OptionConf"), ("engine.", "EngineConf"), ("task.", "TaskConf"), ("hydra.sweeper.", "SweeperConf")],
 )
 def test_fields_are_on_the_page_with_default_and_meaning(prefix: str, schema: str) -> None:
     page = " ".join(help_page(width=100).split())
     for field in field_docs(schema):
-        if not field.name.startswith("_") and field.name not in ("name", "source", "partition"):
+        if not field.name.startswith("_") and field.name not in ("name", "source", "partition", "engine"):
             assert f"{prefix}{field.name}={field.default} {field.meaning}" in page
 
 

@@ -35,6 +35,10 @@ class Data:
         begin, end = self.offsets[k], self.offsets[k + 1]
         return self.x_train[begin:end], self.y_train[begin:end]
 
+    def num_samples(self, k: int) -> int:
+        """Training samples of client k."""
+        return self.offsets[k + 1] - self.offsets[k]
+
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each sample, shape (batch,): cross-entropy, or the mean squared error over the outputs."""
         if self.is_classification:

@@ -19,7 +19,7 @@ from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.patience import Patience
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import lr_at
-from flgo_hydra.federated.training import LoopBackend, ServerState
+from flgo_hydra.federated.training import Backend, ServerState
 
 Metrics = dict[str, float]
 """valid_loss, test_loss, and their accuracies for classification"""
@@ -63,7 +63,7 @@ class Watcher(Protocol):
 
 
 def run_rounds(
-    backend: LoopBackend,
+    backend: Backend,
     data: Data,
     algorithm: Algorithm,
     numbers: Mapping[str, float],
@@ -114,7 +114,7 @@ def run_rounds(
             return asked
 
 
-def _metrics(backend: LoopBackend, data: Data, server: ServerState) -> Metrics:
+def _metrics(backend: Backend, data: Data, server: ServerState) -> Metrics:
     model = backend.load(server)
     both = torch.cat([evaluate(model, data, data.valid), evaluate(model, data, data.test)])
     valid_loss, valid_accuracy, test_loss, test_accuracy = both.tolist()  # the one wait for the device

@@ -1,20 +1,22 @@
-"""Local training of a cohort.
+"""What local training is, whichever backend runs it.
 
-`LocalStep` says what one step is, as a pure function that also runs under `torch.func.vmap`. `LoopBackend` runs a
-cohort with it, one client after another; batched backends give the same numbers.
+`LocalStep` says what one step is, as a pure function that also runs under `torch.vmap`; `LocalWork` how many steps a
+client takes on which samples; `ServerState` what goes into a round and comes out. The backends (`backend/`) give the
+same numbers.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Optimizer, Slots, clip
-from flgo_hydra.federated.randomness import Purpose, numpy_generator, seed_torch, torch_seed
+from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import batch_order, count_steps, resolve_batch_size
 
 
@@ -56,6 +58,17 @@ class LocalWork:
     num_steps: int | None
     seed: int
 
+    def size(self, num_samples: int) -> tuple[int, int]:
+        """Samples of a full step, and the number of steps, of a client with `num_samples`."""
+        size = resolve_batch_size(self.batch_size, num_samples)
+        return size, count_steps(num_samples, size, self.num_epochs, self.num_steps)
+
+    def order(self, num_samples: int, client: int, round_num: int) -> list[np.ndarray]:
+        """Which of its samples the client takes in each step of a round."""
+        size, num_steps = self.size(num_samples)
+        rng = numpy_generator(self.seed, Purpose.BATCH_ORDER, round_num, client)
+        return batch_order(num_samples, size, num_steps, rng)
+
 
 @dataclass
 class ServerState:
@@ -72,105 +85,39 @@ class ServerState:
 def server_state(model: nn.Module, algorithm: Algorithm) -> ServerState:
     """The untrained model, copied out of `model`, with the algorithm's first state."""
     params = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    buffers = {name: b.detach().clone() for name, b in _buffers(model).items()}
+    buffers = {name: b.detach().clone() for name, b in buffers_of(model).items()}
     return ServerState(params, buffers, algorithm.init_server(params))
 
 
-class LoopBackend:
-    """Trains a cohort's clients one after another in one working model."""
-
-    def __init__(self, model: nn.Module, data: Data, step: LocalStep, work: LocalWork) -> None:
-        self._model = model
-        self._data = data
-        self._step = step
-        self._work = work
-        self._params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._param_list = list(self._params.values())
-        self._buffers = _buffers(model)
-        # What a plain FedAvg client does in place, without the general step's copies.
-        self._corrects = type(step.algorithm).correct is not Algorithm.correct or step.clip_grad > 0
-        self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
+class Backend(Protocol):
+    """Who trains a cohort."""
 
     def load(self, server: ServerState) -> nn.Module:
-        """Puts the server's model into the working model, and returns it, to be evaluated."""
-        with torch.no_grad():
-            torch._foreach_copy_(self._param_list, list(server.params.values()))
-            for name, buffer in self._buffers.items():
-                buffer.copy_(server.buffers[name])
-        return self._model
+        """Puts the server's model into a working model, and returns it, to be evaluated."""
 
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
     ) -> ServerState:
         """Runs the round's cohort and returns the server's next state; `clients` keeps the clients' new states."""
-        algorithm = self._step.algorithm
-        message = _Mean()
-        buffers = _Mean()
-        buffer_weights = cohort.weights / cohort.weights.sum()
-        for k, weight, buffer_weight in zip(cohort.clients.tolist(), cohort.weights, buffer_weights, strict=True):
-            self.load(server)
-            client = Client(server.params, server.state, clients.get(k))
-            num_steps = self._train_client(k, client, hyper, round_num)
-            with torch.no_grad():
-                sent, kept = algorithm.finish(self._params, client, num_steps, hyper)
-                message.add(sent, float(weight))
-                clients.put(k, kept)
-                if self._buffers:
-                    buffers.add({"": self._buffers}, float(buffer_weight))
-        with torch.no_grad():
-            mean = message.value()
-            if cohort.model_factor != 1.0:
-                extra = cohort.model_factor - 1.0
-                mean["update"] = {name: u + extra * server.params[name] for name, u in mean["update"].items()}
-            params, state = algorithm.update_server(server.params, server.state, mean, cohort.participation, hyper)
-            next_buffers = _like(server.buffers, buffers.value()[""]) if self._buffers else server.buffers
-        return ServerState(params, next_buffers, state)
-
-    def _train_client(self, k: int, client: Client, hyper: Hyper, round_num: int) -> int:
-        """Takes the client's local steps in the working model; returns their number."""
-        x, y = self._data.client(k)
-        work = self._work
-        size = resolve_batch_size(work.batch_size, len(x))
-        num_steps = count_steps(len(x), size, work.num_epochs, work.num_steps)
-        order = batch_order(len(x), size, num_steps, numpy_generator(work.seed, Purpose.BATCH_ORDER, round_num, k))
-        seed_torch(torch_seed(work.seed, Purpose.LOCAL_NOISE, round_num, k), x.device)
-        self._model.train()
-        slots = self._step.start(self._params)
-        for count, indices in enumerate(order, start=1):
-            rows = torch.from_numpy(indices).to(x.device)
-            grads = torch.autograd.grad(
-                self._loss(x[rows], y[rows]), self._param_list, allow_unused=True, materialize_grads=True
-            )
-            with torch.no_grad():
-                self._apply(grads, slots, count, client, hyper)
-        return num_steps
-
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        outputs = self._model(x)
-        if self._has_own_loss:
-            return self._step.algorithm.loss(outputs, y, self._data.criterion).mean()
-        return self._data.mean_criterion(outputs, y)
-
-    def _apply(
-        self, grads: tuple[Tensor, ...], slots: dict[str, Slots], count: int, client: Client, hyper: Hyper
-    ) -> None:
-        optimizer = self._step.optimizer
-        if not optimizer.is_plain_sgd:
-            by_name = dict(zip(self._params, grads, strict=True))
-            next_params, next_slots = self._step(self._params, by_name, slots, count, client, hyper)
-            torch._foreach_copy_(self._param_list, [next_params[name] for name in self._params])
-            slots.update(next_slots)
-            return
-        if self._corrects:
-            by_name = dict(zip(self._params, grads, strict=True))
-            direction = self._step.direction(self._params, by_name, client, hyper)
-            grads = tuple(direction[name] for name in self._params)
-        if optimizer.weight_decay:
-            grads = torch._foreach_add(grads, self._param_list, alpha=optimizer.weight_decay)
-        torch._foreach_add_(self._param_list, grads, alpha=-hyper["lr"])
 
 
-class _Mean:
+def finish_round(
+    server: ServerState, algorithm: Algorithm, message: State, buffers: Tensors, cohort: Cohort, hyper: Hyper
+) -> ServerState:
+    """The server's next state.
+
+    Args:
+        message: the weighted sum of what the cohort sent, `cohort.weights` its weights.
+        buffers: the cohort's buffers, their mean by the same weights scaled to sum to 1.
+    """
+    if cohort.model_factor != 1.0:
+        extra = cohort.model_factor - 1.0
+        message["update"] = {name: u + extra * server.params[name] for name, u in message["update"].items()}
+    params, state = algorithm.update_server(server.params, server.state, message, cohort.participation, hyper)
+    return ServerState(params, like(server.buffers, buffers) if server.buffers else server.buffers, state)
+
+
+class Mean:
     """A weighted sum of states, one client at a time: a cohort of messages may not fit in memory."""
 
     def __init__(self) -> None:
@@ -192,12 +139,13 @@ class _Mean:
         return self._sum
 
 
-def _buffers(model: nn.Module) -> Tensors:
+def buffers_of(model: nn.Module) -> Tensors:
+    """The model's state that is not trained: running statistics, frozen parameters."""
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     return frozen | dict(model.named_buffers())
 
 
-def _like(template: Tensors, tensors: Tensors) -> Tensors:
+def like(template: Tensors, tensors: Tensors) -> Tensors:
     """`tensors` in the dtypes of `template`, rounded where those are integers."""
     return {
         name: tensors[name] if t.is_floating_point() else tensors[name].round().to(t.dtype)

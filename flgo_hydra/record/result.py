@@ -37,6 +37,8 @@ class RunResult:
     """of the config: what decides the numbers"""
     message: str = ""
     attempts: int = 1
+    engine: dict[str, Any] = field(default_factory=dict)
+    """how local training was computed, and why so"""
 
     @property
     def objective(self) -> float:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from flgo_hydra.config import CnnConf, MlpConf, PartitionConf, SourceConf, TaskConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.data import Data, to_data
@@ -30,7 +31,7 @@ from flgo_hydra.federated.model import build_model
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.task import Task, build_task
-from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 BATCH, EPOCHS, LR, COHORT = 10, 5, 0.1, 10
 MODELS = {

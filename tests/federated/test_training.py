@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
-from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 
 def one_round(data, model, aggregate="other", seed=0):

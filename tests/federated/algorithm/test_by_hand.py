@@ -10,10 +10,11 @@ import torch
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
-from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 
 def run(by_hand, model, algorithm, hyper, num_rounds, num_steps, aggregate="other", optimizer="sgd", clip_grad=0.0):

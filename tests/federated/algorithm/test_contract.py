@@ -9,12 +9,13 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import batch_order
-from flgo_hydra.federated.training import LocalStep, LocalWork, LoopBackend, server_state
+from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 
 class Decaying(Algorithm):
@@ -45,12 +46,14 @@ each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 class Federation:
     """A few rounds of one algorithm over clients of different sizes."""
 
-    def __init__(self, data, model, name, optimizer="sgd", clip_grad=0.0, batch_size=3, weight_decay=0.0):
+    def __init__(
+        self, data, model, name, optimizer="sgd", clip_grad=0.0, batch_size=3, weight_decay=0.0, compiles=True
+    ):
         self.algorithm, numbers = ALGORITHMS[name]
         self.hyper = {"lr": 0.1, **numbers}
         self.step = LocalStep(self.algorithm, build_optimizer(optimizer, 0.0, weight_decay), clip_grad)
         self.work = LocalWork(batch_size, 2, None, seed=5)
-        self.backend = LoopBackend(model, data, self.step, self.work)
+        self.backend = LoopBackend(model, data, self.step, self.work, compiles)
         self.data = data
         self.server = server_state(model, self.algorithm)
         self.clients = ClientStates(self.algorithm.init_client(self.server.params), len(data.offsets) - 1)
@@ -75,6 +78,24 @@ def test_the_same_seed_gives_the_same_numbers(ragged, make_mlp, name):
     first = Federation(ragged, make_mlp(), name).run(range(1, 5))
     again = Federation(ragged, make_mlp(), name).run(range(1, 5))
     assert difference(first, again) == 0.0
+
+
+@each_algorithm
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clip_grad, weight_decay", [(0.0, 0.0), (0.5, 0.01)])
+def test_backends_give_the_same_rounds(ragged, make_mlp, name, optimizer, clip_grad, weight_decay):
+    """Clients of 7, 3, 12 and 1 samples, whose last batches are partial; lr changes from round to round."""
+    ends = {}
+    for compiles in (False, True):
+        federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, 5, weight_decay, compiles)
+        for r in (1, 2, 3):
+            federation.hyper["lr"] = 0.1 / r
+            federation.run([r], proportion=0.75)
+        ends[compiles] = federation
+    assert ends[True].backend.note == {"backend": "loop", "compiled_batch_sizes": [1, 2, 3, 5]}
+    assert difference(ends[False].server.params, ends[True].server.params) < 1e-12
+    kept = [end.clients.export()["rows"] for end in ends.values()]
+    assert all(difference(kept[0][state], kept[1][state]) < 1e-11 for state in kept[0])
 
 
 @each_algorithm

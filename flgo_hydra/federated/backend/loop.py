@@ -1,0 +1,180 @@
+"""A cohort's clients one after another in one working model.
+
+A local step is a recorded program (`traced.py`) for the batch sizes where that pays, and plain autograd for the others.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensors
+from flgo_hydra.federated.backend.traced import TracedSteps
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.cohort import Cohort
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.randomness import Purpose, seed_torch, torch_seed
+from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, buffers_of, finish_round
+
+_log = logging.getLogger(__name__)
+PAYS_AFTER = 100
+"""Steps of a run after which recording a program has paid: it takes as long as 20 to 60 plain steps (measured on an
+MLP and the FedAvg paper's CNN), and each step then saves a third."""
+
+
+class LoopBackend:
+    """Trains a cohort's clients one after another in one working model."""
+
+    name = "loop"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        step: LocalStep,
+        work: LocalWork,
+        compiles: bool = True,
+        visits: float = float("inf"),
+    ) -> None:
+        """
+        Args:
+            compiles: record steps as programs where it pays.
+            visits: rounds of the run in which a client is expected to take part.
+        """
+        self._model = model
+        self._data = data
+        self._step = step
+        self._work = work
+        self._params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._param_list = list(self._params.values())
+        self._buffers = buffers_of(model)
+        self._slots = step.start(self._params)
+        # What a plain FedAvg client does in place, without the general step's copies.
+        self._corrects = type(step.algorithm).correct is not Algorithm.correct or step.clip_grad > 0
+        self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
+        self._paying = _paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
+        self._traced: TracedSteps | None = None
+        self._why_not_compiled = "engine.compile=off"
+        if compiles:
+            self._traced = TracedSteps(self._params, self._buffers, self._slots, self._loss, step, data)
+            self._why_not_compiled = "" if self._paying else "the run is too short"
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What ran, for result.json."""
+        sizes = sorted(self._traced.sizes) if self._traced is not None else []
+        note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": sizes}
+        return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
+
+    def load(self, server: ServerState) -> nn.Module:
+        with torch.no_grad():
+            torch._foreach_copy_(self._param_list, list(server.params.values()))
+            for name, buffer in self._buffers.items():
+                buffer.copy_(server.buffers[name])
+        return self._model
+
+    def train(
+        self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
+    ) -> ServerState:
+        algorithm = self._step.algorithm
+        ids = cohort.clients.tolist()
+        batches = self._batches(ids, round_num)
+        self._model.train()
+        self._compile(server, batches, hyper)
+        message, buffers = Mean(), Mean()
+        buffer_weights = cohort.weights / cohort.weights.sum()
+        for k, steps, weight, buffer_weight in zip(ids, batches, cohort.weights, buffer_weights, strict=True):
+            self.load(server)
+            client = Client(server.params, server.state, clients.get(k))
+            seed_torch(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            self._train_client(steps, client, hyper)
+            with torch.no_grad():
+                sent, kept = algorithm.finish(self._params, client, len(steps), hyper)
+                message.add(sent, float(weight))
+                clients.put(k, kept)
+                if self._buffers:
+                    buffers.add({"": self._buffers}, float(buffer_weight))
+        with torch.no_grad():
+            mean_buffers = buffers.value()[""] if self._buffers else {}
+            return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
+
+    def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
+        """The rows of the training samples in each step of each client, brought to the device in one go."""
+        orders = [
+            [self._data.offsets[k] + rows for rows in self._work.order(self._data.num_samples(k), k, round_num)]
+            for k in ids
+        ]
+        flat = torch.from_numpy(np.concatenate([rows for order in orders for rows in order]))
+        lengths = [len(rows) for order in orders for rows in order]
+        steps = torch.split(flat.to(self._data.x_train.device), lengths)
+        ends = np.cumsum([len(order) for order in orders])
+        return [steps[end - len(order) : end] for end, order in zip(ends.tolist(), orders, strict=True)]
+
+    def _train_client(self, steps: Iterable[Tensor], client: Client, hyper: Hyper) -> None:
+        """Takes the client's local steps in the working model."""
+        with torch.no_grad():
+            for tensors in self._slots.values():
+                for tensor in tensors:
+                    tensor.zero_()
+        if self._traced is not None:
+            self._traced.start(client, hyper)
+        for count, rows in enumerate(steps, start=1):
+            if self._traced is not None and self._traced.run(rows, count):
+                continue
+            x, y = self._data.x_train[rows], self._data.y_train[rows]
+            grads = torch.autograd.grad(self._loss(x, y), self._param_list, allow_unused=True, materialize_grads=True)
+            with torch.no_grad():
+                self._apply(grads, count, client, hyper)
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        outputs = self._model(x)
+        if self._has_own_loss:
+            return self._step.algorithm.loss(outputs, y, self._data.criterion).mean()
+        return self._data.mean_criterion(outputs, y)
+
+    def _apply(self, grads: tuple[Tensor, ...], count: int, client: Client, hyper: Hyper) -> None:
+        optimizer = self._step.optimizer
+        if not optimizer.is_plain_sgd:
+            by_name = dict(zip(self._params, grads, strict=True))
+            next_params, next_slots = self._step(self._params, by_name, self._slots, count, client, hyper)
+            torch._foreach_copy_(self._param_list, [next_params[name] for name in self._params])
+            for name, tensors in next_slots.items():
+                for slot, tensor in zip(self._slots[name], tensors, strict=True):
+                    slot.copy_(tensor)
+            return
+        if self._corrects:
+            by_name = dict(zip(self._params, grads, strict=True))
+            direction = self._step.direction(self._params, by_name, client, hyper)
+            grads = tuple(direction[name] for name in self._params)
+        if optimizer.weight_decay:
+            grads = torch._foreach_add(grads, self._param_list, alpha=optimizer.weight_decay)
+        torch._foreach_add_(self._param_list, grads, alpha=-hyper["lr"])
+
+    def _compile(self, server: ServerState, batches: list[tuple[Tensor, ...]], hyper: Hyper) -> None:
+        """Records programs for the batch sizes of this cohort that are new and pay."""
+        if self._traced is None:
+            return
+        by_size = {len(rows): rows for steps in batches for rows in steps}
+        for size, rows in by_size.items():
+            if size in self._paying and size not in self._traced.sizes:
+                why_not = self._traced.compile(rows, lambda: self.load(server), server, hyper)
+                if why_not:
+                    _log.info("local steps run uncompiled: %s", why_not)
+                    self._traced, self._why_not_compiled = None, why_not
+                    return
+
+
+def _paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:
+    """Batch sizes that a run takes often enough. They follow from the config, and so do a run's numbers."""
+    steps: dict[int, float] = {}
+    for n, num_clients in zip(*np.unique(num_samples, return_counts=True), strict=True):
+        size, num_steps = work.size(int(n))
+        per_epoch = -(-int(n) // size)
+        num_partial = num_steps // per_epoch if n % size else 0
+        steps[size] = steps.get(size, 0) + visits * int(num_clients) * (num_steps - num_partial)
+        if num_partial:
+            steps[int(n) % size] = steps.get(int(n) % size, 0) + visits * int(num_clients) * num_partial
+    return frozenset(size for size, count in steps.items() if count >= PAYS_AFTER)

@@ -1,0 +1,391 @@
+"""A recorded step as a flat program over tensors that stay where they are.
+
+Recorded once, a step is a list of ATen operations. The program runs the same list without autograd, without modules
+and, as far as operations can write into a given tensor, without allocating: every intermediate gets its place in
+memory once, so that views of it (a transposed weight, say) are made once too. What remains is one line of Python an
+operation. New values of the state (parameters, optimizer slots) are written over the old ones, sums with products
+straight into them (`linear.py`).
+
+Intermediates share memory when they are not alive together; programs that run one at a time share an `Arena`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flgo_hydra.federated.backend.linear import Sum, as_sum
+from flgo_hydra.federated.backend.operations import (
+    fills_with_zeros,
+    geometry,
+    in_place_form,
+    is_fill,
+    is_pointwise,
+    is_random,
+    is_view,
+    out_form,
+    storage,
+)
+from flgo_hydra.federated.backend.tape import CannotRecord, Op, tensors_in
+
+_ALIGN = 64
+
+
+class Program:
+    """A callable that does a recorded step in place, given the hyper-parameters as floats."""
+
+    def __init__(self, step: Callable[..., None], source: str, inputs: set[int]) -> None:
+        self.run = step
+        self.source = source
+        """the lines that run, to look at"""
+        self._inputs = inputs
+
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether the program looks at this tensor's memory."""
+        return storage(tensor) in self._inputs
+
+
+def compile_program(
+    ops: Sequence[Op],
+    results: Sequence[tuple[Tensor, Tensor]],
+    scalars: Mapping[str, Tensor],
+    arena: "Arena",
+) -> Program:
+    """Makes a program of recorded operations.
+
+    Args:
+        results: pairs of a state tensor, read by the operations, and the recorded tensor of its next value.
+        scalars: hyper-parameters by name, as the tensors without dimensions that stood for them. `Program.run` takes
+            their values in this order; whoever calls it also fills the tensors, where the program `reads` them.
+    Raises:
+        CannotRecord: the operations cannot be replayed in place.
+    """
+    ops, same = _without_copies(ops)
+    results = [(state, same(value)) for state, value in results]
+    results = [(state, value) for state, value in results if value is not state]
+    ops = _needed(ops, [value for _, value in results])
+    sums, copies = _split(ops, results, {id(t): name for name, t in scalars.items()})
+    late = [t for one in sums for t in one.reads] + [value for _, value in copies]
+    ops = _needed(ops, late)
+    return _Writer(ops, sums, copies, late, list(scalars), arena).write()
+
+
+def _mutated(ops: Sequence[Op]) -> set[int]:
+    return {storage(t) for op in ops for t in op.mutated}
+
+
+def _producers(ops: Sequence[Op]) -> dict[int, Op]:
+    """The operation that made a tensor, by the tensor's id."""
+    return {id(t): op for op in ops for t in op.outputs if all(t is not one for one in op.inputs)}
+
+
+def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Tensor]]:
+    """Drops operations whose result is the same tensor again; says which one a dropped result was."""
+    mutated = _mutated(ops)
+    same: dict[int, Tensor] = {}
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(resolve(item) for item in value)
+        while id(value) in same:
+            value = same[id(value)]
+        return value
+
+    kept = []
+    for op in ops:
+        args, out = resolve(op.args), op.output
+        first = args[0] if args else None
+        if (
+            isinstance(first, Tensor)
+            and isinstance(out, Tensor)
+            and out is not first
+            and geometry(out) == geometry(first)
+        ):
+            is_same = storage(out) == storage(first) and not op.mutated
+            is_times_one = op.name == "aten.mul.Scalar" and args[1] == 1
+            if is_same or (is_times_one and not {storage(out), storage(first)} & mutated):
+                same[id(out)] = first
+                continue
+        kwargs = {key: resolve(value) for key, value in op.kwargs.items()}
+        kept.append(Op(op.function, args, kwargs, out, resolve(op.mutated)))
+    return kept, resolve
+
+
+def _needed(ops: Sequence[Op], wanted: Sequence[Tensor]) -> list[Op]:
+    """The operations that the wanted tensors come from, and those that change something or draw numbers."""
+    needed = {id(t) for t in wanted}
+    kept = []
+    for op in reversed(ops):
+        if op.mutated or is_random(op) or any(id(t) in needed for t in op.outputs):
+            kept.append(op)
+            needed |= {id(t) for t in op.inputs}
+    return kept[::-1]
+
+
+def _split(
+    ops: Sequence[Op], results: Sequence[tuple[Tensor, Tensor]], scalars: Mapping[int, str]
+) -> tuple[list[Sum], list[tuple[Tensor, Tensor]]]:
+    """The next values that are sums with the old one, and those that are written over it."""
+    producers = _producers(ops)
+    num_uses: dict[int, int] = {}
+    for t in [t for op in ops for t in op.inputs] + [value for _, value in results]:
+        num_uses[id(t)] = num_uses.get(id(t), 0) + 1
+    states = {storage(state) for state, _ in results} | _mutated(ops)
+    sums, copies = [], []
+    for state, value in results:
+        one = as_sum(state, value, producers, scalars, lambda t: num_uses.get(id(t)) == 1)
+        # What is added at the end must still be there then.
+        if one is not None and not any(storage(t) in states for t in one.reads):
+            sums.append(one)
+        elif storage(value) in states:
+            raise CannotRecord("the state moves from one tensor to another")
+        else:
+            copies.append((state, value))
+    return sums, copies
+
+
+class Arena:
+    """Blocks of memory on one device, for the intermediates of programs that never run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._blocks: list[Tensor] = []
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(block) for block in self._blocks)
+
+    def places(self) -> "_Places":
+        return _Places(self._blocks, self._device)
+
+
+class _Places:
+    """Who of one program's intermediates lies in which block, while the program is written line by line."""
+
+    def __init__(self, blocks: list[Tensor], device: torch.device) -> None:
+        self._blocks = blocks
+        self._device = device
+        self._free = set(range(len(blocks)))
+        self._taken: dict[int, int] = {}  # block by the storage of the recorded tensor
+
+    def holds(self, t: Tensor) -> bool:
+        return storage(t) in self._taken
+
+    def take(self, t: Tensor) -> Tensor:
+        """A tensor of the same form as `t` in the smallest free block, or in a new one."""
+        span = 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)) if t.numel() else 1
+        num_bytes = -(-span * t.element_size() // _ALIGN) * _ALIGN
+        fits = [i for i in self._free if len(self._blocks[i]) >= num_bytes]
+        number = min(fits, key=lambda i: len(self._blocks[i]), default=len(self._blocks))
+        if not fits:
+            self._blocks.append(torch.empty(num_bytes, dtype=torch.uint8, device=self._device))
+        self._free.discard(number)
+        self._taken[storage(t)] = number
+        return self._blocks[number].view(t.dtype).as_strided(t.shape, t.stride(), 0)
+
+    def hand_over(self, old: Tensor, new: Tensor) -> None:
+        self._taken[storage(new)] = self._taken.pop(storage(old))
+
+    def give_back(self, t: Tensor) -> None:
+        if self.holds(t):
+            self._free.add(self._taken.pop(storage(t)))
+
+
+class _Writer:
+    """Writes a program's lines. A tensor is static when it is the same object in every call."""
+
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        sums: Sequence[Sum],
+        copies: Sequence[tuple[Tensor, Tensor]],
+        late: Sequence[Tensor],
+        scalars: Sequence[str],
+        arena: Arena,
+    ) -> None:
+        self._ops, self._sums, self._copies, self._late, self._scalars = ops, sums, copies, late, scalars
+        self._places = arena.places()
+        self._producers = _producers(ops)
+        self._mutated = _mutated(ops)
+        self._last_use = {storage(t): i for i, op in enumerate(ops) for t in [*op.inputs, *op.outputs]}
+        self._last_use |= {storage(t): len(ops) for t in late}
+        given = [t for t in [*late, *(t for op in ops for t in op.inputs)] if id(t) not in self._producers]
+        self._given = {storage(t) for t in given} | {storage(one.state) for one in sums}
+        self._static: dict[int, Tensor] = {}
+        self._registers: dict[int, str] = {}
+        self._objects: list[Any] = []
+        self._object_names: dict[int, str] = {}
+        self._lines: list[str] = []
+        self._inputs: set[int] = set()
+
+    def write(self) -> Program:
+        self._in_place = self._results_in_place()
+        for i, op in enumerate(self._ops):
+            self._write_op(op, i)
+            for t in [*op.inputs, *op.outputs]:
+                if self._last_use[storage(t)] <= i:
+                    self._places.give_back(t)
+                    if id(t) in self._registers:
+                        self._lines.append(f"del {self._registers.pop(id(t))}")
+        self._write_sums()
+        copies = [(s, value) for s, value in self._copies if id(value) not in self._in_place]
+        if copies:
+            self._call(torch._foreach_copy_, self._list(s for s, _ in copies), self._list(v for _, v in copies))
+        constants = ", ".join(f"c{i}" for i in range(len(self._objects)))
+        body = "\n        ".join(self._lines or ["pass"])
+        source = f"def make({constants}):\n    def step({', '.join(self._scalars)}):\n        {body}\n    return step\n"
+        namespace: dict[str, Any] = {}
+        exec(compile(source, "<a recorded step>", "exec"), namespace)
+        return Program(namespace["make"](*self._objects), source, self._inputs)
+
+    def _results_in_place(self) -> dict[int, Tensor]:
+        """Values that can be computed right over the state they replace, by id: nobody reads the old one later."""
+        found: dict[int, Tensor] = {}
+        changed = [storage(s) for s, _ in self._copies] + [storage(one.state) for one in self._sums]
+        late = {storage(t) for t in self._late}
+        for state, value in self._copies:
+            op, key = self._producers.get(id(value)), storage(state)
+            if op is None or geometry(value) != geometry(state) or changed.count(key) > 1 or key in late:
+                continue
+            if is_view(op) or is_fill(op) or op.mutated or out_form(op.function) is None:
+                continue
+            at = next(i for i, one in enumerate(self._ops) if one is op)
+            reads = [t for t in op.inputs if storage(t) == key]
+            if self._last_use.get(key, -1) <= at and all(is_pointwise(op) and t is state for t in reads):
+                found[id(value)] = state
+        return found
+
+    def _write_op(self, op: Op, i: int) -> None:
+        made = [t for t in op.outputs if self._producers.get(id(t)) is op]
+        if is_view(op) and all(self._find(t) is not None for t in op.inputs):
+            again = op.function(*self._swap(op.args), **{key: self._swap(v) for key, v in op.kwargs.items()})
+            for t, now in zip(op.outputs, tensors_in(again), strict=True):
+                self._static[id(t)] = now
+            return
+        if is_fill(op) and storage(op.output) not in self._mutated:
+            self._static[id(op.output)] = op.output.clone()
+            return
+        if fills_with_zeros(op):
+            self._static[id(op.output)] = self._places.take(op.output)
+            self._call(torch.Tensor.zero_, self._name(op.output))
+            return
+        if op.name == "aten.clone.default":
+            self._static[id(op.output)] = self._places.take(op.output)
+            self._call(torch.Tensor.copy_, self._name(op.output), self._name(op.args[0]))
+            return
+        form = None if op.mutated or not made else out_form(op.function)
+        if form is not None and len(form[1]) == len(made):
+            function, names = form
+            for t in made:
+                self._static[id(t)] = self._place(op, t, i)
+            outs = [f"{name}={self._name(t)}" for name, t in zip(names, made, strict=True)]
+            self._call(function, *self._arguments(op), *outs)
+            return
+        over = self._dying_input(op, made[0], i) if len(made) == 1 else None
+        changing = in_place_form(op.function) if over is not None and over is op.args[0] else None
+        if over is not None and changing is not None:
+            self._call(changing, *self._arguments(op))
+            if id(over) in self._static:
+                self._static[id(made[0])] = self._static[id(over)]
+                self._places.hand_over(over, made[0])
+            else:
+                self._registers[id(made[0])] = self._registers.pop(id(over))
+            return
+        arguments = ", ".join(self._arguments(op))
+        call = f"{self._constant(getattr(op.function, '_op', op.function))}({arguments})"
+        if not made:
+            self._lines.append(call)
+        elif isinstance(op.output, Tensor):
+            self._lines.append(f"{self._register(op.output)} = {call}")
+        else:
+            targets = [self._register(t) if any(t is one for one in made) else "_" for t in op.output]
+            self._lines.append(f"{', '.join(targets)}, = {call}")
+
+    def _place(self, op: Op, t: Tensor, i: int) -> Tensor:
+        """Where the operation writes its result."""
+        if id(t) in self._in_place:
+            return self._in_place[id(t)]
+        over = self._dying_input(op, t, i)
+        if over is None or id(over) not in self._static:
+            return self._places.take(t)
+        self._places.hand_over(over, t)
+        return self._static[id(over)]
+
+    def _dying_input(self, op: Op, t: Tensor, i: int) -> Tensor | None:
+        """An input of a pointwise operation that nobody needs later, and whose memory the result can take."""
+        for one in op.inputs if is_pointwise(op) and not op.mutated else ():
+            if self._last_use[storage(one)] > i or storage(one) in self._given or geometry(one) != geometry(t):
+                continue
+            is_ours = self._places.holds(one) if id(one) in self._static else id(one) in self._registers
+            if is_ours and all(other is one for other in op.inputs if storage(other) == storage(one)):
+                return one
+        return None
+
+    def _write_sums(self) -> None:
+        added: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for one in self._sums:
+            if one.own:
+                factor = " + ".join(["1.0", *(factor.code for factor in one.own)])
+                self._call(torch.Tensor.mul_, self._name(one.state), factor)
+            for term in one.rest:
+                added.setdefault(term.factor.code, []).append((one.state, term.value))
+        for code, pairs in added.items():
+            # One call for all states; a state with two terms of one factor has a call of its own for the second.
+            first = {id(pair[0]): pair for pair in reversed(pairs)}
+            others = [pair for pair in pairs if not any(pair is one for one in first.values())]
+            together = list(first.values())
+            self._call(
+                torch._foreach_add_,
+                self._list(s for s, _ in together),
+                self._list(v for _, v in together),
+                f"alpha={code}",
+            )
+            for state, value in others:
+                self._call(torch.Tensor.add_, self._name(state), self._name(value), f"alpha={code}")
+        for one in self._sums:
+            for product in one.products:
+                function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
+                into = one.state.mT if product.is_transposed else one.state
+                factors = self._name(product.a), self._name(product.b)
+                self._call(function, self._constant(into), *factors, f"alpha={product.factor.code}")
+
+    def _call(self, function: Callable[..., Any], *arguments: str) -> None:
+        self._lines.append(f"{self._constant(function)}({', '.join(arguments)})")
+
+    def _arguments(self, op: Op) -> list[str]:
+        return [*map(self._name, op.args), *(f"{key}={self._name(value)}" for key, value in op.kwargs.items())]
+
+    def _list(self, tensors: Any) -> str:
+        return f"[{', '.join(map(self._name, tensors))}]"
+
+    def _find(self, t: Tensor) -> Tensor | None:
+        """The tensor that stands for a recorded one in every call, or None where each call makes its own."""
+        if id(t) in self._static or id(t) in self._producers:
+            return self._static.get(id(t))
+        self._inputs.add(storage(t))
+        return t
+
+    def _swap(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(self._swap(item) for item in value)
+        return self._find(value) if isinstance(value, Tensor) else value
+
+    def _name(self, value: Any) -> str:
+        """What stands in a line for an argument."""
+        if isinstance(value, Tensor):
+            found = self._find(value)
+            return self._registers[id(value)] if found is None else self._constant(found)
+        if isinstance(value, list | tuple) and next(tensors_in(value), None) is not None:
+            return self._list(value)
+        return repr(value) if value is None or isinstance(value, int) else self._constant(value)
+
+    def _constant(self, value: Any) -> str:
+        if id(value) not in self._object_names:
+            self._object_names[id(value)] = f"c{len(self._objects)}"
+            self._objects.append(value)  # which also keeps its id its own
+        return self._object_names[id(value)]
+
+    def _register(self, t: Tensor) -> str:
+        self._registers[id(t)] = f"r{len(self._lines)}_{len(self._registers)}"
+        return self._registers[id(t)]

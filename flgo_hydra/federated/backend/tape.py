@@ -1,0 +1,110 @@
+"""Every ATen operation that a function calls, in order, on the tensors it really used.
+
+PyTorch's own tracer (`make_fx`) does this with stand-ins for tensors, and importing it takes 1.1 s. One step is cheap
+enough to take for real: recording one takes as long as a few steps, and needs no import. What autograd does in the
+backward pass is recorded too, because the recorder sits below autograd; so are the operations that `torch.vmap` makes
+of others.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class CannotRecord(Exception):
+    """Replaying the operations would not be what the function does; the message says why."""
+
+
+@dataclass(eq=False)
+class Op:
+    """One call of an ATen operation. Tensors in `args`, `kwargs` and `outputs` are the values, told apart by `is`."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    mutated: tuple[Tensor, ...] = ()
+    """inputs that the call changed"""
+
+    @property
+    def inputs(self) -> Iterator[Tensor]:
+        """Every tensor among the arguments."""
+        yield from tensors_in((self.args, list(self.kwargs.values())))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return list(tensors_in(self.output))
+
+    @property
+    def name(self) -> str:
+        return str(self.function)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested lists and tuples, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
+    """Calls the function; returns the operations of the call, and what it returned.
+
+    Raises:
+        CannotRecord: the function reads a number from a tensor or uses Python's or numpy's random numbers, which
+            another call may answer differently.
+    """
+    noise = _python_noise()
+    with _Recorder() as recorder:
+        returned = function()
+    if _python_noise() != noise:
+        raise CannotRecord("it draws random numbers from Python or numpy")
+    for op in recorder.ops:
+        if torch.Tag.data_dependent_output in op.function.tags:
+            raise CannotRecord(f"it reads numbers from tensors ({op.name})")
+        if torch.Tag.dynamic_output_shape in op.function.tags and not _picks_by_position(op):
+            raise CannotRecord(f"shapes depend on numbers ({op.name})")
+    return recorder.ops, returned
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Op] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch's compiler, a second, to keep it away from us
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = Op(func, tuple(args), kwargs or {}, func(*args, **(kwargs or {})))
+        op.mutated = tuple(_changed(op))
+        self.ops.append(op)
+        return op.output
+
+
+def _changed(op: Op) -> Iterator[Tensor]:
+    for i, argument in enumerate(op.function._schema.arguments):
+        # Batch norms change their running statistics without saying so.
+        is_silent = argument.name in ("running_mean", "running_var") and "backward" not in op.name
+        if is_silent or (argument.alias_info is not None and argument.alias_info.is_write):
+            yield from tensors_in(op.args[i] if i < len(op.args) else op.kwargs.get(argument.name))
+
+
+def _picks_by_position(op: Op) -> bool:
+    """True for `x[rows]`, which is marked as `x[mask]` is."""
+    is_index = op.name.startswith("aten.index.Tensor")
+    return is_index and all(t.dtype not in (torch.bool, torch.uint8) for t in tensors_in(op.args[1]))
+
+
+def _python_noise() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(keys).tobytes(), tuple(rest)

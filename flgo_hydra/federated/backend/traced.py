@@ -1,0 +1,201 @@
+"""Local steps in a working model as programs, one for each batch size.
+
+A step is recorded once (`tape.py`), from the forward pass to the new parameters, and compiled (`program.py`) to a flat
+list of operations on the working model's own tensors. Only the learning rate, the number of the step and the batch
+change from call to call. Before a program is used it takes two steps beside the plain ones, on other samples: where
+they differ by more than rounding the model or algorithm does something that a recording does not repeat.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
+from flgo_hydra.federated.backend.program import Arena, Program, compile_program
+from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.optimizer import Slots
+from flgo_hydra.federated.randomness import seed_torch
+from flgo_hydra.federated.training import LocalStep, ServerState
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest difference between two steps and their program, as a share of what the steps change."""
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    x: Tensor
+    y: Tensor
+    program: Program
+    counts: bool
+    """the program reads the number of the step"""
+
+
+class TracedSteps:
+    """Programs that take a local step in place, by batch size."""
+
+    def __init__(
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        slots: dict[str, Slots],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        step: LocalStep,
+        data: Data,
+    ) -> None:
+        """
+        Args:
+            params, buffers: the working model's own tensors; slots: the optimizer's. Programs change them.
+            loss: mean loss of the working model on a batch.
+        """
+        self._params, self._buffers, self._slots = params, buffers, slots
+        self._loss, self._step, self._data = loss, step, data
+        some = next(iter(params.values()))
+        self._device = some.device
+        # As exact as a float of Python, which is what the plain step uses.
+        exact = torch.float32 if self._device.type == "mps" else torch.float64
+        self._lr = torch.zeros((), dtype=exact, device=self._device)
+        self._count = torch.zeros((), dtype=exact, device=self._device)
+        with torch.no_grad():
+            algorithm = step.algorithm
+            self._client = Client(
+                {name: p.clone() for name, p in params.items()},
+                _clone(algorithm.init_server(params)),
+                _clone(algorithm.init_client(params)),
+            )
+        self._arena = Arena(self._device)
+        self._compiled: dict[int, _Compiled] = {}
+        self._lr_now = 0.0
+        self._read: list[tuple[Tensor, int, tuple[str, ...]]] = []
+
+    @property
+    def sizes(self) -> set[int]:
+        """Batch sizes that have a program."""
+        return set(self._compiled)
+
+    def start(self, client: Client, hyper: Hyper) -> None:
+        """Puts what the client knows where the programs look for it."""
+        if hyper["lr"] != self._lr_now:
+            self._lr_now = hyper["lr"]
+            self._lr.fill_(self._lr_now)
+        for mine, part, path in self._read:
+            found: Any = client[part]
+            for key in path:
+                found = found[key]
+            mine.copy_(found)
+
+    def run(self, rows: Tensor, count: int) -> bool:
+        """Takes a step on these rows of the training samples; False if there is no program for so many."""
+        compiled = self._compiled.get(len(rows))
+        if compiled is None:
+            return False
+        with torch.no_grad():
+            torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
+            torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
+            if compiled.counts:
+                self._count.fill_(count)
+            compiled.program.run(self._lr_now)
+        return True
+
+    def compile(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
+        """Makes the program for batches of this size.
+
+        Args:
+            rows: a batch.
+            reset: gives the working model the server's tensors again.
+        Returns:
+            why there is no program, or nothing.
+        """
+        x, y = self._data.x_train[rows], self._data.y_train[rows]
+        numbers = {**hyper, "lr": self._lr}
+        try:
+            reset()
+            ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
+            results = [(self._params[name], value) for name, value in params.items()]
+            results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
+            program = compile_program(ops, results, {"lr": self._lr}, self._arena)
+        except CannotRecord as error:
+            return str(error)
+        except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        self._compiled[len(rows)] = _Compiled(x, y, program, program.reads(self._count))
+        self._find_what_is_read()
+        why_not = self._check(rows, reset, server, hyper)
+        if why_not:
+            self._compiled.clear()
+        return why_not
+
+    def _plain_step(
+        self, x: Tensor, y: Tensor, count: Tensor | int, client: Client, hyper: Hyper
+    ) -> tuple[Tensors, dict[str, Slots]]:
+        grads = torch.autograd.grad(
+            self._loss(x, y), list(self._params.values()), allow_unused=True, materialize_grads=True
+        )
+        with torch.no_grad():
+            by_name = dict(zip(self._params, grads, strict=True))
+            return self._step(self._params, by_name, self._slots, count, client, hyper)  # type: ignore[arg-type]
+
+    def _find_what_is_read(self) -> None:
+        """Tensors of the client that some program reads, and where they are found."""
+        parts: list[tuple[Tensor, int, tuple[str, ...]]] = [
+            (tensor, 0, (name,)) for name, tensor in self._client.anchor.items()
+        ]
+        for number in (1, 2):
+            state: State = self._client[number]  # type: ignore[assignment]
+            parts += [(t, number, (key, name)) for key, tensors in state.items() for name, t in tensors.items()]
+        self._read = [one for one in parts if any(c.program.reads(one[0]) for c in self._compiled.values())]
+
+    def _check(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
+        """Takes two steps plainly and by program; says why the results differ, or nothing."""
+        ahead = torch.arange(len(rows), device=rows.device) + int(rows.min())
+        other = ahead.flip(0) % len(self._data.x_train)
+        # Not zero: a client's state of zeros would hide what is done with it.
+        state = {
+            key: {name: 1e-2 * torch.ones_like(t) for name, t in tensors.items()}
+            for key, tensors in self._client.state.items()
+        }
+        client = Client(server.params, server.state, state)
+        ends: list[list[Tensor]] = []
+        for is_program in (False, True):
+            reset()
+            begin = self._everything()
+            with torch.no_grad():
+                for tensors in self._slots.values():
+                    for slot in tensors:
+                        slot.zero_()
+            seed_torch(0, self._device)
+            self.start(client, hyper)
+            for count, batch in enumerate((rows, other), start=1):
+                if is_program:
+                    self.run(batch, count)
+                    continue
+                x, y = self._data.x_train[batch], self._data.y_train[batch]
+                params, slots = self._plain_step(x, y, count, client, hyper)
+                with torch.no_grad():
+                    for name, value in params.items():
+                        self._params[name].copy_(value)
+                        for slot, new in zip(self._slots[name], slots[name], strict=True):
+                            slot.copy_(new)
+            ends.append(self._everything())
+        plain, ours = ends
+        for before, a, b in zip(begin, plain, ours, strict=True):
+            if not a.is_floating_point():
+                if not torch.equal(a, b):
+                    return "it counts differently when it is recorded"
+                continue
+            change = (a - before).abs().max() + 1e-3 * a.abs().max()
+            difference = (a - b).abs().max()
+            if not bool(difference <= _TOLERANCE[a.dtype] * change) and bool(torch.isfinite(a).all()):
+                return f"recorded steps differ from plain ones (by {float(difference):.1e})"
+        return ""
+
+    def _everything(self) -> list[Tensor]:
+        slots = [slot for tensors in self._slots.values() for slot in tensors]
+        return [t.detach().clone() for t in [*self._params.values(), *self._buffers.values(), *slots]]
+
+
+def _clone(state: State) -> State:
+    return {key: {name: t.clone() for name, t in tensors.items()} for key, tensors in state.items()}
