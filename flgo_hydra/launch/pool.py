@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -24,6 +25,10 @@ from typing import IO, Any
 from flgo_hydra.launch.channel import PRUNE, STOP, MessageReader
 from flgo_hydra.launch.server_process import ServerProcess, take_early
 from flgo_hydra.launch.task_reference import TaskReference
+
+_GATHER_S = 0.005
+_WINDOW_S = 0.1
+_CROWD_PER_S = 200
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,25 @@ class _Process:
     kill_at: float | None = None
 
 
+class Crowd:
+    """Whether messages come so fast that they are better read in batches."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._since_s = 0.0
+        self._is_crowded = False
+
+    def count(self, num: int) -> None:
+        self._num += num
+
+    def is_crowded(self, now_s: float) -> bool:
+        """Decided anew after each tenth of a second."""
+        if now_s - self._since_s >= _WINDOW_S:
+            self._is_crowded = self._num > _CROWD_PER_S * (now_s - self._since_s)
+            self._num, self._since_s = 0, now_s
+        return self._is_crowded
+
+
 @dataclass
 class Pool:
     """Starts processes and tells what becomes of them.
@@ -90,6 +114,7 @@ class Pool:
         self._next_token = 0
         self._server: ServerProcess | None = None
         self._events: list[Started | Message | Ended] = []
+        self._crowd = Crowd()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
@@ -170,11 +195,26 @@ class Pool:
             ends = [p.kill_at for p in self._processes.values() if p.kill_at is not None]
             until = min([*ends, *([] if deadline is None else [deadline])], default=None)
             is_endless = until is None or until == float("inf")
+            if self._crowd.is_crowded(now):
+                self._let_messages_gather(_GATHER_S if is_endless or until is None else until - now)
+                now = self.clock()
             ready = self._selector.select(None if is_endless or until is None else max(0.0, until - now))
             is_awake = self._read(ready)
             events, self._events = self._events, []
             if events or is_awake or (deadline is not None and self.clock() >= deadline):
                 return events
+
+    def _let_messages_gather(self, most_s: float) -> None:
+        """Waits for a moment, or for what is no message, so that one look finds many of them.
+
+        Each message that finds this process waiting would wake it, and the kernel would let it run in place of the
+        worker that has just sent it.
+        """
+        others = select.poll()
+        others.register(self._wake_read, select.POLLIN)
+        if self._server is not None:
+            others.register(self._server.socket, select.POLLIN)
+        others.poll(1000 * max(0.0, min(_GATHER_S, most_s)))
 
     def close(self) -> None:
         """Kills what still runs and ends the forkserver."""
@@ -204,6 +244,7 @@ class Pool:
     def _read_messages(self, token: int) -> None:
         reader = self._processes[token].reader
         messages, may_come = reader.read()
+        self._crowd.count(len(messages))
         self._events += [Message(token, values) for values in messages]
         if not may_come:
             with contextlib.suppress(KeyError):

@@ -297,7 +297,10 @@ def open_database(url: str) -> Any:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return optuna.storages.RDBStorage(url)
+        storage = optuna.storages.RDBStorage(url)
+        if storage.engine.dialect.name == "sqlite":
+            _write_ahead(storage)
+        return storage
     except ImportError as error:
         raise ValueError(
             f"`hydra.sweeper.storage={url}`: its driver is not installed ({error.__cause__ or error}). "
@@ -308,6 +311,21 @@ def open_database(url: str) -> Any:
             f"`hydra.sweeper.storage={url}` cannot be opened: {str(error).partition(chr(10))[0]}. It reads "
             "sqlite:///file.db, postgresql://user:password@host/database or mysql+pymysql://…"
         ) from error
+
+
+def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
+    """Has SQLite append to a log, without a wait for the disk at every report, and let others read meanwhile.
+
+    A loss of power may cost the last trials (the run folders still have them), never the database.
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(storage.engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # connections that were opened before
 
 
 def _mend(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flgo_hydra.launch.pool import Ended, Message, Pool, Started
+from flgo_hydra.launch.pool import Crowd, Ended, Message, Pool, Started
 
 ENTRIES = """
 import os, signal, subprocess, sys, time
@@ -266,3 +266,14 @@ def wait_gone(pids, timeout_s=5):
     processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_messages_gather_when_they_come_fast():
+    crowd = Crowd()
+    assert not crowd.is_crowded(10.0)
+    crowd.count(500)
+    assert not crowd.is_crowded(10.05)  # not known yet
+    assert crowd.is_crowded(11.0)  # 500 in a second
+    crowd.count(50)
+    assert crowd.is_crowded(11.05)
+    assert not crowd.is_crowded(12.0)

@@ -143,6 +143,13 @@ def test_a_study_of_several_values_is_refused(tmp_path):
         SweepStudy(url, "s")
 
 
+def test_sqlite_does_not_wait_for_the_disk_at_every_report(tmp_path):
+    study = SweepStudy(f"sqlite:///{tmp_path}/study.db", "s")
+    with study._backend.engine.connect() as connection:
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+    assert pragmas == ["wal", 1]
+
+
 def test_an_axis_of_numbers_may_grow(storage):
     study = SweepStudy(storage, "s")
     study.finish(start(study, 0.1), RESULT, ROUNDS)
