@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.record.files import replacing
+from flgo_hydra.report.figure import BEST, COLORS
 
 _MOST_NAMED = 12
 """beyond that many lines a legend is longer than the picture: only the best one is named"""
@@ -48,11 +49,11 @@ def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
     axes = figure.subplots()
     bottom = (0.5 + legend_inches) / (4.8 + legend_inches)
     figure.subplots_adjust(left=0.085, right=0.985, top=0.975, bottom=bottom)
-    colors = matplotlib.colormaps["viridis" if is_crowded else "tab10"]
+    shades = matplotlib.colormaps["viridis"]
     for i, curve in enumerate(curves):
         look: dict[str, Any] = {
-            "color": colors(i / len(curves)) if is_crowded else colors(i % 10),
-            "linestyle": "-" if is_crowded or i < 10 else "--",
+            "color": shades(0.92 * i / len(curves)) if is_crowded else COLORS[i % len(COLORS)],
+            "linestyle": "-" if is_crowded or i < len(COLORS) else "--",
             "linewidth": 0.8 if is_crowded else 1.4,
             "alpha": 0.45 if is_crowded else 1.0,
             "label": None if is_crowded else names[i],
@@ -60,10 +61,10 @@ def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
         if curve.is_best:
             # Above the others, so that nothing is drawn over it.
             look |= {"linewidth": 2.6, "alpha": 1.0, "zorder": 10, "label": f"{names[i]} (best)"}
-            look |= {"color": "crimson"} if is_crowded else {}
+            look |= {"color": BEST} if is_crowded else {}
             if curve.best_round in list(curve.rounds):
                 at = list(curve.rounds).index(curve.best_round)
-                look |= {"marker": "o", "markersize": 8, "markerfacecolor": "crimson", "markeredgecolor": "white"}
+                look |= {"marker": "o", "markersize": 8, "markerfacecolor": BEST, "markeredgecolor": "white"}
                 look["markevery"] = [at]
                 look["label"] = f"{names[i]} (best: {curve.values[at]:.4g} at round {curve.best_round})"
         axes.plot(curve.rounds, [v if math.isfinite(v) else math.nan for v in curve.values], **look)

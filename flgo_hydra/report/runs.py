@@ -97,6 +97,15 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return kept, remarks
 
 
+def runs_of_rows(rows: Sequence[Row]) -> list[Run]:
+    """Runs as the sweep that ran them knows them, without reading their folders: values are as they were typed."""
+    runs = []
+    for row in rows:
+        overrides = _by_key(row.overrides)
+        runs.append(Run(str(row.job), row, overrides, {key: _parse(text) for key, text in overrides.items()}))
+    return runs
+
+
 def value_text(value: Value) -> str:
     """As it is written on the command line: `0.1`, `fedavg`, `null`."""
     if value is None:
@@ -219,7 +228,10 @@ def _read_rounds(paths: RunPaths) -> list[dict[str, float]]:
 def _read_overrides(folder: Path) -> dict[str, str]:
     """Overrides by key. `~key` takes a default away, and the `+` of a new key is not part of its name."""
     lines = _read_yaml(folder / ".hydra" / "overrides.yaml")
-    texts = [str(line) for line in lines] if isinstance(lines, list) else []
+    return _by_key([str(line) for line in lines] if isinstance(lines, list) else [])
+
+
+def _by_key(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts if not text.startswith("~")]
     return {key.lstrip("+"): _unquoted(value) for key, equals, value in pairs if equals}
 

@@ -8,6 +8,7 @@ from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves
+from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
 
 _MOST_LISTED = 20
@@ -66,6 +67,8 @@ def print_summary(
         known = sorted({name for lines in rounds.values() for line in lines for name in line} - {"round"})
         print(f"         no curves.png: no job recorded `{curve}`; there are {', '.join(known)}")
     print(f"resume:  {resume_command(paths.folder, is_ours)}")
+    if any(rounds.values()):
+        print(f"report:  python -m flgo_hydra.report {shlex.quote(_relative(paths.folder))}")
     where = _relative(Path(storage)) if "://" not in storage else storage
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
     print(f"         optuna-dashboard {shlex.quote(where)}", flush=True)
@@ -86,6 +89,9 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
         print(f"  {row.job:>3}  {name:{width}}  {row.best_valid_loss:>15.6f}  {rounds}  {row.status}")
     if len(listed) > _MOST_LISTED:
         print(f"  … and {len(listed) - _MOST_LISTED} more")
+    over_seeds = seeds_summary(rows)
+    if over_seeds:
+        print(f"\n{over_seeds}")
 
 
 def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> None:

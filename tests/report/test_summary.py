@@ -54,6 +54,7 @@ def test_optimum_and_where_things_lie(paths: SweepPaths, capsys: pytest.CaptureF
         "folder:  multirun/a b\n"
         "files:   results.csv, best.yaml, curves.png, <job>/rounds.jsonl\n"
         "resume:  python -m flgo_hydra.resume 'multirun/a b'\n"
+        "report:  python -m flgo_hydra.report 'multirun/a b'\n"
         "study:   optuna best-trial --storage 'multirun/a b/study.journal' --study-name s\n"
         "         optuna-dashboard 'multirun/a b/study.journal'\n"
     )
@@ -148,3 +149,24 @@ def test_a_pruned_point_is_named_and_not_the_best(paths: SweepPaths, capsys: pyt
     row = _completed(paths, 0, [1.0])
     assert _print(paths, [row, pruned]) is row
     assert "pruned: 1 of 2, saving 16 of their 20 rounds, about 8.0 s of training\n" in capsys.readouterr().out
+
+
+def test_seeds_are_taken_together_at_the_end(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for job, (algorithm, seed) in enumerate((a, s) for a in ("fedavg", "fedprox") for s in range(3)):
+        loss = 1.0 + seed / 10 + (0.01 + seed / 1000) * (algorithm == "fedprox")
+        rows.append(_completed(paths, job, [loss], (f"algorithm={algorithm}", f"seed={seed}")))
+    _print(paths, rows)
+    out = capsys.readouterr().out
+    assert (
+        "over seed\n"
+        "  algorithm  runs  best valid_loss     95 % interval\n"
+        "  fedavg        3  1.1000 ± 0.1000  [0.8516, 1.3484]\n"
+        "  fedprox       3  1.1110 ± 0.1010  [0.8601, 1.3619]\n"
+    ) in out
+    assert "  → fedavg has a lower best_valid_loss than fedprox by 0.0110 ± 0.0025 at equal settings" in out
+
+
+def test_without_seeds_nothing_is_taken_together(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    _print(paths, [_completed(paths, job, [1.0], (f"lr=0.{job}", f"seed={job}")) for job in range(2)])
+    assert "over seed" not in capsys.readouterr().out
