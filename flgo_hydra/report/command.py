@@ -168,7 +168,7 @@ def _report(options: argparse.Namespace) -> None:
     in_order, runs = runs, best_first(runs, question.metric, question.is_max)
     group_keys = [key for key in keys_that_vary(runs) if key not in question.over]
     groups = group_runs(runs, group_keys, question.metrics, question.is_max)
-    has_replicates = any(len(group.runs) > 1 for group in groups)
+    has_replicates = any(len(group.runs) > 1 for group in groups) and any(group.estimates for group in groups)
     differences = compare(in_order, question.compared, question.over, question.metric, question.is_max)
     wanted = options.table or (["points"] if options.format == "csv" else _TABLES)
     if options.table:

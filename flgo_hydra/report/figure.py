@@ -9,6 +9,7 @@ from typing import Any
 
 from flgo_hydra.record.files import replacing
 
+DPI = 200
 FORMATS = (".png", ".pdf", ".svg")
 
 # Okabe and Ito, Color Universal Design; without its yellow, which is hardly seen on white.
@@ -49,7 +50,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
         drawn = Figure(figsize=(width, height), layout="constrained")
         yield drawn
         with replacing(path, is_durable=False) as file:
-            drawn.savefig(file, format=path.suffix[1:], dpi=200)
+            drawn.savefig(file, format=path.suffix[1:], dpi=DPI)
 
 
 def line_looks(count: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flgo_hydra.report import figure
 from flgo_hydra.report.formats import Interval, KeyValue, Spread, Table, heading, is_number_column, texts_of
 from flgo_hydra.report.pictures import Picture
 
@@ -75,8 +76,8 @@ def html_page(
             picture.draw(file)
             text = html.escape(picture.title)
             data = base64.b64encode(file.read_bytes()).decode()
-            # As large as it was drawn: 200 dots an inch, of which a browser shows 96.
-            width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // 200
+            # As large as it was drawn: a browser shows 96 dots an inch.
+            width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // figure.DPI
             image = f'<img alt="{text}" width="{width}" src="data:image/png;base64,{data}">'
             parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

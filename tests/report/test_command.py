@@ -128,6 +128,13 @@ def test_replicates_of_two_keys(report, make_run):
     assert len(json.loads(out)["groups"]) == 2
 
 
+def test_nothing_has_ended_yet(report, make_run):
+    for seed in range(2):
+        make_run(f"s/{seed}", [2.0], status=None, seed=seed)
+    status, out, _ = report("s")
+    assert status == 0 and out.startswith("2 runs: 2 running") and "over seed" not in out and "compared" not in out
+
+
 def test_a_single_run(report, make_run):
     make_run("single", [2.0, 1.0])
     status, out, _ = report("single")
@@ -203,7 +210,7 @@ def test_a_reader_that_has_seen_enough(sweep, tmp_path):
 
 
 def test_a_real_sweep_and_readmes_commands_on_it(command, report, empty_folder):
-    grid = ["algorithm=fedavg,fedprox", "lr=0.1,0.05", "seed=0,1", "num_rounds=2", "model=logistic"]
+    grid = ["algorithm=fedavg,fedprox", "lr=0.1,0.05", "seed=0,1", "num_rounds=1", "model=logistic"]
     done = command("-m", *grid, "hydra.sweep.dir=sweep")
     assert done.status == 0, done.err
     status, out, err = report("sweep", "--format", "json")

@@ -17,9 +17,10 @@ def _runs(folder: Path):
 
 def _is_drawn(path: Path) -> bool:
     """A PNG with more than one colour in it."""
+    import numpy as np
     from matplotlib.image import imread
 
-    return path.read_bytes().startswith(b"\x89PNG") and len(set(imread(path)[..., 0].ravel().tolist())) > 10
+    return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
 def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss"):
@@ -100,8 +101,7 @@ def _png(tmp_path, folder):
     return (tmp_path / "x.png").read_bytes()
 
 
-@pytest.mark.parametrize("count", [1, 9, 40])
-@pytest.mark.parametrize("key", ["lr", "algorithm"])
+@pytest.mark.parametrize("count, key", [(1, "lr"), (9, "algorithm"), (40, "lr"), (40, "algorithm")])
 def test_few_and_many_lines(make_run, tmp_path, count, key):
     for i in range(count):
         make_run(f"s/{i}", [2.0, 1.0 + i / 100], **{key: 10.0 ** (-i / 10) if key == "lr" else f"algorithm_{i}"})
