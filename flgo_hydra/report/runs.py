@@ -62,7 +62,8 @@ class Run:
         if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
             value = getattr(self.row, name)
             return math.nan if value is None else float(value)
-        return float(self.row.best.get(name, math.nan))
+        found = self.row.best.get(name)
+        return float(found) if isinstance(found, int | float) else math.nan
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:

@@ -17,7 +17,8 @@ def is_maximized(metric: str) -> bool:
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:
     """Metrics that runs have at their best round, as they recorded them; `best_valid_loss` is called so first."""
-    names = dict.fromkeys(name for run in runs for name in run.row.best if name != "valid_loss")
+    numbers = (name for run in runs for name, value in run.row.best.items() if isinstance(value, int | float))
+    names = dict.fromkeys(name for name in numbers if name != "valid_loss")
     order = ["test_loss", "test_accuracy", "valid_accuracy"]
     return ["best_valid_loss", *sorted(names, key=lambda name: order.index(name) if name in order else len(order))]
 
@@ -78,7 +79,7 @@ def choose(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
             raise ValueError(f"`{condition}` must be `key=value` or `key=value,value`.")
         if key != "status":
             check_keys([key], runs)
-        wanted = {_normal(value) for value in text.split(",")}
+        wanted = {_normal(value) for value in (text, *text.split(","))}  # `model.hidden=[200,100]` is one value
         there = {run.row.status if key == "status" else value_text(run.values.get(key, ABSENT)) for run in kept}
         kept = [
             run
@@ -94,7 +95,7 @@ def _normal(text: str) -> str:
     try:
         return f"{float(text):.12g}"
     except ValueError:
-        return text.strip().lower()
+        return text.replace(" ", "").lower()
 
 
 def best_first(runs: Sequence[Run], metric: str, is_max: bool) -> list[Run]:

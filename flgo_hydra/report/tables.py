@@ -181,7 +181,7 @@ def _notes(differences: Sequence[Difference], question: Question) -> list[str]:
     if counts and min(counts) < _FEW_SEEDS:
         few = min(counts)
         notes.append(
-            f"{few} seeds are few: the t-test then rests on differences being normal (p_exact cannot be below "
+            f"{few} replicates are few: the t-test then rests on differences being normal (p_exact cannot be below "
             f"{number_text(2 / 2**few)})"
         )
     if any(found.at_best for found in differences):

@@ -118,6 +118,26 @@ def test_metric_direction_keys_and_filter(report, sweep):
     assert out.startswith("12 runs")
 
 
+def test_a_list_is_one_value(report, make_run):
+    for i, hidden in enumerate(["[200, 100]", "[50]"]):
+        make_run(f"s/{i}", [1.0], **{"model.hidden": hidden})
+    for text in ("[200,100]", "[200, 100]"):
+        _, out, _ = report("s", "--where", f"model.hidden={text}", "--format", "csv")
+        assert len(out.splitlines()) == 2
+    _, out, _ = report("s", "--format", "md")
+    assert "| **[200, 100]** |" in out
+
+
+def test_metrics_that_are_no_numbers_are_left_out(report, make_run, tmp_path):
+    folder = make_run("s", [1.0])
+    result = json.loads((folder / "result.json").read_text())
+    result["best"] |= {"valid_loss_dist": [1.0, 2.0], "fairness": 0.5}
+    (folder / "result.json").write_text(json.dumps(result))
+    _, out, _ = report("s", "--metric", "fairness", "--format", "json")
+    (point,) = json.loads(out)["points"]
+    assert point["fairness"] == 0.5 and "valid_loss_dist" not in point
+
+
 def test_replicates_of_two_keys(report, make_run):
     for i, (seed, split) in enumerate((s, t) for s in range(2) for t in range(2)):
         make_run(f"s/{i}", [1.0 + seed + split], seed=seed, **{"task.seed": split})
