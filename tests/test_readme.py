@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -69,3 +70,14 @@ def test_every_choice_that_is_listed_exists():
     for group in ("task", "task/partition", "model", "algorithm", "experiment"):
         row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
         assert set(re.findall(r"`([a-z0-9_]+)`", row.split("|")[2])) >= set(group_choices(group))
+
+
+def test_a_pruner_is_set_as_it_says():
+    from flgo_hydra.study.pruning import PatiencePruner, make_pruner
+
+    line = next(line for block in blocks("bash") for line in block.splitlines() if "hydra.sweeper.pruner={" in line)
+    (override,) = shlex.split(line)
+    assert type(make_pruner(yaml.safe_load(override.split("=", 1)[1]), 60)).__name__ == "MedianPruner"
+    names: dict = {}
+    exec(next(block for block in blocks("python") if "PatiencePruner" in block), names)
+    assert isinstance(names["study"].pruner, PatiencePruner)

@@ -156,7 +156,7 @@ class MessageReader:
             *lines, self._rest = (self._rest + data).split(b"\n")
             if len(self._rest) > _MAX_LINE_BYTES:
                 self._rest = b""
-            messages += filter(None, map(parse, lines))
+            messages += filter(None, map(parse, filter(None, lines)))
             if not data:
                 return messages, False
 

@@ -195,10 +195,11 @@ class Pool:
             ends = [p.kill_at for p in self._processes.values() if p.kill_at is not None]
             until = min([*ends, *([] if deadline is None else [deadline])], default=None)
             is_endless = until is None or until == float("inf")
+            wait_s = None if is_endless or until is None else max(0.0, until - now)
             if self._crowd.is_crowded(now):
-                self._let_messages_gather(_GATHER_S if is_endless or until is None else until - now)
-                now = self.clock()
-            ready = self._selector.select(None if is_endless or until is None else max(0.0, until - now))
+                self._let_messages_gather(_GATHER_S if wait_s is None else wait_s)
+                wait_s = 0.0
+            ready = self._selector.select(wait_s)
             is_awake = self._read(ready)
             events, self._events = self._events, []
             if events or is_awake or (deadline is not None and self.clock() >= deadline):

@@ -3,22 +3,24 @@
     python scripts/benchmarks/reports.py                        # 16 workers, every 10 ms, 30 s, journal then SQLite
     python scripts/benchmarks/reports.py --thinned --seconds 5  # at most 500 rounds of a run, as a sweep keeps
 
-A worker's delay is what one call of `reporter.report` takes; it holds the waits for a core, so the table gives the
-delays of a call that does as much work and sends nothing (`alone`) beside it. Lost is what the study lacks, at the end,
-of what the workers wrote to `rounds.jsonl`. Behind is how long the parent still wrote after the last worker had ended.
+A worker's delay is what one call of `reporter.report` takes. Blocked is the share of calls in which it waited for
+something, preempted that in which the kernel gave its core to somebody else: on a busy machine these make the p99.
+Lost is what the study lacks, at the end, of what the workers wrote to `rounds.jsonl`. Behind is how long the parent
+still wrote after the last worker had ended.
 """
 
 import argparse
 import json
 import math
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 from flgo_hydra.launch import reporter
-from flgo_hydra.launch.channel import Channel, _encode
+from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.scheduler import CPU, BasicScheduler, Device
@@ -41,20 +43,19 @@ def work(channel: Channel) -> int:
 
     reporter.connect(send, channel.is_stopping, channel.prune_reason)
     run = RunPaths(Path(order["folder"]))
-    delays, alone = [], []
+    delays, switches = [], []
     begin = time.perf_counter()
     for number in range(order["num_rounds"] + 1):
         time.sleep(max(0.0, begin + number * order["every_s"] - time.perf_counter()))
         loss = 1.0 + 1.0 / (1 + number)
         files.append_json_line(run.rounds, {"round": number, "valid_loss": loss})
         values = {"round": number, "num_rounds": order["num_rounds"], "valid_loss": loss, "best": loss}
-        before = time.perf_counter()
-        _encode({**values, "kind": "round"})
-        between = time.perf_counter()
+        before, called = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         reporter.report("round", **values)
-        delays.append(time.perf_counter() - between)
-        alone.append(between - before)
-    channel.write_result(json.dumps([delays, alone]).encode())
+        delays.append(time.perf_counter() - called)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        switches.append((after.ru_nvcsw > before.ru_nvcsw, after.ru_nivcsw > before.ru_nivcsw))
+    channel.write_result(json.dumps([delays, switches]).encode())
     channel.send({"kind": "end", "status": "completed"})
     return 0
 
@@ -68,14 +69,16 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
     pool = Pool("reports:work", preload=("flgo_hydra.record.result",))
     queue = Queue(pool, BasicScheduler(), lambda running: [Device(CPU, None, None, slots=num_workers)])
     trials = {}
-    num_heard, delays, alone = 0, [], []
+    num_heard, delays, switches = 0, [], []
     ended: list[Job] = []
     cpu_s, begin = time.process_time(), time.perf_counter()
     for number in range(num_workers):
         order = {"folder": str(folder / str(number)), "num_rounds": num_rounds, "every_s": every_s}
         queue.submit(Job(number, json.dumps(order).encode(), folder / str(number)))
     while not queue.is_idle or live.wait_s() is not None:  # a sweep would not wait for the writing: `finish` harvests
-        event = queue.next_event(live.wait_s()) if not queue.is_idle else time.sleep(live.wait_s() or 0.0)
+        if queue.is_idle:
+            time.sleep(live.wait_s() or 0.0)
+        event = queue.next_event(live.wait_s())
         live.write()
         if event is None:
             continue
@@ -92,9 +95,9 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
     pool.close()
     num_lost = 0
     for job in ended:
-        sent, plain = json.loads(job.result)
-        delays += sent
-        alone += plain
+        told = json.loads(job.result)
+        delays += told[0]
+        switches += told[1]
         rounds = read_rounds(RunPaths(job.folder))
         result = SimpleNamespace(
             status="completed", best_round=num_rounds, best_valid_loss=rounds[-1]["valid_loss"], last_round=num_rounds,
@@ -108,7 +111,8 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
     assert len(delays) == of
     return [
         storage, f"{of}", f"{num_heard}", f"{num_lost}",
-        *(f"{_at(delays, q) * 1e3:.3f}" for q in (0.5, 0.99, 1)), f"{_at(alone, 0.99) * 1e3:.3f}",
+        *(f"{_at(delays, q) * 1e3:.3f}" for q in (0.5, 0.99, 1)),
+        *(f"{100 * sum(switch[i] for switch in switches) / of:.2f} %" for i in (0, 1)),
         f"{100 * cpu_s / wall_s:.0f} %", f"{behind_s:.1f}",
     ]  # fmt: skip
 
@@ -129,8 +133,10 @@ def main() -> None:
         studies.MOST_REPORTS = 10**9
     print(f"{arguments.workers} workers, every {arguments.every_ms:g} ms, {arguments.seconds:g} s, "
           f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    print("| storage | sent | heard | lost | p50, ms | p99, ms | max, ms | alone p99, ms | parent CPU | behind, s |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| storage | sent | heard | lost | p50, ms | p99, ms | max, ms | blocked | preempted | parent CPU | behind, s |"
+    )
+    print("|---" * 11 + "|")
     for storage in arguments.storage:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(storage, arguments.workers, arguments.every_ms / 1e3, arguments.seconds, Path(folder))
