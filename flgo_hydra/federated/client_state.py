@@ -36,6 +36,20 @@ class ClientStates:
         if self._rows:
             self._used.add(client)
 
+    def get_many(self, clients: list[int]) -> State:
+        """The clients' states, stacked in the order given."""
+        return {
+            state: {name: rows[clients].to(self._device) for name, rows in tensors.items()}
+            for state, tensors in self._rows.items()
+        }
+
+    def put_many(self, clients: list[int], state: State) -> None:
+        for name, tensors in self._rows.items():
+            for parameter, rows in tensors.items():
+                rows[clients] = state[name][parameter].to(rows.device)
+        if self._rows:
+            self._used.update(clients)
+
     def export(self) -> dict[str, object]:
         """What a checkpoint keeps: the rows that were used, and whose they are."""
         clients = sorted(self._used)

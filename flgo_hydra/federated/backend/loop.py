@@ -48,18 +48,18 @@ class LoopBackend:
         self._data = data
         self._step = step
         self._work = work
-        self._params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._param_list = list(self._params.values())
-        self._buffers = buffers_of(model)
-        self._slots = step.start(self._params)
+        self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._param_list = list(self.params.values())
+        self.buffers = buffers_of(model)
+        self._slots = step.start(self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
         self._corrects = type(step.algorithm).correct is not Algorithm.correct or step.clip_grad > 0
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
-        self._paying = _paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
+        self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
         self._traced: TracedSteps | None = None
         self._why_not_compiled = "engine.compile=off"
         if compiles:
-            self._traced = TracedSteps(self._params, self._buffers, self._slots, self._loss, step, data)
+            self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data)
             self._why_not_compiled = "" if self._paying else "the run is too short"
 
     @property
@@ -72,7 +72,7 @@ class LoopBackend:
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
             torch._foreach_copy_(self._param_list, list(server.params.values()))
-            for name, buffer in self._buffers.items():
+            for name, buffer in self.buffers.items():
                 buffer.copy_(server.buffers[name])
         return self._model
 
@@ -90,15 +90,15 @@ class LoopBackend:
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
             seed_torch(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
-            self._train_client(steps, client, hyper)
+            self.train_client(steps, client, hyper)
             with torch.no_grad():
-                sent, kept = algorithm.finish(self._params, client, len(steps), hyper)
+                sent, kept = algorithm.finish(self.params, client, len(steps), hyper)
                 message.add(sent, float(weight))
                 clients.put(k, kept)
-                if self._buffers:
-                    buffers.add({"": self._buffers}, float(buffer_weight))
+                if self.buffers:
+                    buffers.add({"": self.buffers}, float(buffer_weight))
         with torch.no_grad():
-            mean_buffers = buffers.value()[""] if self._buffers else {}
+            mean_buffers = buffers.value()[""] if self.buffers else {}
             return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
 
     def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
@@ -113,8 +113,8 @@ class LoopBackend:
         ends = np.cumsum([len(order) for order in orders])
         return [steps[end - len(order) : end] for end, order in zip(ends.tolist(), orders, strict=True)]
 
-    def _train_client(self, steps: Iterable[Tensor], client: Client, hyper: Hyper) -> None:
-        """Takes the client's local steps in the working model."""
+    def train_client(self, steps: Iterable[Tensor], client: Client, hyper: Hyper) -> None:
+        """Takes local steps on these rows of the training samples in the working model, as it is."""
         with torch.no_grad():
             for tensors in self._slots.values():
                 for tensor in tensors:
@@ -138,17 +138,17 @@ class LoopBackend:
     def _apply(self, grads: tuple[Tensor, ...], count: int, client: Client, hyper: Hyper) -> None:
         optimizer = self._step.optimizer
         if not optimizer.is_plain_sgd:
-            by_name = dict(zip(self._params, grads, strict=True))
-            next_params, next_slots = self._step(self._params, by_name, self._slots, count, client, hyper)
-            torch._foreach_copy_(self._param_list, [next_params[name] for name in self._params])
+            by_name = dict(zip(self.params, grads, strict=True))
+            next_params, next_slots = self._step(self.params, by_name, self._slots, count, client, hyper)
+            torch._foreach_copy_(self._param_list, [next_params[name] for name in self.params])
             for name, tensors in next_slots.items():
                 for slot, tensor in zip(self._slots[name], tensors, strict=True):
                     slot.copy_(tensor)
             return
         if self._corrects:
-            by_name = dict(zip(self._params, grads, strict=True))
-            direction = self._step.direction(self._params, by_name, client, hyper)
-            grads = tuple(direction[name] for name in self._params)
+            by_name = dict(zip(self.params, grads, strict=True))
+            direction = self._step.direction(self.params, by_name, client, hyper)
+            grads = tuple(direction[name] for name in self.params)
         if optimizer.weight_decay:
             grads = torch._foreach_add(grads, self._param_list, alpha=optimizer.weight_decay)
         torch._foreach_add_(self._param_list, grads, alpha=-hyper["lr"])
@@ -167,7 +167,7 @@ class LoopBackend:
                     return
 
 
-def _paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:
+def paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:
     """Batch sizes that a run takes often enough. They follow from the config, and so do a run's numbers."""
     steps: dict[int, float] = {}
     for n, num_clients in zip(*np.unique(num_samples, return_counts=True), strict=True):

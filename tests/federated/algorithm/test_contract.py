@@ -1,5 +1,7 @@
 """What every algorithm keeps to. A new one adds a row to ALGORITHMS."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
@@ -40,6 +43,13 @@ ALGORITHMS = {
     "own": (Decaying(), {}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
+BACKENDS = {
+    "plain": partial(LoopBackend, compiles=False),
+    "compiled": LoopBackend,
+    "vmap": partial(VmapBackend, lanes=2),  # three clients: two, and one beside an empty lane
+    "vmap, all at once": partial(VmapBackend, lanes=3),
+    "vmap, plain": partial(VmapBackend, lanes=3, compiles=False),
+}
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
@@ -47,13 +57,13 @@ class Federation:
     """A few rounds of one algorithm over clients of different sizes."""
 
     def __init__(
-        self, data, model, name, optimizer="sgd", clip_grad=0.0, batch_size=3, weight_decay=0.0, compiles=True
+        self, data, model, name, optimizer="sgd", clip_grad=0.0, batch_size=3, weight_decay=0.0, backend="compiled"
     ):
         self.algorithm, numbers = ALGORITHMS[name]
         self.hyper = {"lr": 0.1, **numbers}
         self.step = LocalStep(self.algorithm, build_optimizer(optimizer, 0.0, weight_decay), clip_grad)
         self.work = LocalWork(batch_size, 2, None, seed=5)
-        self.backend = LoopBackend(model, data, self.step, self.work, compiles)
+        self.backend = BACKENDS[backend](model, data, self.step, self.work)
         self.data = data
         self.server = server_state(model, self.algorithm)
         self.clients = ClientStates(self.algorithm.init_client(self.server.params), len(data.offsets) - 1)
@@ -86,16 +96,21 @@ def test_the_same_seed_gives_the_same_numbers(ragged, make_mlp, name):
 def test_backends_give_the_same_rounds(ragged, make_mlp, name, optimizer, clip_grad, weight_decay):
     """Clients of 7, 3, 12 and 1 samples, whose last batches are partial; lr changes from round to round."""
     ends = {}
-    for compiles in (False, True):
-        federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, 5, weight_decay, compiles)
+    for backend in BACKENDS:
+        federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, 5, weight_decay, backend)
         for r in (1, 2, 3):
             federation.hyper["lr"] = 0.1 / r
             federation.run([r], proportion=0.75)
-        ends[compiles] = federation
-    assert ends[True].backend.note == {"backend": "loop", "compiled_batch_sizes": [1, 2, 3, 5]}
-    assert difference(ends[False].server.params, ends[True].server.params) < 1e-12
-    kept = [end.clients.export()["rows"] for end in ends.values()]
-    assert all(difference(kept[0][state], kept[1][state]) < 1e-11 for state in kept[0])
+        ends[backend] = federation
+    assert ends["compiled"].backend.note == {"backend": "loop", "compiled_batch_sizes": [1, 2, 3, 5]}
+    for backend in ("vmap", "vmap, all at once"):
+        note = ends[backend].backend.note
+        assert note["backend"] == "vmap" and note["compiled_with_masks"] and "why_not_compiled" not in note
+    plain = ends.pop("plain")
+    for end in ends.values():
+        assert difference(plain.server.params, end.server.params) < 1e-12
+        rows = [one.clients.export()["rows"] for one in (plain, end)]
+        assert all(difference(rows[0][state], rows[1][state]) < 1e-11 for state in rows[0])
 
 
 @each_algorithm
