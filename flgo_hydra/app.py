@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     import torch
 
     from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.rounds import RunState, Status
     from flgo_hydra.federated.task import Task
 
@@ -42,7 +43,7 @@ def preload() -> None:
     used autograd cannot be forked."""
     import flgo_hydra.federated.algorithm.fedprox
     import flgo_hydra.federated.algorithm.scaffold
-    import flgo_hydra.federated.backend.loop
+    import flgo_hydra.federated.backend.choice
     import flgo_hydra.federated.rounds
     import flgo_hydra.federated.task
     import flgo_hydra.record.checkpoint  # noqa: F401
@@ -140,8 +141,9 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     with without_garbage_collection():
         import torch
 
-    from flgo_hydra.federated.backend.loop import LoopBackend
+    from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.cohort import count_drawn
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.model import build_model
     from flgo_hydra.federated.optimizer import build_optimizer
@@ -163,12 +165,13 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
-    visits = conf.num_rounds * (1.0 if conf.sample == "full" else conf.proportion)
-    backend = LoopBackend(model, data, step, work, conf.engine.compile == "auto", visits)
+    proportion = 1.0 if conf.sample == "full" else conf.proportion
+    cohort_size = count_drawn(task.num_clients, proportion)
+    backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
     server = server_state(model, algorithm)
     state = RunState(server, ClientStates(algorithm.init_client(server.params), task.num_clients))
     with _ctrl_c_at_round_boundary() as is_interrupted:
-        watcher = _Watcher(conf, paths, device, is_interrupted)
+        watcher = _Watcher(conf, paths, device, is_interrupted, backend)
         watcher.resume(state)
         try:
             status = run_rounds(backend, data, algorithm, numbers, conf, state, watcher)
@@ -184,7 +187,14 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
 class _Watcher:
     """Writes rounds and checkpoints, shows progress, and passes on requests to stop."""
 
-    def __init__(self, conf: Conf, paths: RunPaths, device: "torch.device", is_interrupted: threading.Event) -> None:
+    def __init__(
+        self,
+        conf: Conf,
+        paths: RunPaths,
+        device: "torch.device",
+        is_interrupted: threading.Event,
+        backend: "ChosenBackend",
+    ) -> None:
         from flgo_hydra.record.checkpoint import CheckpointClock
 
         self._option: OptionConf = conf
@@ -192,6 +202,7 @@ class _Watcher:
         self._device = device
         self._fingerprint = compose.fingerprint(conf)
         self._is_interrupted = is_interrupted
+        self._backend = backend
         self.prune_reason: str | None = None
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
         self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
@@ -210,6 +221,8 @@ class _Watcher:
             state.round_num = saved["round_num"]
             state.patience = Patience(**saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
+            if saved.get("backend") is not None:
+                self._backend.choose(saved["backend"], "checkpoint")
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
 
@@ -251,6 +264,7 @@ class _Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
+            "backend": self._backend.choice,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 

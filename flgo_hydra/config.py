@@ -24,6 +24,7 @@ _DECAYING = re.compile(r"step|multistep|ratiostep")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DEFAULT_LR_DECAY = 0.998
 MEMORY_KEYS = ("task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype")
+BACKENDS = ("auto", "loop", "vmap")
 COMPILES = ("auto", "off")
 # by the name of Optuna's class
 PRUNERS = {
@@ -52,11 +53,15 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 class EngineConf:
     """How local training is computed. The numbers of a run differ between these choices by rounding only."""
 
+    # loop: a cohort's clients one after another; vmap: side by side, as a batch dimension; auto: what a measurement
+    # before the first round finds faster
+    backend: str = "auto"
     # auto: local steps are recorded once and replayed as a flat program, for batch sizes that a run takes often enough;
     # off: plain autograd
     compile: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("engine.backend", self.backend, BACKENDS)
         one_of("engine.compile", self.compile, COMPILES)
 
 

@@ -40,8 +40,7 @@ def sample_cohort(
         weighting: the algorithm's own: samples (p_k over the cohort) or uniform.
     """
     num_clients = len(num_samples)
-    # 0.29 * 100 is 28.999…: the added grain keeps what the user meant.
-    size = max(int(num_clients * proportion + 1e-9), 1)
+    size = count_drawn(num_clients, proportion)
     if sample == "full":
         drawn = np.arange(num_clients)
     elif sample == "md":
@@ -63,3 +62,9 @@ def sample_cohort(
         weights = num_clients / counts.sum() * share
         model_factor = float(weights.sum())
     return Cohort(clients, weights, model_factor, len(drawn) / num_clients)
+
+
+def count_drawn(num_clients: int, proportion: float) -> int:
+    """How many clients a round draws."""
+    # 0.29 * 100 is 28.999…: the added grain keeps what the user meant.
+    return max(int(num_clients * proportion + 1e-9), 1)

@@ -15,8 +15,10 @@ H lanes, B samples a batch.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
@@ -79,16 +82,18 @@ class VmapBackend:
         lanes: int,
         compiles: bool = True,
         visits: float = float("inf"),
+        loop: LoopBackend | None = None,
     ) -> None:
         """
         Args:
             lanes: clients that are trained at once.
             compiles, visits: as for the loop.
+            loop: who trains what cannot be a batch dimension, if there is one already.
         """
         self._model, self._data, self._step, self._work = model, data, step, work
         self._lanes = lanes
         self._compiles = compiles
-        self._loop = LoopBackend(model, data, step, work, compiles, visits)
+        self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
         self._device = data.x_train.device
         sizes = np.diff(data.offsets)
         self._width = max(work.size(int(n))[0] for n in np.unique(sizes))
@@ -112,7 +117,7 @@ class VmapBackend:
         self._count = torch.zeros((), dtype=exact, device=self._device)
         self._arena = Arena(self._device)
         self._batches: dict[int, _Batch] = {}
-        self._why_not = ""
+        self.why_not = ""
         self._why_not_compiled = "" if compiles else "engine.compile=off"
 
     def _stack(self, t: Tensor) -> Tensor:
@@ -121,8 +126,8 @@ class VmapBackend:
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
-        if self._why_not:
-            return {**self._loop.note, "why_not_vmap": self._why_not}
+        if self.why_not:
+            return {**self._loop.note, "why_not_vmap": self.why_not}
         compiled = [size for size, batch in self._batches.items() if batch.program is not None]
         note: dict[str, Any] = {
             "backend": self.name,
@@ -138,12 +143,12 @@ class VmapBackend:
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
     ) -> ServerState:
-        if not self._why_not:
+        if not self.why_not:
             self.load(server)
             self._model.train()
             orders = [self._order(k, round_num) for k in cohort.clients.tolist()]
             self._prepare(server, orders, hyper)
-        if self._why_not:
+        if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
         longest_first = sorted(range(len(orders)), key=lambda i: (-len(orders[i]), i))
         sent: State = {}
@@ -165,6 +170,32 @@ class VmapBackend:
                 _add(buffers, self._buffers, buffer_weights[chosen])
             frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
             return finish_round(server, self._step.algorithm, sent, {**buffers, **frozen}, cohort, hyper)
+
+    def signature(self, cohort: Cohort) -> tuple[Any, ...]:
+        """What decides how fast a cohort is trained."""
+        kind, optimizer = type(self._step.algorithm), self._step.optimizer
+        forms = tuple((name, tuple(p.shape)) for name, p in self._loop.params.items())
+        sizes = tuple(self._work.size(self._data.num_samples(k)) for k in cohort.clients.tolist())
+        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type
+        step = (kind, optimizer.num_slots, optimizer.is_plain_sgd, self._step.clip_grad > 0)
+        return device, type(self._model), forms, self._dtype, *step, self._compiles, self._lanes, sizes
+
+    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float | None:
+        """Seconds that the cohort's local steps would take, from a few steps of each kind; None if they cannot be."""
+        self.load(server)
+        self._model.train()
+        orders = [self._order(k, round_num) for k in cohort.clients.tolist()]
+        self._prepare(server, orders, hyper)
+        if self.why_not:
+            return None
+        orders.sort(key=len, reverse=True)
+        chunks = [self._steps(orders[i : i + self._lanes]) for i in range(0, len(orders), self._lanes)]
+        num_steps = Counter(step.size for steps in chunks for step in steps)
+        one_of = {step.size: step for steps in chunks for step in steps}
+        with torch.no_grad():
+            self._fill_round(server, hyper)
+            seconds = {k: seconds_of(partial(self._run, s, 1, hyper), self._device) for k, s in one_of.items()}
+        return sum(num_steps[kind] * seconds[kind] for kind in num_steps)
 
     # The lanes' schedule, made on the host in one go.
 
@@ -311,10 +342,10 @@ class VmapBackend:
         for begin in range(0, len(by_length), self._lanes):
             chunk = by_length[begin : begin + self._lanes]
             for kind in set(self._kinds(chunk)):
-                if kind not in self._batches and not self._why_not:
-                    self._why_not = self._add_kind(kind, server, orders[0], hyper)
-        if self._why_not:
-            _log.info("clients train one after another: %s", self._why_not)
+                if kind not in self._batches and not self.why_not:
+                    self.why_not = self._add_kind(kind, server, orders[0], hyper)
+        if self.why_not:
+            _log.info("clients train one after another: %s", self.why_not)
 
     def _add_kind(self, kind: int, server: ServerState, order: list[np.ndarray], hyper: Hyper) -> str:
         """Makes ready the steps of a kind; says why they cannot be, or nothing."""

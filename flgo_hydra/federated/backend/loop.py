@@ -4,7 +4,9 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensors
+from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
@@ -100,6 +103,24 @@ class LoopBackend:
         with torch.no_grad():
             mean_buffers = buffers.value()[""] if self.buffers else {}
             return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
+
+    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
+        """Seconds that the cohort's local steps would take, from a few steps of each batch size."""
+        ids = cohort.clients.tolist()
+        batches = self._batches(ids, round_num)
+        self._model.train()
+        self._compile(server, batches, hyper)
+        self.load(server)
+        state = self._step.algorithm.init_client(self.params)
+        client = Client(server.params, server.state, state)
+        by_size = {len(rows): rows for steps in batches for rows in steps}
+        num_steps = Counter(len(rows) for steps in batches for rows in steps)
+        device = self._param_list[0].device
+        seconds = 0.0
+        for size, rows in by_size.items():
+            steps = partial(self.train_client, [rows] * 4, client, hyper)
+            seconds += num_steps[size] * seconds_of(steps, device) / 4
+        return seconds
 
     def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""

@@ -60,6 +60,8 @@ def out_form(function: Any) -> tuple[Callable[..., Any], tuple[str, ...]] | None
 
     None where there is none, or where it was generated: those compute a new tensor and copy it.
     """
+    if str(function) in ("aten.mul.Scalar", "aten.add.Scalar", "aten.sub.Scalar", "aten.div.Scalar"):
+        return getattr(torch, str(function).split(".")[1]), ("out",)  # Python's binding takes numbers for tensors
     wanted = [(a.name, str(a.type)) for a in function._schema.arguments]
     packet = function.overloadpacket
     for name in packet.overloads():

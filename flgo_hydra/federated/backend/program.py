@@ -82,7 +82,6 @@ def _producers(ops: Sequence[Op]) -> dict[int, Op]:
 
 def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Tensor]]:
     """Drops operations whose result is the same tensor again; says which one a dropped result was."""
-    mutated = _mutated(ops)
     same: dict[int, Tensor] = {}
 
     def resolve(value: Any) -> Any:
@@ -96,15 +95,8 @@ def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Ten
     for op in ops:
         args, out = resolve(op.args), op.output
         first = args[0] if args else None
-        if (
-            isinstance(first, Tensor)
-            and isinstance(out, Tensor)
-            and out is not first
-            and geometry(out) == geometry(first)
-        ):
-            is_same = storage(out) == storage(first) and not op.mutated
-            is_times_one = op.name == "aten.mul.Scalar" and args[1] == 1
-            if is_same or (is_times_one and not {storage(out), storage(first)} & mutated):
+        if isinstance(first, Tensor) and isinstance(out, Tensor) and out is not first and not op.mutated:
+            if storage(out) == storage(first) and geometry(out) == geometry(first):
                 same[id(out)] = first
                 continue
         kwargs = {key: resolve(value) for key, value in op.kwargs.items()}
@@ -114,13 +106,19 @@ def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Ten
 
 def _needed(ops: Sequence[Op], wanted: Sequence[Tensor]) -> list[Op]:
     """The operations that the wanted tensors come from, and those that change something or draw numbers."""
+    mutated = _mutated(ops)
     needed = {id(t) for t in wanted}
     kept = []
     for op in reversed(ops):
         if op.mutated or is_random(op) or any(id(t) in needed for t in op.outputs):
             kept.append(op)
-            needed |= {id(t) for t in op.inputs}
+            # Only the shape is asked of what a tensor of ones is to be like.
+            needed |= set() if _is_constant(op, mutated) or fills_with_zeros(op) else {id(t) for t in op.inputs}
     return kept[::-1]
+
+
+def _is_constant(op: Op, mutated: set[int]) -> bool:
+    return is_fill(op) and storage(op.output) not in mutated
 
 
 def _split(
@@ -213,6 +211,7 @@ class _Writer:
         given = [t for t in [*late, *(t for op in ops for t in op.inputs)] if id(t) not in self._producers]
         self._given = {storage(t) for t in given} | {storage(one.state) for one in sums}
         self._static: dict[int, Tensor] = {}
+        self._constants: set[int] = set()  # statics that never change, by the recorded tensor's id
         self._registers: dict[int, str] = {}
         self._objects: list[Any] = []
         self._object_names: dict[int, str] = {}
@@ -258,13 +257,18 @@ class _Writer:
 
     def _write_op(self, op: Op, i: int) -> None:
         made = [t for t in op.outputs if self._producers.get(id(t)) is op]
+        inputs = list(op.inputs)
+        follows = bool(inputs) and all(id(t) in self._constants for t in inputs) and not is_random(op)
+        is_changed = any(storage(t) in self._mutated for t in made)
+        if _is_constant(op, self._mutated) or (follows and not is_changed and not op.mutated):
+            for t in made:
+                self._static[id(t)] = t.clone()
+                self._constants.add(id(t))
+            return
         if is_view(op) and all(self._find(t) is not None for t in op.inputs):
             again = op.function(*self._swap(op.args), **{key: self._swap(v) for key, v in op.kwargs.items()})
             for t, now in zip(op.outputs, tensors_in(again), strict=True):
                 self._static[id(t)] = now
-            return
-        if is_fill(op) and storage(op.output) not in self._mutated:
-            self._static[id(op.output)] = op.output.clone()
             return
         if fills_with_zeros(op):
             self._static[id(op.output)] = self._places.take(op.output)
