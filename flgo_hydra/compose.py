@@ -137,6 +137,12 @@ def deciding(conf: Conf) -> dict[str, Any]:
     return values
 
 
+def settings(conf: Conf) -> dict[str, Any]:
+    """What decides a run's numbers, with the keys that people type: `num_rounds`, `task.num_clients`."""
+    values = deciding(conf)
+    return {**values.pop("option"), **values}
+
+
 def fingerprint(conf: Conf) -> str:
     """A hash of what decides a run's numbers."""
     return hash_of(deciding(conf))

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flgo_hydra import __main__, compose
+from flgo_hydra.study.recorded import read_hydra
 
 _USAGE = """\
 usage: python -m flgo_hydra.resume FOLDER [OVERRIDE ...]
@@ -80,9 +79,9 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
         raise ValueError(f"There is no folder {folder}.")
     sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
     if sweep.is_file():
-        recorded, pinned = _read(sweep), ["-m", f"hydra.sweep.dir={_quoted(folder)}"]
+        recorded, pinned = read_hydra(sweep), ["-m", f"hydra.sweep.dir={_quoted(folder)}"]
     elif run.is_file():
-        recorded, pinned = _read(run), [f"hydra.run.dir={_quoted(folder)}"]
+        recorded, pinned = read_hydra(run), [f"hydra.run.dir={_quoted(folder)}"]
         if "MULTIRUN" in str(recorded["mode"]):
             raise ValueError(f"{folder} is one run of a sweep. Go on with the sweep: {folder.parent}.")
     else:
@@ -98,19 +97,6 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
     ]
     cwd = Path(recorded["runtime"]["cwd"])
     return Command((*pinned[:-1], *_recorded_flags(recorded, flags), *flags, *kept, *overrides, pinned[-1]), cwd)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Hydra's own node of a recorded config, as plain values."""
-    try:
-        node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        hydra: dict[str, Any] = node["hydra"]
-        hydra["overrides"]["hydra"], hydra["overrides"]["task"], hydra["runtime"]["config_sources"]  # noqa: B018
-    except (KeyError, TypeError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} holds no command of Hydra's: {type(error).__name__}: {error}.") from error
-    except Exception as error:  # whatever a damaged YAML makes its reader raise
-        raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}.") from error
-    return hydra
 
 
 def _recorded_flags(recorded: Mapping[str, Any], given: Sequence[str]) -> list[str]:

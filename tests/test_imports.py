@@ -22,7 +22,7 @@ LAYERS = {
     "federated": {"config", "reference"},
     "compose": {"config", "reference", "mistakes", "help"},
     "help": {"config", "compose"},
-    "resume": {"__main__", "compose"},
+    "resume": {"__main__", "compose", "study"},
     "explain": {"compose", "help", "mistakes"},
     "report": {"mistakes", "progress", "record"},
     "launch": {"config", "reference", "progress", "record"},
@@ -58,7 +58,7 @@ ANYWHERE = {
     "pynvml": ("launch/devices.py",),
     "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (
-        *(f"{p}.py" for p in ("app", "compose", "config", "explain", "mistakes", "resume", "__main__")),
+        *(f"{p}.py" for p in ("app", "compose", "config", "explain", "mistakes", "__main__")),
         "report/table.py",
     )
     + ("study/", "launch/", "api/"),

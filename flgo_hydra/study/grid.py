@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -91,7 +91,8 @@ def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:
     fixed = {text.partition("=")[0]: text for text in grid.fixed}
     moved = tuple(Axis(key, (fixed[key].partition("=")[2],)) for key in wanted if key in fixed)
     gone = {axis.key for axis in moved}
-    return Grid(tuple(text for key, text in fixed.items() if key not in gone), (*moved, *grid.axes))
+    kept = tuple(text for key, text in fixed.items() if key not in gone)
+    return replace(grid, fixed=kept, axes=(*moved, *grid.axes))
 
 
 def parse_point(point: Sequence[str]) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -24,12 +24,22 @@ class SingleWriterJournal(BaseJournalBackend):
         Args:
             path: absolute.
         """
-        self._reader = JournalFileBackend(str(path))
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._file = open(path, "rb")
+        self._next = (0, 0)  # the number of the entry that comes after those read, and where it begins
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """Returns the entries from a number on."""
-        yield from self._reader.read_logs(log_number_from)
+        """Returns the entries from a number on; a last line without its end is another process's, half written."""
+        # Optuna reads after each entry that it appends: the file stays open, at the place.
+        number, place = self._next if self._next[0] <= log_number_from else (0, 0)
+        self._file.seek(place)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            number, place = number + 1, place + len(line)
+            self._next = (number, place)
+            if number > log_number_from:
+                yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends entries in one write: whole lines, whoever else appends at the same time (a dashboard's notes)."""
@@ -43,5 +53,10 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def close(self) -> None:
         """Lets go of the file; nothing may be appended afterwards."""
-        os.fsync(self._fd)
-        os.close(self._fd)
+        if not self._file.closed:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._file.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -71,7 +71,7 @@ def check_points(
         if conf is not None:
             confs.append((conf, where))
             parts = compose.deciding(conf)
-            settings = {**parts["option"], **{key: parts[key] for key in ("task", "model", "algorithm")}}
+            settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
             group, num_rounds = compose.group(conf), conf.num_rounds
         else:
             parts = settings = _plain(cfg)

@@ -180,9 +180,11 @@ class SweepStudy:
         if any(self._declared.get(name) is not values for name, values in choices.items()):
             self.declare(choices)
         self._sampler.point = point
-        trial = self._study.ask({name: self._distributions[name] for name in choices})
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+        # As `Study.ask` does, which looks through all trials for one that was enqueued, and writes each attribute apart.
+        template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
+        trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
+        for name in choices:
+            trial._suggest(name, self._distributions[name])
         self._trials[trial.number] = trial
         self._curves[trial.number] = {}
         return trial.number
@@ -225,9 +227,12 @@ class SweepStudy:
         self._take(number)
         self._tell(number, value if math.isfinite(value) else None)
 
-    def fail(self, number: int, reason: str) -> None:
-        """Closes a trial whose job has no result."""
-        trial, _ = self._take(number)
+    def fail(self, number: int, reason: str, rounds: Sequence[Mapping[str, float]] = ()) -> None:
+        """Closes a trial whose job has no result, with the rounds it got to."""
+        trial, curve = self._take(number)
+        losses = {int(line["round"]): line["valid_loss"] for line in rounds if "valid_loss" in line}
+        for round_num in _thinned(list(losses), 0, None):
+            self._report(trial, curve, round_num, losses[round_num])
         trial.set_user_attr("status", "failed")
         trial.set_user_attr("reason", reason)
         self._tell(number, None)
@@ -255,6 +260,45 @@ class SweepStudy:
         # Optuna would rather have this constructor to itself, but offers no other way to a trial of another process.
         stored = self._study.get_trials(deepcopy=False)[number]
         return Trial(self._study, stored._trial_id), dict(stored.intermediate_values)
+
+
+def name_in(journal: Path) -> str | None:
+    """The name of a journal's only study; None where there is none that can be read."""
+    if not journal.exists():
+        return None
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            names = optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal.resolve()))))
+    except Exception:  # whatever a damaged journal makes its reader raise
+        return None
+    return names[0] if len(names) == 1 else None
+
+
+def exists(url: str, name: str) -> bool:
+    """Whether a database has a study of this name."""
+    storage = open_database(url)
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    finally:
+        storage.engine.dispose()
+    return True
+
+
+def delete(url: str, name: str) -> None:
+    """Deletes a study from a database, if it is there."""
+    storage = open_database(url)
+    try:
+        storage.delete_study(storage.get_study_id_from_name(name))
+    except KeyError:
+        pass
+    finally:
+        storage.engine.dispose()
 
 
 def open_study(storage: str, name: str) -> optuna.Study:

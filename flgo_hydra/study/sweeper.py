@@ -296,7 +296,7 @@ class _Sweep:
         if result is not None:
             self._study.finish(trial, result, read_rounds(run))
         elif failure is not None:
-            self._study.fail(trial, f"{failure.kind}: {failure.message}")
+            self._study.fail(trial, f"{failure.kind}: {failure.message}", read_rounds(run))
         else:
             self._study.fail(trial, "the sweep was interrupted")
 
@@ -420,7 +420,7 @@ class _Sweep:
             failure = Failure(type(error).__name__, str(error))
             run.folder.mkdir(parents=True, exist_ok=True)
             write_failure(run, failure)
-        self._study.fail(job.trial, f"{failure.kind}: {failure.message}")
+        self._study.fail(job.trial, f"{failure.kind}: {failure.message}", read_rounds(run))
         self._rows[job.number] = Row.of_failure(job.number, job.point.overrides, run, failure)
 
     def _harvest(self, job: Job) -> bool:

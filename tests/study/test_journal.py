@@ -53,3 +53,20 @@ def test_a_killed_writer_loses_nothing_that_was_appended(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert len(theirs(tmp_path / "study.journal").trials[0].intermediate_values) == 100
+
+
+def test_entries_are_read_from_any_number_on(tmp_path):
+    path = tmp_path / "study.journal"
+    ours(path).set_user_attr("a", 1)
+    journal = SingleWriterJournal(path)
+    entries = list(JournalFileBackend(str(path)).read_logs(0))
+    for number in (0, 1, len(entries), 0, 1):
+        assert list(journal.read_logs(number)) == entries[number:]
+    with open(path, "ab") as file:
+        file.write(b'{"op_code":2,"half')
+        file.flush()
+        assert list(journal.read_logs(len(entries))) == []
+        file.write(b'":1}\n')
+        file.flush()
+        assert list(journal.read_logs(len(entries))) == [{"op_code": 2, "half": 1}]
+    journal.close()

@@ -1,0 +1,38 @@
+"""What Hydra recorded of a command: in `multirun.yaml` of a sweep, in `.hydra/hydra.yaml` of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def read_hydra(path: Path) -> dict[str, Any]:
+    """Hydra's own node of a recorded config, as plain values.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        hydra: dict[str, Any] = node["hydra"]
+        hydra["overrides"]["hydra"], hydra["overrides"]["task"], hydra["runtime"]["config_sources"]  # noqa: B018
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no command of Hydra's: {type(error).__name__}: {error}.") from error
+    except Exception as error:  # whatever a damaged YAML makes its reader raise
+        raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}.") from error
+    return hydra
+
+
+def config_dir(hydra: dict[str, Any]) -> Path | None:
+    """The folder that was given as --config-dir."""
+    paths = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
+    return Path(paths[-1]) if paths else None
+
+
+def read_overrides(run: Path) -> list[str] | None:
+    """The overrides that a run was composed from, fixed ones included; None where Hydra recorded none."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"), resolve=False)
+    except Exception:  # whatever a damaged YAML makes its reader raise
+        return None
+    return [str(text) for text in content] if isinstance(content, list) else None

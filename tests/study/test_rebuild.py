@@ -1,0 +1,97 @@
+"""A study made anew from run folders is the one that the sweep made."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.study.rebuild import main
+from flgo_hydra.study.study import open_study
+
+SOURCE = (
+    "from flgo_hydra.federated.algorithm.base import Algorithm\n"
+    "class Picky(Algorithm):\n"
+    "    def update_server(self, params, server, message, participation, hyper):\n"
+    "        if hyper['lr'] == 0.2:\n"
+    "            raise RuntimeError('not 0.2')\n"
+    "        return super().update_server(params, server, message, participation, hyper)\n"
+)
+
+
+@pytest.fixture
+def sweep(command, empty_folder):
+    """A completed, an early-stopped, a diverged and a failed run, in two commands."""
+    (empty_folder / "picky.py").write_text(SOURCE)
+    Path("own/algorithm").mkdir(parents=True)
+    Path("own/algorithm/picky.yaml").write_text("name: picky\n_target_: picky.Picky\n")
+    fixed = ("num_rounds=6", "early_stop=2", "model=logistic", "num_steps=1", "task.num_clients=5")
+    arguments = ("-m", "--config-dir", "own", "algorithm=picky", *fixed, "hydra.sweep.dir=sweep")
+    command(*arguments, "lr=0.1,0.2,20")
+    command(*arguments, "lr=1e38")
+    return empty_folder / "sweep"
+
+
+def content(study):
+    """Everything but times, the order of trials, and how far a range reached when a trial began."""
+
+    def plain(value):
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+    return {
+        "study": study.user_attrs,
+        "best": (study.best_value, study.best_params, study.best_trial.user_attrs["best_round"]),
+        **{
+            trial.user_attrs["job"]: (
+                *(trial.state.name, trial.value, trial.params, trial.user_attrs),
+                {step: plain(value) for step, value in trial.intermediate_values.items()},
+            )
+            for trial in study.trials
+        },
+    }
+
+
+def test_it_is_the_one_that_the_sweep_made(sweep, capfd):
+    statuses = [json.loads(path.read_text())["status"] for path in sorted(sweep.glob("*/result.json"))]
+    assert statuses == ["completed", "early_stopped", "diverged"], statuses
+    journal = sweep / "study.journal"
+    name = "_".join(sweep.parts[-2:])
+    before = content(open_study(str(journal), name))
+    assert len(before) == 2 + 4
+    assert main([str(sweep)]) == 1
+    assert f"There is a study {name!r} in {journal}. To overwrite it: --force." in capfd.readouterr().err
+    journal.unlink()
+    assert main([str(sweep)]) == 0
+    assert content(open_study(str(journal), name)) == before
+    journal.write_text("{damaged")
+    assert main([str(sweep), "--force"]) == 0
+    assert content(open_study(str(journal), name)) == before
+    url = f"sqlite:///{sweep}/study.db"
+    for arguments, status in [([], 0), ([], 1), (["--force"], 0)]:
+        assert main([str(sweep), "--storage", url, "--study-name", "s", *arguments]) == status
+    study = open_study(url, "s")
+    assert content(study) == before
+    study._storage._backend.engine.dispose()
+
+
+def test_the_sweep_goes_on_with_it(sweep, command):
+    (sweep / "study.journal").unlink()
+    main([str(sweep)])
+    done = command(
+        *("-m", "--config-dir", "own", "algorithm=picky", "num_rounds=6", "early_stop=2", "model=logistic"),
+        *("num_steps=1", "task.num_clients=5", "hydra.sweep.dir=sweep", "lr=0.1,0.2,20,1e38"),
+    )
+    assert "1 failed before and was not tried again" in done.out
+    assert len(open_study(str(sweep / "study.journal"), "_".join(sweep.parts[-2:])).trials) == 4
+
+
+def test_what_it_cannot_do(tmp_path, capfd):
+    assert main([str(tmp_path)]) == 1
+    assert "no sweep folder" in capfd.readouterr().err
+    root = Path(__file__).parents[2]
+    script, env = root / "scripts" / "rebuild_study", {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, script, tmp_path / "none"], capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and "no sweep folder" in done.stderr
