@@ -180,7 +180,7 @@ class SweepStudy:
         if any(self._declared.get(name) is not values for name, values in choices.items()):
             self.declare(choices)
         self._sampler.point = point
-        # As `Study.ask` does, which looks through all trials for one that was enqueued, and writes each attribute apart.
+        # `Study.ask` would look through all trials for an enqueued one, and write each attribute apart.
         template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
         trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
         for name in choices:
