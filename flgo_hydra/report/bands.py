@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.report.curves import top_of
-from flgo_hydra.report.figure import figure, is_log_spaced, legend_for, line_looks, place_legend
+from flgo_hydra.report.figure import figure, is_log_spaced, legend_for, line_looks, place_legend, ticks_of
 from flgo_hydra.report.groups import Point, group_runs, point_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.selection import sorted_values
@@ -144,8 +144,9 @@ def draw_bands(
         low, high = _limits(lines, curve)
         if is_log and low > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high / low < 20 else "")
+            ticks = ticks_of(low, high, is_log=True)
+            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.yaxis.set_minor_formatter("")
         for line, look in zip(lines, looks, strict=True):
             for rounds, values in line.broken:
                 # What flies off ends in a cross on the upper edge.

@@ -76,6 +76,13 @@ def test_bands_are_drawn(sweep, tmp_path):
     assert _is_drawn(tmp_path / "b.png") and (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_a_logarithmic_axis_has_round_numbers(make_run, tmp_path):
+    make_run("s/0", [2.0, 1.0, 0.5, 0.2])
+    _bands(tmp_path / "s", tmp_path / "a.svg", is_log=True)
+    text = (tmp_path / "a.svg").read_text()
+    assert all(f">{tick}<" in text for tick in ("0.2", "0.5", "1", "2"))
+
+
 @pytest.mark.parametrize("suffix, start", [(".pdf", b"%PDF"), (".svg", b"<?xml")])
 def test_other_formats(sweep, tmp_path, suffix, start):
     _bands(sweep, tmp_path / f"a{suffix}")
