@@ -1,6 +1,8 @@
 """One job: a config in, a result out. The only place where config, training and record meet."""
 
+import importlib.metadata
 import logging
+import math
 import os
 import platform
 import resource
@@ -12,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +22,21 @@ from omegaconf import DictConfig
 
 import flgo_hydra
 from flgo_hydra import compose, reference
-from flgo_hydra.config import Conf, OptionConf
+from flgo_hydra.config import METRICS, Conf, FlgoConf, OptionConf, one_of
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress, duration
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import Failure, RunResult, read_result, summarize, write_failure, write_result
+from flgo_hydra.record.result import (
+    Failure,
+    RunResult,
+    read_result,
+    read_rounds,
+    summarize,
+    write_failure,
+    write_result,
+)
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
@@ -53,7 +64,7 @@ def job(cfg: DictConfig) -> float:
     """Hydra's task function: runs the composed config in Hydra's job folder.
 
     Returns:
-        the best valid_loss (nan when the run diverged), which any Hydra sweeper minimises.
+        the best valid_loss, or whatever `monitor` names (nan when the run diverged), for any Hydra sweeper.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -111,10 +122,20 @@ def check(conf: Conf) -> "Task | None":
     """
     from flgo_hydra.federated.task import build_task
 
+    if isinstance(conf.algorithm, FlgoConf):  # FLGo reads the task
+        from flgo_hydra.federated import flgo_runner
+
+        flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
+        return None
     task = None
     if repr(conf.task) not in _checked:
         task = build_task(conf.task)
         _checked.add(repr(conf.task))
+    if conf.metrics is not None and conf.metrics not in _checked:
+        reference.load(conf.metrics, "metrics")
+        _checked.add(conf.metrics)
+    if conf.metrics is None:
+        one_of("monitor", conf.monitor, METRICS)  # of one's own, only round 0 can say
     for key in ("model", "algorithm"):
         part = getattr(conf, key)
         target = str(part["_target_"] if isinstance(part, dict) else part._target_)
@@ -132,12 +153,14 @@ def describe(result: RunResult) -> str:
     others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
     extra = f" ({summarize(others)})" if others else ""
     return (
-        f"{result.status.replace('_', ' ')} after round {result.last_round}: best valid_loss "
-        f"{result.best_valid_loss:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
+        f"{result.status.replace('_', ' ')} after round {result.last_round}: best {result.monitor} "
+        f"{result.objective:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
     )
 
 
 def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
+    if isinstance(conf.algorithm, FlgoConf):
+        return _train_with_flgo(conf, conf.algorithm, paths)
     with without_garbage_collection():
         import torch
 
@@ -145,8 +168,10 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.cohort import count_drawn
     from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import build_model
     from flgo_hydra.federated.optimizer import build_optimizer
+    from flgo_hydra.federated.patience import Patience
     from flgo_hydra.federated.rounds import RunState, run_rounds
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -169,12 +194,15 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
     server = server_state(model, algorithm)
-    state = RunState(server, ClientStates(algorithm.init_client(server.params), task.num_clients))
+    clients = ClientStates(algorithm.init_client(server.params), task.num_clients)
+    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
+    own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     with _ctrl_c_at_round_boundary() as is_interrupted:
         watcher = _Watcher(conf, paths, device, is_interrupted, backend)
         watcher.resume(state)
         try:
-            status = run_rounds(backend, data, algorithm, numbers, conf, state, watcher)
+            measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
+            status = run_rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
         finally:
             watcher.progress.close()
     if status == "stopped":
@@ -182,6 +210,29 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
         again = f"python -m flgo_hydra.resume {shlex.quote(str(paths.folder))}"
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; {again} goes on")
     return _result(conf, state, status, device, watcher.prune_reason or "", backend.note)
+
+
+def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunResult:
+    """The same with FLGo in our training's place. It cannot go on from a checkpoint: none is written."""
+    from flgo_hydra.federated import flgo_runner
+    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.patience import Patience
+    from flgo_hydra.federated.rounds import RunState
+    from flgo_hydra.federated.training import ServerState
+
+    device = resolve_device(conf.device)
+    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience.start(conf.is_maximized))
+    model = compose.parameters(conf.model)
+    with _ctrl_c_at_round_boundary() as is_interrupted:
+        watcher = _Watcher(replace(conf, checkpoint_interval=0), paths, device, is_interrupted)
+        watcher.resume(state)
+        try:
+            status = flgo_runner.run_rounds(conf, conf.task, algorithm, model, str(device), state, watcher)
+        finally:
+            watcher.progress.close()
+    if status == "stopped":
+        raise KeyboardInterrupt(f"stopped after round {state.round_num}; a run of FLGo's starts again from round 0")
+    return _result(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"})
 
 
 class _Watcher:
@@ -204,6 +255,7 @@ class _Watcher:
         self._is_interrupted = is_interrupted
         self._backend = backend
         self.prune_reason: str | None = None
+        self._record: list[dict[str, float]] = []
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
         self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
 
@@ -225,14 +277,20 @@ class _Watcher:
                 self._backend.choose(saved["backend"], "checkpoint")
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
+        self._record = read_rounds(self._paths)
+
+    def record_with(self, state: "RunState") -> list[dict[str, float]]:
+        """The evaluated rounds, the present one, which is not written yet, last."""
+        return [*self._record, _line(state)]
 
     def evaluated(self, state: "RunState", is_best: bool) -> None:
-        line = {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+        line = _line(state)
+        self._record.append(line)
         files.append_json_line(self._paths.rounds, line)
         if is_best and self._option.save_best:
             self._save_best_model(state)
         best = state.patience
-        self.progress.show(state.round_num, state.last, best.best, best.best_round)
+        self.progress.show(state.round_num, state.last, best.best, best.best_round, self._option.monitor)
         reporter.report(
             "round",
             round=state.round_num,
@@ -274,6 +332,11 @@ class _Watcher:
         tensors = {**state.server.params, **state.server.buffers}
         with files.replacing(self._paths.best_model, is_durable=False) as file:
             file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def _line(state: "RunState") -> dict[str, float]:
+    """A line of rounds.jsonl."""
+    return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
 
 
 def build_algorithm(parameters: dict[str, Any]) -> tuple["Algorithm", dict[str, float]]:
@@ -377,11 +440,13 @@ def _result(
     message = prune_reason
     if status == "diverged":
         losses = {name: value for name, value in state.last.items() if name.endswith("_loss")}
-        message = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"
+        what = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"
+        is_told = not all(map(math.isfinite, losses.values()))
+        message = what if is_told else f"every client's model has nan parameters at round {state.round_num}"
     on_gpu = device.type == "cuda"
     return RunResult(
         status=str(status),
-        best_valid_loss=state.patience.best,
+        best_valid_loss=state.best.get("valid_loss", math.inf),
         best_round=state.patience.best_round,
         last_round=state.round_num,
         best=state.best,
@@ -404,10 +469,13 @@ def _result(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
+            **({"flgo": importlib.metadata.version("flgo")} if isinstance(conf.algorithm, FlgoConf) else {}),
         },
         fingerprint=compose.fingerprint(conf),
         message=message,
         engine=engine,
+        monitor=conf.monitor,
+        is_maximized=conf.is_maximized,
     )
 
 

@@ -17,6 +17,8 @@ from omegaconf import MISSING
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
 SAMPLES = ("uniform", "md", "full")
 AGGREGATES = ("other", "uniform", "weighted_com", "weighted_scale")
+METRICS = ("valid_loss", "valid_accuracy", "test_loss", "test_accuracy")
+DIRECTIONS = ("minimize", "maximize")
 DTYPES = ("float32", "float64")
 LR_SCHEDULES = ("constant", "step", "step_<k>", "multistep_<a>_<b>…", "ratiostep_<q>", "divide_by_round", "cosine")
 _LR_SCHEDULE = re.compile(r"constant|step|step_[1-9]\d*|multistep(_[1-9]\d*)+|ratiostep_0?\.\d+|divide_by_round|cosine")
@@ -100,8 +102,14 @@ class OptionConf:
     clip_grad: float = 0.0
     # rounds between evaluations; the untrained model (round 0) and the last round are always evaluated
     eval_interval: int = 1
-    # stop after this many rounds in a row without a better valid_loss; null: never
+    # stop after this many rounds in a row without a better `monitor`; null: never
     early_stop: int | None = None
+    # your own metrics: a function or class, package.module.name, called at each evaluated round (federated/metrics.py)
+    metrics: str | None = None
+    # the metric that best round, early stop, tuning and save_best follow: valid_loss, another one, or one of your own
+    monitor: str = "valid_loss"
+    # minimize or maximize the monitor; null: maximize what ends in accuracy, minimize the rest
+    direction: str | None = None
     # decides initial weights, cohorts and batch order; task.seed decides the data split
     seed: int = 0
     # auto (a GPU where there is one), cpu, cuda, cuda:<i>, mps
@@ -148,6 +156,8 @@ class OptionConf:
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
+        if self.direction is not None:
+            one_of("direction", self.direction, DIRECTIONS)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
@@ -156,6 +166,13 @@ class OptionConf:
         hold(self.dtype == "float32" or self.device != "mps", "dtype is float32 on device mps", self.dtype)
         interval = self.checkpoint_interval
         hold(interval is None or interval >= 0, "checkpoint_interval >= 0, or null for automatic", interval)
+
+    @property
+    def is_maximized(self) -> bool:
+        """Whether more of `monitor` is better."""
+        if self.direction is not None:
+            return self.direction == "maximize"
+        return self.monitor.endswith("accuracy")
 
 
 @dataclass
@@ -389,6 +406,18 @@ class ScaffoldConf(AlgorithmConf):
 
 
 @dataclass
+class FlgoConf(AlgorithmConf):
+    """An algorithm of FLGo's, which FLGo runs (`federated/flgo_runner.py`)."""
+
+    # its module, as flgo.algorithm.moon or one of your own in FLGo's style
+    module: str = MISSING
+    # its hyper-parameters in FLGo's order (FLGo's algo_para); empty: its defaults
+    para: list[float] = field(default_factory=list)
+    # further options of FLGo by FLGo's names: +algorithm.option.availability=YMF-0.2
+    option: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Conf(OptionConf):
     """The whole config of one job."""
 
@@ -516,6 +545,7 @@ SCHEMAS: dict[str, type] = {
     "algorithm/plain": AlgorithmConf,
     "algorithm/fedprox": FedProxConf,
     "algorithm/scaffold": ScaffoldConf,
+    "algorithm/flgo": FlgoConf,
     "sweeper": SweeperConf,
     "launcher": LauncherConf,
 }

@@ -25,7 +25,10 @@ _PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Options (at the root)": ("", {"OptionConf": ""}),
     "Engine": ("engine.", {"EngineConf": ""}),
     "Task": ("task.", {"TaskConf": ""}),
-    "Task source": ("task.source.", {"Cifar100Conf": "task=cifar100", "SyntheticConf": "task=synthetic"}),
+    "Task source": (
+        "task.source.",
+        {"Cifar100Conf": "task=cifar100", "FlgoSourceConf": "task=flgo", "SyntheticConf": "task=synthetic"},
+    ),
     "Task partition": (
         "task.partition.",
         {
@@ -37,7 +40,10 @@ _PARTS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "Model": ("model.", {"MlpConf": "model=mlp", "CnnConf": "model=cnn", "ResNetConf": "model=resnet"}),
-    "Algorithm": ("algorithm.", {"FedProxConf": "algorithm=fedprox", "ScaffoldConf": "algorithm=scaffold"}),
+    "Algorithm": (
+        "algorithm.",
+        {"FedProxConf": "algorithm=fedprox", "ScaffoldConf": "algorithm=scaffold", "FlgoConf": "algorithm=flgo"},
+    ),
     "Sweep": ("hydra.sweeper.", {"SweeperConf": ""}),
     "Launcher": ("hydra.launcher.", {"LauncherConf": ""}),
 }

@@ -26,7 +26,9 @@ class Progress:
         self._first: tuple[int, float] | None = None  # round and time of the first evaluation of this attempt
         self._every = max(1, num_rounds // eval_interval // _MOST_LINES) * eval_interval
 
-    def show(self, round_num: int, metrics: Mapping[str, float], best: float, best_round: int) -> None:
+    def show(
+        self, round_num: int, metrics: Mapping[str, float], best: float, best_round: int, monitor: str = "valid_loss"
+    ) -> None:
         """Shows an evaluated round."""
         now = self._clock()
         if self._first is None:
@@ -34,7 +36,7 @@ class Progress:
         text = f"round {round_num}/{self._num_rounds}  valid_loss {metrics['valid_loss']:.4f}"
         if "test_accuracy" in metrics:
             text += f"  test_accuracy {metrics['test_accuracy']:.4f}"
-        text += f"  best {best:.4f} at {best_round}"
+        text += f"  best {'' if monitor == 'valid_loss' else f'{monitor} '}{best:.4f} at {best_round}"
         first_round, first_time = self._first
         if round_num > first_round:
             left = (now - first_time) / (round_num - first_round) * (self._num_rounds - round_num)

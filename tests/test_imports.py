@@ -62,6 +62,7 @@ ANYWHERE = {
         "report/table.py",
     )
     + ("study/", "launch/", "api/"),
+    "flgo": (),
     "cloudpickle": ("api/shipped.py",),
     "sklearn": (),
     "mlxtend": (),

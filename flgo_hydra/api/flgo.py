@@ -11,7 +11,7 @@ from typing import Any
 from flgo_hydra.api import calls
 from flgo_hydra.api.options import Settings, read_option
 from flgo_hydra.api.overrides import override
-from flgo_hydra.api.parts import Objects, algorithm_overrides, model_overrides, name_of, task_overrides
+from flgo_hydra.api.parts import Objects, algorithm_overrides, is_flgo, model_overrides, name_of, task_overrides
 from flgo_hydra.api.results import Run, Sweep
 from flgo_hydra.api.schedulers import Devices, as_scheduler, device_list, devices_override
 from flgo_hydra.api.shipped import target_of
@@ -232,10 +232,11 @@ def _request(
         raise ValueError(f"`Simulator={_called(Simulator)}` cannot be had: clients are always there, and finish.")
     if scene not in (None, "horizontal"):
         raise ValueError(f"`scene` must be 'horizontal', but got {scene!r}.")
-    settings = read_option(option, is_grid)
+    settings = read_option(option, is_grid, is_flgo(algorithm))
     objects: Objects = {}
     overrides = [*task_overrides(task), *algorithm_overrides(algorithm, settings.algo_para, objects)]
     overrides += model_overrides(model, objects)
+    overrides += [override(f"+algorithm.option.{name}", value) for name, value in settings.flgo.items()]
     if metrics is not None:
         overrides.append(override("metrics", metrics if isinstance(metrics, str) else target_of(metrics, objects)))
     names = {"task": name_of(task, "task"), "algorithm": name_of(algorithm, "algorithm")}

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from flgo_hydra import mistakes
 from flgo_hydra.config import OptionConf
 
-OWN = tuple(field.name for field in fields(OptionConf))
+OWN = tuple(own.name for own in fields(OptionConf))
 _OFF = (-1, None)
 
 
@@ -27,14 +27,17 @@ class Settings:
     """`gpu`; None: not given"""
     algo_para: list[Any] | None = None
     is_quiet: bool = False
+    flgo: dict[str, Any] = field(default_factory=dict)
+    """what only FLGo can do, for an algorithm that FLGo runs"""
 
 
-def read_option(option: Mapping[str, Any] | str | Path | None, is_grid: bool) -> Settings:
+def read_option(option: Mapping[str, Any] | str | Path | None, is_grid: bool, is_flgo: bool = False) -> Settings:
     """Turns FLGo's option names and ours into ours.
 
     Args:
         option: a dict, or the path of a YAML file with one. The caller's own is left as it is.
         is_grid: whether a value may be a list, to be varied.
+        is_flgo: whether FLGo will run it, which knows its own options.
     Raises:
         ValueError: an option that does not exist, cannot be had, or has a value that cannot be.
     """
@@ -49,7 +52,10 @@ def read_option(option: Mapping[str, Any] | str | Path | None, is_grid: bool) ->
         elif name == "no_log_console":
             settings.is_quiet = _as_bool(name, value)
         elif name in _WITHOUT_MEANING:
-            _refuse_or_warn(name, value)
+            if is_flgo and not _says_nothing(name, value):
+                settings.flgo[name] = value
+            else:
+                _refuse_or_warn(name, value)
         else:
             _add(settings, name, value, is_grid)
     return settings
@@ -166,11 +172,15 @@ _WITHOUT_MEANING: dict[str, tuple[tuple[Any, ...], bool, str]] = {
 }
 
 
-def _refuse_or_warn(name: str, value: Any) -> None:
-    neutral, changes_numbers, why = _WITHOUT_MEANING[name]
+def _says_nothing(name: str, value: Any) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
-    if all(item in neutral for item in values):
+    return all(item in _WITHOUT_MEANING[name][0] for item in values)
+
+
+def _refuse_or_warn(name: str, value: Any) -> None:
+    if _says_nothing(name, value):
         return
+    _, changes_numbers, why = _WITHOUT_MEANING[name]
     if changes_numbers:
         raise ValueError(f"`{name}={value!r}` cannot be had: {why} Leave it out.")
     warnings.warn(f"`{name}={value!r}` has no effect: {why}", UserWarning, stacklevel=2)

@@ -80,6 +80,11 @@ def is_task_folder(path: str) -> bool:
     return Path(path, "data.json").is_file() and Path(path, "info").is_file()
 
 
+def read_benchmark(path: str) -> str:
+    """The benchmark that a task folder was made with, as the module that FLGo imports."""
+    return str(_read_json(Path(path, "info")).get("benchmark", ""))
+
+
 def _read_info(path: str | None) -> tuple[str, str]:
     """The benchmark's last name and the scene."""
     if path is None or not is_task_folder(path):

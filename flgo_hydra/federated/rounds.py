@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm
@@ -16,6 +17,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import evaluate
+from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.patience import Patience
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import lr_at
@@ -70,6 +72,7 @@ def run_rounds(
     option: OptionConf,
     state: RunState,
     watcher: Watcher,
+    own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Status:
     """Trains from `state` on, changing it, until the run ends.
@@ -79,6 +82,9 @@ def run_rounds(
 
     Args:
         numbers: the algorithm's hyper-parameters by name.
+        own_metrics: the user's, of the model that `state.last` has our metrics of.
+    Raises:
+        ValueError: the metric to be followed (`option.monitor`) is not computed.
     """
     started = clock() - state.seconds
     num_samples = np.diff(np.asarray(data.offsets))
@@ -98,9 +104,11 @@ def run_rounds(
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
             state.last = _metrics(backend, data, state.server)
+            if own_metrics is not None:
+                state.last = {**state.last, **own_metrics(backend.load(state.server), state)}
             state.seconds = clock() - started
             before = state.patience
-            state.patience = before.update(r, state.last["valid_loss"])
+            state.patience = before.update(r, monitored(option.monitor, state.last, r))
             if state.patience is not before:
                 state.best = state.last
             watcher.evaluated(state, is_best=state.patience is not before)

@@ -16,7 +16,7 @@ class RunResult:
     status: str
     """completed, early_stopped, pruned or diverged"""
     best_valid_loss: float
-    """inf when no evaluated round had a finite loss"""
+    """valid_loss of the best round; inf when no evaluated round was finite"""
     best_round: int
     last_round: int
     best: dict[str, float]
@@ -39,11 +39,18 @@ class RunResult:
     attempts: int = 1
     engine: dict[str, Any] = field(default_factory=dict)
     """how local training was computed, and why so"""
+    monitor: str = "valid_loss"
+    """the metric that decided which round is best"""
+    is_maximized: bool = False
+    """whether more of it is better"""
 
     @property
     def objective(self) -> float:
-        """What Hydra's sweepers minimise: the best valid_loss; nan for a diverged run, whose best means nothing."""
-        return math.nan if self.status == "diverged" else self.best_valid_loss
+        """The monitored metric at the best round, which a sweeper minimises (or maximises, as `direction` says); nan
+        for a diverged run, whose best means nothing."""
+        if self.status == "diverged":
+            return math.nan
+        return self.best_valid_loss if self.monitor == "valid_loss" else self.best.get(self.monitor, math.nan)
 
 
 def write_result(paths: RunPaths, result: RunResult) -> None:

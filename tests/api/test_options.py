@@ -85,6 +85,11 @@ def test_an_empty_axis_is_refused():
         read_option({"lr": []}, is_grid=True)
 
 
+def test_what_only_flgo_can_do_goes_to_flgo():
+    settings = read_option({"availability": "YMF-0.2", "num_workers": 0, "lr": 0.1}, is_grid=False, is_flgo=True)
+    assert settings.flgo == {"availability": "YMF-0.2"} and settings.overrides == {"lr": [0.1]}
+
+
 def test_what_has_no_effect_is_named_and_flgos_defaults_pass_in_silence():
     with pytest.warns(UserWarning, match="`num_workers=4` has no effect: How clients"):
         read_option({"num_workers": 4}, is_grid=False)

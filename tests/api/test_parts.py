@@ -1,12 +1,13 @@
 """Tasks, algorithms and models in every form in which a program may give them."""
 
 import json
+import types
 
 import pytest
 from torch import nn
 
 from flgo_hydra import reference
-from flgo_hydra.api.parts import algorithm_overrides, model_overrides, name_of, task_overrides
+from flgo_hydra.api.parts import algorithm_overrides, is_flgo, model_overrides, name_of, task_overrides
 from flgo_hydra.federated.algorithm import fedprox
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -48,6 +49,16 @@ def test_tasks(empty_folder):
 )
 def test_algorithms(given, expected):
     assert algorithm_overrides(given, None, {}) == expected
+
+
+def test_a_module_of_flgos_is_run_by_flgo():
+    module = types.ModuleType("flgo.algorithm.moon")
+    module.Server = module.Client = object
+    assert is_flgo(module) and is_flgo("flgo") and not is_flgo(fedprox) and not is_flgo("fedavg")
+    assert algorithm_overrides(module, [0.1, 0.5], {}) == [
+        "algorithm=flgo", "algorithm.module=flgo.algorithm.moon", "algorithm.para=[0.1,0.5]",
+    ]  # fmt: skip
+    assert name_of(module, "algorithm") == "moon"
 
 
 def test_algo_para_goes_by_the_order_of_the_hyper_parameters():

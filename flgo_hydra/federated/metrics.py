@@ -1,0 +1,103 @@
+"""A user's own metrics, computed at each evaluated round beside ours.
+
+They are a function, or a class whose object is made once a run and called, named by `metrics=package.module.name`. It
+is given, by name, what its signature takes of
+
+    model     the server's model, in evaluation mode, on the run's device; its gradients are off
+    task      the task (`federated/task.py`): arrays by client
+    data      the task's samples as tensors on the device (`federated/data.py`)
+    record    the evaluated rounds so far, the present one last, as dicts like the lines of rounds.jsonl
+
+and returns numbers by name, which land in rounds.jsonl, in result.json, in the study and the tables. One of them may be
+what the best round, early stop and tuning follow (`monitor`). For example the worst client, in `my_metrics.py`:
+
+    def worst_client(model, data, task):
+        losses = []
+        for k in range(task.num_clients):
+            x, y = data.client(k)
+            losses.append(float(data.mean_criterion(model(x), y)))
+        return {"worst_loss": max(losses)}
+
+run by `python -m flgo_hydra metrics=my_metrics.worst_client monitor=worst_loss`.
+"""
+
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flgo_hydra import reference
+from flgo_hydra.config import METRICS
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.task import Task
+
+Values = dict[str, float]
+_TAKEN = (*METRICS, "round", "seconds")
+
+
+class OwnMetrics:
+    """The metrics that a reference names, for one run."""
+
+    def __init__(self, target: str, task: Task, data: Data) -> None:
+        """Raises ValueError when the reference is wrong."""
+        self._target = target
+        found = reference.load(target, "metrics")
+        offered = {"task": task, "data": data}
+        self._function: Callable[..., Any] = found
+        if inspect.isclass(found):
+            self._function = reference.call(found, {}, offered, "metrics")
+            if not callable(self._function):
+                raise ValueError(f"`metrics={target}` is a class whose objects must be callable: give it a `__call__`.")
+        self._offered = offered
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, record: Sequence[Mapping[str, float]]) -> Values:
+        """Returns the numbers of a round, by name.
+
+        Raises:
+            ValueError: what came back is no numbers by name, or takes a name of ours.
+        """
+        was_training = model.training
+        model.eval()
+        try:
+            offered = {**self._offered, "model": model, "record": [dict(line) for line in record]}
+            returned = reference.call(self._function, {}, offered, "metrics")
+        finally:
+            model.train(was_training)
+        if not isinstance(returned, Mapping):
+            raise ValueError(
+                f"`metrics={self._target}` must return numbers by name, {{'worst_loss': 0.5}}, but got {returned!r}."
+            )
+        return {self._name(name): self._number(name, value) for name, value in returned.items()}
+
+    def _name(self, name: object) -> str:
+        if not isinstance(name, str) or name in _TAKEN:
+            raise ValueError(
+                f"`metrics={self._target}` must name its numbers by texts other than {', '.join(_TAKEN)}, but it "
+                f"names one {name!r}."
+            )
+        return name
+
+    def _number(self, name: object, value: object) -> float:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, numbers.Real) or (hasattr(value, "item") and getattr(value, "size", 0) == 1):
+            return float(value)  # type: ignore[arg-type]
+        raise ValueError(f"`metrics={self._target}` must return numbers, but {name!r} is {value!r}.")
+
+
+def monitored(name: str, values: Mapping[str, float], round_num: int) -> float:
+    """The metric that the run follows.
+
+    Raises:
+        ValueError: it was not computed.
+    """
+    if name not in values:
+        raise ValueError(
+            f"`monitor={name}` is not among the metrics of round {round_num}: {', '.join(values)}. Choose one of them, "
+            "or have `metrics` return it."
+        )
+    return values[name]

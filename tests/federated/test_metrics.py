@@ -1,0 +1,100 @@
+"""A user's own metrics, and the metric that a run follows."""
+
+from pathlib import Path
+
+import pytest
+
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import read_result, read_rounds
+
+OWN = '''
+import torch
+
+def worst_client(model, data, task, record):
+    assert not model.training and not torch.is_grad_enabled() and record[-1]["round"] == len(record) - 1
+    losses = [data.mean_criterion(model(x), y) for x, y in map(data.client, range(task.num_clients))]
+    return {"worst_loss": torch.stack(losses).max(), "spread": float(max(losses) - min(losses))}
+
+class Rounds:
+    """Counts, so that its best round is known."""
+    def __init__(self, task):
+        self.calls = task.num_clients
+
+    def __call__(self, record):
+        self.calls += 1
+        return {"score": -abs(record[-1]["round"] - 2), "calls": self.calls, "seen": len(record)}
+
+def gone(record):
+    return {"early": 1.0} if len(record) < 3 else {}
+
+def wrong(): return 3
+def taken(): return {"valid_loss": 0.0}
+def text(): return {"worst": "much"}
+not_callable = 3
+'''
+SMALL = ["task.num_clients=4", "num_rounds=5", "num_steps=1"]
+
+
+@pytest.fixture
+def run(command, empty_folder):
+    (empty_folder / "my_metrics.py").write_text(OWN)
+
+    def run(*arguments):
+        done = command(*SMALL, *arguments, "hydra.run.dir=run")
+        return done, read_rounds(RunPaths(Path("run"))), read_result(RunPaths(Path("run")))
+
+    return run
+
+
+def test_what_they_return_is_recorded_at_each_evaluated_round(run):
+    done, rounds, result = run("metrics=my_metrics.worst_client", "eval_interval=1")
+    assert done.status == 0, done.err
+    assert [line["round"] for line in rounds] == [0, 1, 2, 3, 4, 5]
+    assert all(line["worst_loss"] >= line["spread"] > 0 for line in rounds)
+    assert result.best["worst_loss"] == rounds[result.best_round]["worst_loss"]
+
+
+def test_they_change_nothing_of_the_training(run, command):
+    _, rounds, _ = run("metrics=my_metrics.worst_client")
+    command(*SMALL, "hydra.run.dir=plain")
+    losses = [line["valid_loss"] for line in read_rounds(RunPaths(Path("plain")))]
+    assert [line["valid_loss"] for line in rounds] == losses
+
+
+def test_best_early_stop_and_best_model_follow_the_monitor(run):
+    done, rounds, result = run(
+        "metrics=my_metrics.Rounds", "monitor=score", "direction=maximize", "early_stop=2", "save_best=true"
+    )
+    assert done.status == 0, done.err
+    assert (result.best_round, result.status, result.last_round) == (2, "early_stopped", 4)
+    assert result.objective == 0 and (result.monitor, result.is_maximized) == ("score", True)
+    assert result.best_valid_loss == rounds[2]["valid_loss"] > rounds[4]["valid_loss"]
+    assert [line["calls"] for line in rounds] == [5, 6, 7, 8, 9], "one object a run"
+    assert [line["seen"] for line in rounds] == [1, 2, 3, 4, 5], "the present round is the last of the record"
+    assert Path("run/best_model.safetensors").exists() and "best score 0.000000 at round 2" in done.out
+
+
+def test_an_accuracy_is_maximized_unless_told_otherwise(make_conf):
+    assert make_conf("monitor=test_accuracy").is_maximized
+    assert not make_conf("monitor=test_accuracy", "direction=minimize").is_maximized
+    assert not make_conf("monitor=test_loss").is_maximized
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["monitor=worst_los", "metrics=my_metrics.worst_client"], "is not among the metrics of round 0: valid_loss,"),
+        (["monitor=valid_f1"], "`monitor` must be one of valid_loss, valid_accuracy, test_loss, test_accuracy"),
+        (["monitor=early", "metrics=my_metrics.gone"], "is not among the metrics of round 2"),
+        (["direction=up"], "`direction` must be one of minimize, maximize, but got 'up'"),
+        (["metrics=my_metrics.absent"], "the module 'my_metrics' has no 'absent'"),
+        (["metrics=my_metrics.not_callable"], "must be a function or a class, but it is int"),
+        (["metrics=my_metrics.wrong"], "must return numbers by name, {'worst_loss': 0.5}, but got 3"),
+        (["metrics=my_metrics.taken"], "it names one 'valid_loss'"),
+        (["metrics=my_metrics.text"], "must return numbers, but 'worst' is 'much'"),
+    ],
+)
+def test_what_is_wrong_is_said_as_soon_as_it_can_be_known(run, arguments, says):
+    done, rounds, result = run(*arguments)
+    assert done.status == 1 and says in done.err and result is None
+    assert len(rounds) == (2 if "round 2" in says else 0), "nothing is trained before round 0 is complete"
