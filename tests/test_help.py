@@ -51,7 +51,7 @@ def test_a_users_own_choices_are_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "algorithm").mkdir()
     (tmp_path / "algorithm/mine.yaml").touch()
     assert "mine" in group_choices("algorithm", [str(tmp_path)])
-    assert "fedprox, mine, scaffold" in help_page([str(tmp_path)], width=100)
+    assert "fedprox, flgo, mine, scaffold" in help_page([str(tmp_path)], width=100)
 
 
 @pytest.mark.parametrize(
