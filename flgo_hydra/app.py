@@ -244,7 +244,7 @@ class _Watcher:
         paths: RunPaths,
         device: "torch.device",
         is_interrupted: threading.Event,
-        backend: "ChosenBackend",
+        backend: "ChosenBackend | None" = None,
     ) -> None:
         from flgo_hydra.record.checkpoint import CheckpointClock
 
@@ -273,7 +273,7 @@ class _Watcher:
             state.round_num = saved["round_num"]
             state.patience = Patience(**saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
-            if saved.get("backend") is not None:
+            if self._backend is not None and saved.get("backend") is not None:
                 self._backend.choose(saved["backend"], "checkpoint")
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
@@ -322,7 +322,7 @@ class _Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "backend": self._backend.choice,
+            "backend": None if self._backend is None else self._backend.choice,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
