@@ -86,7 +86,11 @@ class LiveCurves:
         return max(0.0, self._not_before - self._clock()) if self._waiting else None
 
     def end(self, trial: int) -> None:
-        """Forgets a trial whose run has ended."""
+        """Forgets a trial whose run has ended. The pruner hears what it said last: other runs are compared with it."""
+        if self._pruning is not None:
+            for number, round_num, loss in self._waiting:
+                if number == trial:
+                    self._pruning.report(number, round_num, loss)
         self._runs.pop(trial, None)
 
     def _take(self, trial: int, run: _Run, round_num: int, loss: float) -> None:

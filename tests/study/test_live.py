@@ -139,3 +139,20 @@ def test_it_says_whom_to_prune(study):
         say(live, bad, round_num, loss)
     assert live.write() == [bad]
     assert len(curve(study, bad)) == 3
+
+
+def test_others_are_compared_with_the_whole_of_a_run_that_ended_fast(study):
+    """Its last reports had not been written when it ended."""
+    pruning = Pruning({**MEDIAN, "n_warmup_steps": 2})
+    live = LiveCurves(study, pruning, clock := Clock())
+    good, bad = start(study), start(study)
+    for number in (good, bad):
+        pruning.start(number, "g", 10)
+    for round_num, loss in enumerate([2.0, 1.0, 0.5]):
+        say(live, good, round_num, loss)
+    live.end(good)
+    pruning.finish(good, 0.5)
+    for round_num, loss in enumerate([2.0, 1.9, 1.8]):
+        say(live, bad, round_num, loss)
+    clock.now += 1
+    assert live.write() == [bad]
