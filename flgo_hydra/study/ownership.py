@@ -29,3 +29,20 @@ def owning(paths: SweepPaths) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def check_folder(before: str | None, paths: SweepPaths, study: str) -> None:
+    """Refuses to go on with a database's study in another sweep folder than its own.
+
+    Who holds the folder is the study's only writer; and its finished runs lie there.
+
+    Args:
+        before: the folder that the study was in; None: it is new.
+    Raises:
+        ValueError: that folder is another one, and still there.
+    """
+    if before is not None and before != str(paths.folder) and os.path.isdir(before):
+        raise ValueError(
+            f"The study {study!r} belongs to the sweep folder {before}, and not to {paths.folder}. To go on with it: "
+            f"`hydra.sweep.dir={before}`. For a study of its own: another `hydra.sweeper.study_name`."
+        )

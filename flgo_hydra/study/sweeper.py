@@ -31,7 +31,7 @@ from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
 from flgo_hydra.study.grid import Axis, Grid, Value, give_axes, parse_point, read_grid, read_points
 from flgo_hydra.study.objective import Common, check_same
-from flgo_hydra.study.ownership import owning
+from flgo_hydra.study.ownership import check_folder, owning
 from flgo_hydra.study.points import Point, check_points
 
 _MOST_AHEAD = 64
@@ -191,6 +191,9 @@ class _Sweep:
         self._study = SweepStudy(sweeper._storage or paths.study, sweeper._study_name or default_name)
         self._storage = sweeper._storage or str(paths.study)
         earlier = self._study.description
+        if sweeper._storage is not None:
+            check_folder(earlier.get("folder"), paths, self._study.name)
+            self._study.describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), common.values, self._study.name, str(paths.folder))
         files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._grid = give_axes(grid, earlier.get("grid", {}))

@@ -254,6 +254,9 @@ def test_any_optuna_storage_holds_several_sweeps(command, empty_folder):
         assert command("-m", *arguments, f"seed={seed}", "lr=0.1,0.01").status == 0
     assert sorted(optuna.get_all_study_names(url)) == ["one", "two"]
     assert len(optuna.load_study(study_name="two", storage=url).trials) == 2
+    # A study has one folder: whoever holds it is the only writer.
+    done = command("-m", *arguments, "hydra.sweep.dir=other", "seed=1", "lr=0.1,0.01")
+    assert done.status == 1 and f"`hydra.sweep.dir={empty_folder}/two`" in done.err
 
 
 def test_the_joblib_launcher_runs_it_too(command, monkeypatch):
