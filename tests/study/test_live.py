@@ -88,7 +88,7 @@ def test_a_new_attempt_neither_repeats_nor_contradicts(study, tmp_path):
     live.write()
     assert curve(study, number) == {0: 2.0, 1: 1.0, 2: 0.6, 3: 0.4}
     lines = (tmp_path / "study.journal").read_bytes().splitlines()
-    assert sum(b"intermediate_value" in line for line in lines) == 5  # round 1 came out as before: not again
+    assert sum(b'"intermediate_value":' in line for line in lines) == 5  # round 1 came out as before: not again
     live.end(number)
     say(live, number, 4)
     live.end(number)  # what waits of a run that has ended is not written: its record is read
