@@ -36,6 +36,7 @@ PRUNERS = {
     "hyperband": "HyperbandPruner",
     "wilcoxon": "WilcoxonPruner",
 }
+SAMPLERS = ("grid", "tpe", "random", "qmc", "cmaes", "gp")
 VIEWS = ("auto", "table", "lines", "none")
 
 
@@ -445,7 +446,8 @@ class SweeperConf:
     storage: str | None = None
     # name of the study; null: from the sweep folder
     study_name: str | None = None
-    # jobs handed at once to a launcher that is not ours; null: one to Hydra's basic launcher, all to others
+    # jobs handed at once to a launcher that is not ours; null: one to Hydra's basic launcher, to others all of a grid,
+    # and as many as there are cores where a sampler chooses
     batch_size: int | None = None
     # when going on with a sweep: run failed points again
     retry_failed: bool = False
@@ -455,16 +457,57 @@ class SweeperConf:
     # wilcoxon, one of them with Optuna's settings ({name: median, n_warmup_steps: 5}; a step is a round), or your
     # class's {_target_: …}
     pruner: Any = None
+    # who chooses the points: grid (every one), or one of Optuna's samplers, which learn from the points before: tpe,
+    # random, qmc, cmaes, gp
+    sampler: str = "grid"
+    # points that a sampler tries in total, over all runs of the sweep; not for grid
+    n_trials: int | None = None
+    # decides what a sampler chooses; null: 0; not for grid
+    sampler_seed: int | None = None
+    # a swept key, or a list of them, that makes no point of its own: a point's value is the mean over its values
+    replicate: Any = None
 
     def __post_init__(self) -> None:
         size = self.batch_size
         hold(size is None or size >= 1, "hydra.sweeper.batch_size >= 1, or null for automatic", size)
+        self._hold_sampler()
+        keys = self.replicate_keys
+        is_list = isinstance(keys, list) and all(isinstance(key, str) and key for key in keys)
+        hold(is_list, "hydra.sweeper.replicate is a key or a list of keys", self.replicate)
+        if keys and self.pruner not in (None, "none"):
+            raise ValueError(
+                "`hydra.sweeper.pruner` and `hydra.sweeper.replicate` exclude each other: a mean over replicates needs "
+                "every one of them to its end. Drop one of the two."
+            )
         if self.pruner in (None, "none"):
             self.pruner = None
         elif isinstance(self.pruner, str):
             self._hold_pruner(self.pruner)
         elif not (isinstance(self.pruner, dict) and isinstance(self.pruner.get("_target_"), str)):
             self._hold_pruner(self.pruner.get("name") if isinstance(self.pruner, dict) else self.pruner)
+
+    @property
+    def replicate_keys(self) -> list[str]:
+        """`replicate` as a list."""
+        return [] if self.replicate is None else [self.replicate] if isinstance(self.replicate, str) else self.replicate
+
+    def _hold_sampler(self) -> None:
+        one_of("hydra.sweeper.sampler", self.sampler, SAMPLERS)
+        num, seed = self.n_trials, self.sampler_seed
+        if self.sampler == "grid":
+            for key, value in (("n_trials", num), ("sampler_seed", seed)):
+                if value is not None:
+                    raise ValueError(
+                        f"`hydra.sweeper.{key}` has no effect with `hydra.sweeper.sampler=grid`, which runs every "
+                        f"point, but got {value}. Choose another sampler: {', '.join(SAMPLERS[1:])}."
+                    )
+        elif num is None:
+            raise ValueError(
+                f"`hydra.sweeper.n_trials` must be given with `hydra.sweeper.sampler={self.sampler}`: how many points "
+                "to try."
+            )
+        hold(num is None or num >= 1, "hydra.sweeper.n_trials >= 1", num)
+        hold(seed is None or seed >= 0, "hydra.sweeper.sampler_seed >= 0", seed)
 
     def _hold_pruner(self, name: Any) -> None:
         if name == "patience":

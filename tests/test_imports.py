@@ -54,12 +54,13 @@ LAYERS = {
 # Packages with the files and folders that may import them.
 ANYWHERE = {
     "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
-    "optuna": ("study/study.py", "study/journal.py", "study/pruning.py", "study/widening.py"),
+    "optuna": ("study/study.py", "study/journal.py", "study/pruning.py", "study/samplers.py", "study/widening.py"),
     "pynvml": ("launch/devices.py",),
     "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (
         *(f"{p}.py" for p in ("app", "compose", "config", "explain", "mistakes", "__main__")),
         "report/table.py",
+        "report/points.py",
     )
     + ("study/", "launch/", "api/"),
     "flgo": (),

@@ -142,6 +142,15 @@ class Queue:
         """True when nothing waits, runs, or has been left unsaid."""
         return not (self.waiting or self.running or self._events)
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether a job submitted now could start at once; only for memory it may still have to wait."""
+        if self.waiting:
+            return False
+        self.devices = self.devices or self.read_devices(self.running_jobs())
+        used = [running.placement.device for running in self.running.values()]
+        return any(device.slots is None or used.count(device.id) < device.slots for device in self.devices)
+
     def submit(self, job: Job) -> None:
         """Queues a job. After a stop it ends at once, as stopped."""
         self.waiting.append(job)

@@ -48,6 +48,10 @@ class SweepPaths:
         return self.folder / "results.csv"
 
     @property
+    def points(self) -> Path:
+        return self.folder / "points.csv"
+
+    @property
     def best(self) -> Path:
         return self.folder / "best.yaml"
 

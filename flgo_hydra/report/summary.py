@@ -8,6 +8,7 @@ from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves
+from flgo_hydra.report.points import PointRow, print_best_point, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
 
@@ -23,6 +24,7 @@ def print_summary(
     curve: str,
     num_untried: int = 0,
     is_ours: bool = True,
+    points: Sequence[PointRow] | None = None,
 ) -> Row | None:
     """Draws curves.png and prints the optimum, what failed, where things lie and how to go on. Returns the best row.
 
@@ -30,12 +32,16 @@ def print_summary(
         num_left: points that did not run (the sweep was stopped).
         num_untried: failed points that were not tried again.
         is_ours: the jobs are ours, and not of another Hydra app that uses our sweeper.
+        points: where jobs are replicates, what they come to; the best row is then one of the best point's.
     """
-    best = best_row(rows)
+    ranked = None if points is None else sort_points(points)
+    best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
     rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in rows}
     is_drawn = _draw(paths.curves, rows, rounds, best, curve)
     print()
-    if best is not None:
+    if ranked:
+        print_best_point(ranked[0])
+    elif best is not None:
         print("optimal combination:", " ".join(best.overrides) or "(a single point)")
         at = f" at round {best.best_round}" if best.best_round is not None else ""
         print(f"best valid_loss:     {best.best_valid_loss:.6g}{at} (job {best.job})")
@@ -44,7 +50,10 @@ def print_summary(
             print(f"at that round:       {', '.join(others)}")
     elif rows:
         print("no point has a finite valid_loss")
-    _print_points(rows, best)
+    if points is None:
+        _print_points(rows, best)
+    else:
+        print_points(points, _MOST_LISTED)
     _print_pruned([row for row in rows if row.status == "pruned"], len(rows), paths)
     for status in ("failed", "diverged"):
         listed = [row for row in rows if row.status == status]
@@ -61,7 +70,8 @@ def print_summary(
     if num_left:
         print(f"\nnot run: {num_left} points")
     print(f"\nfolder:  {_relative(paths.folder)}")
-    files = {"results.csv": True, "best.yaml": best is not None, "curves.png": is_drawn, "<job>/rounds.jsonl": True}
+    there = {"results.csv": True, "points.csv": points is not None, "best.yaml": best is not None}
+    files = {**there, "curves.png": is_drawn, "<job>/rounds.jsonl": True}
     print(f"files:   {', '.join(name for name, is_there in files.items() if is_there)}")
     if not is_drawn and any(rounds.values()):
         known = sorted({name for lines in rounds.values() for line in lines for name in line} - {"round"})

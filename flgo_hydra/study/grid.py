@@ -1,16 +1,20 @@
-"""A grid: what varies, what is fixed, and every point in order."""
+"""What varies and what is fixed: a grid's points in order, or the space a sampler chooses from."""
 
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 Value = str | int | float | bool | None
+
+_NUM_DIGITS = 6
+"""Significant digits of a value that a sampler chooses from an interval."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +23,104 @@ class Axis:
 
     key: str
     values: tuple[str, ...]
+    is_range: bool = False
+    """numbers at equal distances: `range(1,10)`"""
+
+    @property
+    def name(self) -> str:
+        """The key as the study calls it: without the `+` that adds it."""
+        return self.key.lstrip("+")
+
+    def texts(self) -> dict[Value, str]:
+        """Each value as it is written, by what it is: `{0.1: "0.1", "fedavg": "fedavg"}`."""
+        typed = {parse_point([f"{self.key}={text}"])[self.name]: text for text in self.values}
+        # 1, 1.0 and true are one key of a dict, but three values.
+        return typed if len(typed) == len(self.values) else {text: text for text in self.values}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A swept key that may take any number from `low` to `high`, both included."""
+
+    key: str
+    low: float
+    high: float
+    is_log: bool = False
+    line: str = ""
+    """as it was written"""
+
+    @property
+    def name(self) -> str:
+        return self.key.lstrip("+")
+
+    @property
+    def is_int(self) -> bool:
+        return isinstance(self.low, int)
+
+    @property
+    def middle(self) -> float:
+        mean = math.sqrt(self.low * self.high) if self.is_log else (self.low + self.high) / 2
+        return round(mean) if self.is_int else self.rounded(mean)
+
+    def rounded(self, value: float) -> float:
+        """With as many digits as people can read; still inside."""
+        return min(max(float(f"{value:.{_NUM_DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The product of the axes, the last one varying fastest, beside what is fixed; for each listed point in turn."""
+    """The product of the axes, the last one varying fastest, beside intervals and what is fixed.
+
+    Where points are listed, the product is made for each of them in turn.
+    """
 
     fixed: tuple[str, ...]
     axes: tuple[Axis, ...]
+    intervals: tuple[Interval, ...] = ()
     listed: tuple[tuple[str, ...], ...] = ()
     """points that are no product, as their overrides (`hydra.sweeper.points`)"""
 
     def points(self) -> list[tuple[str, ...]]:
-        """Every point as its swept overrides, in the order of the axes: `("lr=0.1", "algorithm=fedavg")`."""
+        """Every point as its swept overrides, in the order of the axes: `("lr=0.1", "algorithm=fedavg")`.
+
+        Raises:
+            ValueError: there is a continuous interval, which no grid has.
+        """
+        for interval in self.intervals:
+            raise ValueError(
+                f"`{interval.line}` is an interval, but a grid needs single values. Write them out "
+                f"(`{interval.key}=0.1,0.01`, `{interval.key}=range(…)`), or let a sampler choose: "
+                "`hydra.sweeper.sampler=tpe hydra.sweeper.n_trials=30`."
+            )
         lists = [[f"{axis.key}={value}" for value in axis.values] for axis in self.axes]
         return [(*point, *rest) for point in self.listed or ((),) for rest in itertools.product(*lists)]
+
+    def keys(self) -> list[str]:
+        """What varies."""
+        return [*(axis.key for axis in self.axes), *(interval.key for interval in self.intervals)]
+
+    def split(self, keys: Sequence[str]) -> tuple["Grid", "Grid"]:
+        """The grid without these axes, and the grid of these axes alone."""
+        rest = tuple(axis for axis in self.axes if axis.name not in keys)
+        own = tuple(axis for axis in self.axes if axis.name in keys)
+        return replace(self, axes=rest), Grid(self.fixed, own)
+
+    def edges(self) -> list[tuple[str, ...]]:
+        """Points that show whether every choice and every end of an interval is lawful by itself, few of them."""
+        middle = {i.key: repr(i.middle) for i in self.intervals}
+        first = {**{axis.key: axis.values[0] for axis in self.axes}, **middle}
+        changes = [(axis.key, value) for axis in self.axes for value in axis.values[1:]]
+        changes += [(i.key, repr(end)) for i in self.intervals for end in (i.low, i.high)]
+        return [_lines(first), *(_lines({**first, key: value}) for key, value in changes)]
+
+    def write(self, values: Mapping[str, Value]) -> tuple[str, ...]:
+        """A point that a sampler has chosen, by name of the key, as overrides."""
+        texts = {axis.key: axis.texts()[values[axis.name]] for axis in self.axes}
+        return _lines({**texts, **{i.key: repr(values[i.name]) for i in self.intervals}})
+
+
+def _lines(texts: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{key}={text}" for key, text in texts.items())
 
 
 def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
@@ -55,34 +142,51 @@ def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def read_grid(overrides: Iterable[Override]) -> Grid:
-    """Splits parsed overrides into axes and fixed ones. Of a key given twice the last one counts.
+    """Splits parsed overrides into what varies and what is fixed. Of a key given twice the last one counts.
 
     Raises:
-        ValueError: a continuous interval, which no grid has, or an empty axis.
+        ValueError: an empty axis, an empty interval, or a tag that nobody reads.
     """
     fixed: dict[str, str] = {}
     axes: dict[str, Axis] = {}
+    intervals: dict[str, Interval] = {}
     for override in overrides:
         key = override.get_key_element()
-        fixed.pop(key, None)
-        axes.pop(key, None)
+        for earlier in (fixed, axes, intervals):
+            earlier.pop(key, None)
+        line = override.input_line
+        assert line is not None
         if not override.is_sweep_override():
-            assert override.input_line is not None
-            fixed[key] = override.input_line
+            fixed[key] = line
             continue
-        if override.is_interval_sweep():
+        sweep: Any = override.value()
+        unread: set[str] = getattr(sweep, "tags", set()) - ({"log"} if override.is_interval_sweep() else set())
+        if unread:
             raise ValueError(
-                f"`{override.input_line}` is an interval, but a grid needs single values. "
-                f"Write them out (`{key}=0.1,0.01`) or as `{key}=range(…)`."
+                f"`{line}` has the tag {', '.join(sorted(unread))}, which means nothing here. "
+                f"There is one tag: `{key}=tag(log,interval(0.001,0.1))`."
             )
+        if override.is_interval_sweep():
+            intervals[key] = _read_interval(key, sweep, line)
+            continue
         values = tuple(dict.fromkeys(override.sweep_string_iterator()))
         if not values:
-            raise ValueError(f"`{override.input_line}` has no values.")
+            raise ValueError(f"`{line}` has no values.")
         if len(values) == 1 and not override.is_range_sweep():
             fixed[key] = f"{key}={values[0]}"
         else:
-            axes[key] = Axis(key, values)
-    return Grid(tuple(fixed.values()), tuple(axes.values()))
+            axes[key] = Axis(key, values, is_range=override.is_range_sweep())
+    return Grid(tuple(fixed.values()), tuple(axes.values()), tuple(intervals.values()))
+
+
+def _read_interval(key: str, sweep: IntervalSweep, line: str) -> Interval:
+    low, high = sweep.start, sweep.end
+    assert low is not None and high is not None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"`{line}` is empty: `interval(low,high)` needs finite numbers and low < high.")
+    if "log" in sweep.tags and low <= 0:
+        raise ValueError(f"`{line}` begins at {low}, but a logarithmic interval needs low > 0.")
+    return Interval(key, low, high, "log" in sweep.tags, line)
 
 
 def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:

@@ -1,4 +1,4 @@
-"""Composes and checks every point of a grid before the first one runs, and says which points are the same."""
+"""Composes and checks points before they run, and says which of them are the same."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,6 @@ from flgo_hydra import app, compose, mistakes
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.study.grid import Grid
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
 
@@ -31,45 +30,47 @@ class Point:
     """its overrides in all forms in which the grid has it"""
 
 
-def check_points(
-    composer: SweepComposer,
-    sweep_config: DictConfig,
-    grid: Grid,
-    when_first_is_lawful: Callable[[], None] = lambda: None,
-    common: Common | None = None,
-) -> list[Point]:
-    """Composes and checks every point of the grid; points written twice in other words count once.
+class PointChecker:
+    """Composes points of one sweep, one at a time, and holds them to their laws."""
 
-    Args:
+    def __init__(
+        self, composer: SweepComposer, sweep_config: DictConfig, fixed: Sequence[str], common: Common | None = None
+    ) -> None:
+        """Args:
         sweep_config: the sweep's own config, with Hydra's node.
+        fixed: the overrides that all points share.
         common: takes in every point's settings.
-        when_first_is_lawful: called when the first point composes and keeps the laws: most mistakes are out then.
-    Raises:
-        ValueError: the first point that breaks a law, with what it is.
-        HydraException: a point does not compose (a wrong key, choice or type).
-    """
-    points: dict[str, Point] = {}
-    confs: list[tuple[Conf, str]] = []
-    typed = TypedPoints(composer)
-    for overrides in grid.points():
-        where = f" (at the point {' '.join(overrides)})" if overrides else ""
-        everything = [*grid.fixed, *overrides]
-        if not points:
-            unknown = composer.find_unknown_key(everything)
+        """
+        self._composer = composer
+        self._fixed = tuple(fixed)
+        self._outer = sweep_config.hydra.sweeper.get("params")
+        self._common = common
+        self._typed = TypedPoints(composer)
+        self._seen: set[str] = set()
+
+    def compose(self, overrides: tuple[str, ...]) -> tuple[Point, Conf | None]:
+        """Returns the point, and its config where it is one of ours.
+
+        Raises:
+            ValueError: it breaks a law; the error says at which point.
+            HydraException: it does not compose (a wrong key, choice or type).
+        """
+        everything = [*self._fixed, *overrides]
+        if not self._seen:
+            unknown = self._composer.find_unknown_key(everything)
             if unknown is not None:
                 key, cfg = unknown
                 raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
-        conf = typed.make(everything)
+        conf = self._typed.make(everything)
         if conf is None:
-            cfg = _compose(composer, sweep_config, everything, overrides)
+            cfg = self._load(everything, overrides)
             if compose.is_ours(cfg):
                 try:
                     conf = compose.to_conf(cfg, has_known_keys=not any(text[0] in "+~" for text in everything))
                 except ValueError as error:
-                    raise ValueError(f"{error}{where}") from error
-                typed.learn(everything, cfg, conf)
+                    raise ValueError(f"{error}{_at(overrides)}") from error
+                self._typed.learn(everything, cfg, conf)
         if conf is not None:
-            confs.append((conf, where))
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
             group, num_rounds = compose.group(conf), conf.num_rounds
@@ -77,36 +78,74 @@ def check_points(
             parts = settings = _plain(cfg)
             group, num_rounds = "", 0
         identity = compose.hash_of(parts)
-        if common is not None and identity not in points:
-            common.add(settings)
-        if not points:
-            when_first_is_lawful()
-        point = points.setdefault(identity, Point(overrides, identity, group, num_rounds))
-        point.written.append(overrides)
-    for conf, where in confs:  # laws first: what they refer to takes longer to look at
+        if self._common is not None and identity not in self._seen:
+            self._common.add(settings)
+        self._seen.add(identity)
+        return Point(overrides, identity, group, num_rounds), conf
+
+    def _load(self, everything: Sequence[str], overrides: Sequence[str]) -> DictConfig:
+        """A point's config without Hydra's node."""
+        try:
+            cfg = self._composer.compose(everything)
+        except HydraException as error:
+            if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
+                raise ValueError(_nested_grid(overrides)) from error
+            raise
+        own = cfg.hydra.sweeper.get("params")
+        if own and own != self._outer:
+            raise ValueError(_nested_grid(overrides))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    def refer(self, overrides: tuple[str, ...], conf: Conf) -> None:
+        """Checks what a config refers to: functions, data files, the task they make.
+
+        Raises:
+            ValueError: something is missing or impossible.
+        """
         try:
             app.check(conf)
         except ValueError as error:
-            raise ValueError(f"{error}{where}") from error
-    return list(points.values())
+            raise ValueError(f"{error}{_at(overrides)}") from error
+
+    def check(self, overrides: tuple[str, ...]) -> Point:
+        """Does both for one point."""
+        point, conf = self.compose(overrides)
+        if conf is not None:
+            self.refer(overrides, conf)
+        return point
 
 
-def _compose(
-    composer: SweepComposer, sweep_config: DictConfig, everything: Sequence[str], overrides: Sequence[str]
-) -> DictConfig:
-    """A point's config without Hydra's node."""
-    try:
-        cfg = composer.compose(everything)
-    except HydraException as error:
-        if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
-            raise ValueError(_nested_grid(overrides)) from error
-        raise
-    own, outer = cfg.hydra.sweeper.get("params"), sweep_config.hydra.sweeper.get("params")
-    if own and own != outer:
-        raise ValueError(_nested_grid(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+def check_points(
+    checker: PointChecker,
+    points: Sequence[tuple[str, ...]],
+    when_first_is_lawful: Callable[[], None] = lambda: None,
+) -> list[Point]:
+    """Composes and checks every point; points written twice in other words count once.
+
+    Args:
+        when_first_is_lawful: called when the first point composes and keeps the laws: most mistakes are out then.
+    Raises:
+        ValueError: the first point that breaks a law, with what it is.
+        HydraException: a point does not compose (a wrong key, choice or type).
+    """
+    unique: dict[str, Point] = {}
+    confs: list[tuple[tuple[str, ...], Conf]] = []
+    for overrides in points:
+        point, conf = checker.compose(overrides)
+        if conf is not None:
+            confs.append((overrides, conf))
+        if not unique:
+            when_first_is_lawful()
+        unique.setdefault(point.identity, point).written.append(overrides)
+    for overrides, conf in confs:  # laws first: what they refer to takes longer to look at
+        checker.refer(overrides, conf)
+    return list(unique.values())
+
+
+def _at(overrides: Sequence[str]) -> str:
+    return f" (at the point {' '.join(overrides)})" if overrides else ""
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

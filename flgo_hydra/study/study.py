@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: one trial for each attempt at a point. The only file that imports optuna.
+"""The Optuna study of a sweep: one trial for each attempt at a point.
 
 Only the sweep's parent process writes it. Everything in it can be rebuilt from the run folders.
 """
@@ -17,12 +17,14 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.record.result import RunResult
-from flgo_hydra.study.grid import Value
+from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
-from flgo_hydra.study.widening import distributions, widen_database, widen_journal
+from flgo_hydra.study.replicates import mean_and_std, value_of
+from flgo_hydra.study.widening import compatible, distributions, widen_database, widen_journal
 
 MOST_REPORTS = 500
 """Rounds of a run that the study keeps: a dashboard loads them all."""
+INTERRUPTED = "interrupted"
 
 
 class PointSampler(BaseSampler):
@@ -55,17 +57,36 @@ class StoredTrial:
 
     number: int
     identity: str
-    job: int
+    jobs: tuple["StoredJob", ...]
+    """more than one where the trial is the mean of replicates"""
     overrides: tuple[str, ...]
-    is_running: bool
-    value: float | None
-    """of a COMPLETE trial"""
+    params: Mapping[str, Value]
     status: str
-    """of the run's result, or failed; empty for a job that only returned its value"""
+    """of the run's result (completed, diverged, …), or running, interrupted, failed"""
+
+    @property
+    def is_running(self) -> bool:
+        return self.status == "running"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its jobs have ended, well or not."""
+        return self.status not in ("running", INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job of an earlier trial."""
+
+    identity: str
+    number: int
+    overrides: tuple[str, ...]
+    value: float | None
+    """where the study has it"""
 
 
 class SweepStudy:
-    """A study that minimises the best valid_loss over the points of a grid."""
+    """A study that minimises the best valid_loss over the points of a sweep."""
 
     def __init__(self, storage: str | Path, name: str) -> None:
         """Opens the study, or creates it.
@@ -83,6 +104,7 @@ class SweepStudy:
         self._curves: dict[int, dict[int, float]] = {}
         self._declared: dict[str, Sequence[Value]] = {}
         self._distributions: dict[str, BaseDistribution] = {}
+        self._space: Grid | None = None
         self._open(name)
 
     def _open(self, name: str) -> None:
@@ -119,18 +141,7 @@ class SweepStudy:
 
     def stored_trials(self) -> list[StoredTrial]:
         """Every trial in the storage, in order."""
-        return [
-            StoredTrial(
-                trial.number,
-                str(trial.user_attrs.get("identity", "")),
-                int(trial.user_attrs.get("job", -1)),
-                tuple(trial.user_attrs.get("overrides", ())),
-                trial.state == TrialState.RUNNING,
-                trial.value if trial.state == TrialState.COMPLETE else None,
-                str(trial.user_attrs.get("status", "")),
-            )
-            for trial in self._study.get_trials(deepcopy=False)
-        ]
+        return [_stored(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -155,7 +166,9 @@ class SweepStudy:
         To be called while no trial of this process is open.
         """
         self._declared.update(choices)
-        found, changed = distributions(choices, self._study.get_trials(deepcopy=False))
+        self._widen(*distributions(choices, self._study.get_trials(deepcopy=False)))
+
+    def _widen(self, found: Mapping[str, BaseDistribution], changed: Mapping[str, BaseDistribution]) -> None:
         self._distributions.update(found)
         if not changed:
             return
@@ -180,14 +193,58 @@ class SweepStudy:
         if any(self._declared.get(name) is not values for name, values in choices.items()):
             self.declare(choices)
         self._sampler.point = point
+        self._study.sampler = self._sampler
         # `Study.ask` would look through all trials for an enqueued one, and write each attribute apart.
         template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
         trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
         for name in choices:
             trial._suggest(name, self._distributions[name])
+        return self._note(trial)
+
+    def ask(
+        self, sampler: str, seed: int, space: Grid, point: Mapping[str, Value] | None = None
+    ) -> tuple[int, dict[str, Value]]:
+        """Opens a RUNNING trial of the point that a sampler chooses; returns its number, and the value by key.
+
+        Args:
+            sampler: by name.
+            point: in place of what the sampler would choose.
+        """
+        from flgo_hydra.study.samplers import kinds_of, make_sampler
+
+        if self._space is not space:
+            self._declare_space(kinds_of(space))
+            self._space = space
+        kinds = {name: self._distributions[name] for name in kinds_of(space)}
+        if point is not None:
+            self._sampler.point = point
+            return self._ask(self._sampler, kinds)
+        number = len(self._study.get_trials(deepcopy=False))
+        return self._ask(make_sampler(sampler, seed, number, space, kinds), kinds)
+
+    def _declare_space(self, kinds: Mapping[str, BaseDistribution]) -> None:
+        try:
+            self._widen(*compatible(kinds, self._study.get_trials(deepcopy=False)))
+        except ValueError as error:
+            raise ValueError(
+                f"The study {self.name!r} has other kinds of values: {error}. "
+                "Choose another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
+            ) from error
+
+    def _ask(self, sampler: BaseSampler, kinds: dict[str, BaseDistribution]) -> tuple[int, dict[str, Value]]:
+        self._study.sampler = sampler
+        trial = self._study.ask(kinds)
+        return self._note(trial), trial.params
+
+    def _note(self, trial: Trial) -> int:
         self._trials[trial.number] = trial
         self._curves[trial.number] = {}
         return trial.number
+
+    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Sets user attributes of a trial of this process."""
+        for name, value in attributes.items():
+            self._trials[number].set_user_attr(name, value)
 
     def report(self, number: int, round_num: int, loss: float) -> None:
         """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
@@ -224,18 +281,62 @@ class SweepStudy:
 
     def finish_value(self, number: int, value: float) -> None:
         """Closes a trial of a job that wrote no result, with the value it returned; FAIL unless it is finite."""
+        if not math.isfinite(value):
+            return self.fail(number, f"the job returned {value}", status="diverged")
         self._take(number)
-        self._tell(number, value if math.isfinite(value) else None)
+        self._tell(number, value)
 
-    def fail(self, number: int, reason: str, rounds: Sequence[Mapping[str, float]] = ()) -> None:
-        """Closes a trial whose job has no result, with the rounds it got to."""
+    def finish_mean(self, number: int, outcomes: Sequence[RunResult | float], curve: Mapping[int, float]) -> None:
+        """Closes a trial of replicates, all of which have a value: COMPLETE with the mean."""
+        values = [value_of(outcome) for outcome in outcomes]
+        mean, std = mean_and_std(values)
+        results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
+        attributes: dict[str, Any] = {"status": "completed", "replicates": values, "num_replicates": len(values)}
+        if std is not None:
+            attributes["std"] = std
+        num_rounds = None
+        if len(results) == len(outcomes):
+            attributes["best_rounds"] = [result.best_round for result in results]
+            attributes["seconds"] = sum(result.seconds for result in results)
+            num_rounds = results[0].option.get("num_rounds")
+            for name in results[0].best:
+                metrics = [result.best.get(name, math.nan) for result in results]
+                if all(map(math.isfinite, metrics)):
+                    attributes[f"{name}_at_best"] = mean_and_std(metrics)[0]
+        trial, told = self._take(number)
+        best_round = min(curve, key=lambda r: curve[r] if math.isfinite(curve[r]) else math.inf, default=0)
+        for round_num in _thinned(list(curve), best_round, num_rounds):
+            self._report(trial, told, round_num, curve[round_num])
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        self._tell(number, mean)
+
+    def fail(
+        self,
+        number: int,
+        reason: str,
+        rounds: Sequence[Mapping[str, float]] = (),
+        status: str = "failed",
+        replicates: Sequence[float | None] | None = None,
+    ) -> None:
+        """Closes a trial that has no value: FAIL, with the reason and the rounds it got to.
+
+        Args:
+            replicates: the values of its jobs, None for those that have none.
+        """
         trial, curve = self._take(number)
         losses = {int(line["round"]): line["valid_loss"] for line in rounds if "valid_loss" in line}
         for round_num in _thinned(list(losses), 0, None):
             self._report(trial, curve, round_num, losses[round_num])
-        trial.set_user_attr("status", "failed")
+        if replicates is not None:
+            trial.set_user_attr("replicates", list(replicates))
+        trial.set_user_attr("status", status)
         trial.set_user_attr("reason", reason)
         self._tell(number, None)
+
+    def interrupt(self, number: int) -> None:
+        """Closes a trial whose jobs were stopped before they had ended: it will be tried again."""
+        self.fail(number, "the sweep was interrupted", status=INTERRUPTED)
 
     def _report(self, trial: Trial, curve: dict[int, float], round_num: int, loss: float) -> None:
         loss = loss if math.isfinite(loss) else math.nan
@@ -299,6 +400,28 @@ def delete(url: str, name: str) -> None:
         pass
     finally:
         storage.engine.dispose()
+
+
+def _stored(trial: FrozenTrial) -> StoredTrial:
+    attributes = trial.user_attrs
+    identity, overrides = str(attributes.get("identity", "")), tuple(attributes.get("overrides", ()))
+    is_complete = trial.state == TrialState.COMPLETE
+    status = str(attributes.get("status", "completed" if is_complete else "failed"))
+    if "identities" in attributes:
+        values = attributes.get("replicates") or [None] * len(attributes["identities"])
+        jobs = tuple(
+            StoredJob(own, int(number), tuple(lines), value)
+            for own, number, lines, value in zip(
+                attributes["identities"], attributes["jobs"], attributes["job_overrides"], values, strict=True
+            )
+        )
+    elif identity:
+        value = trial.value if is_complete else math.nan if status == "diverged" else None
+        jobs = (StoredJob(identity, int(attributes.get("job", -1)), overrides, value),)
+    else:
+        jobs = ()  # the sweep was killed before the trial said what it is
+    is_running = trial.state == TrialState.RUNNING
+    return StoredTrial(trial.number, identity, jobs, overrides, trial.params, "running" if is_running else status)
 
 
 def open_study(storage: str, name: str) -> optuna.Study:

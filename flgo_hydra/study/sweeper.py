@@ -1,11 +1,12 @@
-"""Hydra's sweeper of flgo_hydra: checks every point of a grid, launches what is not finished, fills the study."""
+"""Hydra's sweeper of flgo_hydra: checks what may run, launches what is not finished, fills the study."""
 
 import contextlib
 import functools
+import logging
+import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,22 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.record import files
-from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import Failure, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.result import Failure, RunResult, read_rounds
 from flgo_hydra.report import curves
+from flgo_hydra.report.points import PointRow, write_best_point, write_points
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row, write_best, write_results
-from flgo_hydra.study.grid import Axis, Grid, Value, give_axes, parse_point, read_grid, read_points
+from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point, read_grid, read_points
+from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder, owning
-from flgo_hydra.study.points import Point, check_points
+from flgo_hydra.study.points import Point, PointChecker, check_points
+from flgo_hydra.study.replicates import mean_and_std, reason_of, split_replicates, value_of
+from flgo_hydra.study.search import GridSource, SearchSettings, SearchSource, Source
+from flgo_hydra.study.trials import Trials
+
+log = logging.getLogger(__name__)
 
 _MOST_AHEAD = 64
 """Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
@@ -57,16 +65,6 @@ class Outcome:
     study_name: str
 
 
-@dataclass
-class Job:
-    """A point with the number of its run folder."""
-
-    number: int
-    point: Point
-    attempt: int = 1
-    trial: int | None = None
-
-
 class StudySweeper(Sweeper):
     """Runs a grid with whatever launcher is configured. Run folders are the truth; study and tables follow them."""
 
@@ -79,20 +77,27 @@ class StudySweeper(Sweeper):
         retry_failed: bool = False,
         curve: str = "valid_loss",
         pruner: Any = None,
+        sampler: str = "grid",
+        n_trials: int | None = None,
+        sampler_seed: int | None = None,
+        replicate: Any = None,
         points: ListConfig | None = None,
     ) -> None:
-        pruner = OmegaConf.to_container(pruner, resolve=True) if OmegaConf.is_config(pruner) else pruner
-        conf = SweeperConf(
-            "", storage=storage, study_name=study_name, batch_size=batch_size, curve=curve, pruner=pruner
-        )  # its laws
-        self._pruner = conf.pruner
+        self._settings = SweeperConf(  # its laws
+            "",
+            storage=storage,
+            study_name=study_name,
+            batch_size=batch_size,
+            retry_failed=retry_failed,
+            curve=curve,
+            pruner=_as_plain(pruner),
+            sampler=sampler,
+            n_trials=n_trials,
+            sampler_seed=sampler_seed,
+            replicate=_as_plain(replicate),
+        )
         self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
-        self._storage = storage
-        self._study_name = study_name
-        self._batch_size = batch_size
-        self._retry_failed = retry_failed
-        self._curve = curve
-        self._points = read_points(OmegaConf.to_container(points) if points is not None else [])
+        self._points = read_points(_as_plain(points) or [])
         self.outcome: Outcome | None = None
         self._config: DictConfig | None = None
         self._launcher: Launcher | None = None
@@ -111,6 +116,7 @@ class StudySweeper(Sweeper):
             if isinstance(launcher, PackingLauncher)
             else SweepComposer(hydra_context.config_loader, config)
         )
+
         for tell in set_up_listeners:
             tell(self)
 
@@ -127,35 +133,58 @@ class StudySweeper(Sweeper):
             SystemExit: with status 1, when a job has no result or no point has a finite loss.
         """
         assert self._config is not None and self.hydra_context is not None
-        if self._batch_size is not None and isinstance(self._launcher, PackingLauncher):
+        if self._settings.batch_size is not None and isinstance(self._launcher, PackingLauncher):
             raise ValueError(
                 "`hydra.sweeper.batch_size` has no effect with hydra/launcher=flgo_hydra, which fills slots one by "
                 "one. Set `hydra.launcher.slots`."
             )
         self._check_pruner()
         grid = self._read_grid(arguments)
-        # Workers may begin with their imports while the other points are checked.
-        warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
         paths = SweepPaths(Path(self._config.hydra.sweep.dir).resolve())
-        common = Common(axis.key for axis in grid.axes)
         with contextlib.ExitStack() as stack:
             is_old = paths.folder.exists()
             if is_old:  # who is not let in need not wait for the checks
                 stack.enter_context(owning(paths))
-            points = check_points(self._composer, self._config, grid, warm, common)
+            plan = self._plan(grid)
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
-            sweep = _Sweep(self, grid, points, common, paths)
+            sweep = _Sweep(self, plan, paths)
             stack.callback(sweep.close)
             self.outcome = sweep.outcome()
             return sweep.run()
 
+    def _plan(self, grid: Grid) -> "_Plan":
+        """What may run, checked: every point of a grid, the edges of a search's space."""
+        assert self._config is not None
+        name = self._settings.sampler
+        space, replicates = split_replicates(grid, self._settings.replicate_keys)
+        if name == "grid":
+            points = space.points()
+        else:
+            if grid.listed:
+                raise ValueError(f"`hydra.sweeper.points` has no effect with `hydra.sweeper.sampler={name}`. Drop one.")
+            from flgo_hydra.study.samplers import require_packages
+
+            require_packages(name)
+            if not space.axes and not space.intervals:
+                raise ValueError(
+                    f"`hydra.sweeper.sampler={name}` has nothing to choose: let a key vary, e.g. "
+                    "`lr=tag(log,interval(0.001,0.3))`."
+                )
+            points = space.edges()
+        common = Common(grid.keys())
+        checker = PointChecker(self._composer, self._config, grid.fixed, common)
+        # Workers may begin with their imports while the other points are checked.
+        warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
+        checked = check_points(checker, [(*point, *more) for point in points for more in replicates], warm)
+        return _Plan(space, replicates, checked, common)
+
     def _check_pruner(self) -> None:
-        if self._pruner is None:
+        if self._settings.pruner is None:
             return
         from flgo_hydra.study.pruning import Pruning  # imports optuna
 
-        Pruning(self._pruner)
+        Pruning(self._settings.pruner)
         if not isinstance(self._launcher, PackingLauncher):
             raise ValueError(
                 "`hydra.sweeper.pruner` needs hydra/launcher=flgo_hydra: under other launchers a run cannot be told to "
@@ -169,53 +198,99 @@ class StudySweeper(Sweeper):
         return replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a sweep is about."""
+
+    space: Grid
+    """without the replicate keys"""
+    replicates: list[tuple[str, ...]]
+    """what each job of a point adds to its overrides"""
+    checked: list[Point]
+    """what the jobs of a grid compute; of a search only the edges"""
+    common: Common
+
+
 class _Sweep:
     """One call of the sweeper."""
 
-    def __init__(
-        self, sweeper: StudySweeper, grid: Grid, points: list[Point], common: Common, paths: SweepPaths
-    ) -> None:
+    def __init__(self, sweeper: StudySweeper, plan: _Plan, paths: SweepPaths) -> None:
         from flgo_hydra.study.live import LiveCurves  # these import optuna
         from flgo_hydra.study.pruning import Pruning
         from flgo_hydra.study.study import SweepStudy
 
-        assert sweeper._config is not None and sweeper._launcher is not None and sweeper.hydra_context is not None
+        assert sweeper._config is not None and sweeper._launcher is not None
         self._config = sweeper._config
+        self._settings = sweeper._settings
         self._launcher = sweeper._launcher
-        self._batch_size = sweeper._batch_size
-        self._curve = sweeper._curve
         self._composer = sweeper._composer
         self._paths = paths
-        self._retry_failed = sweeper._retry_failed
+        self._replicates = plan.replicates
         default_name = "_".join(paths.folder.parts[-2:])
-        self._study = SweepStudy(sweeper._storage or paths.study, sweeper._study_name or default_name)
-        self._storage = sweeper._storage or str(paths.study)
+        self._storage = self._settings.storage or str(paths.study)
+        self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
         earlier = self._study.description
-        if sweeper._storage is not None:
+        if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)
             self._study.describe({"folder": str(paths.folder)})
-        check_same(earlier.get("fixed", {}), common.values, self._study.name, str(paths.folder))
+        check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
         files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
-        self._grid = give_axes(grid, earlier.get("grid", {}))
-        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._grid.axes[: -len(grid.axes) or None])
-        points = [replace(point, overrides=(*added, *point.overrides)) for point in points]
-        self._study.describe(_description(earlier, self._grid.axes, common.values))
-        setting = sweeper._pruner
+        self._space = give_axes(plan.space, earlier.get("grid", {}))
+        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
+        points = [replace(point, overrides=(*added, *point.overrides)) for point in plan.checked]
+        self._study.describe(_description(earlier, self._space, plan.common.values))
+        self._study.describe({"sampler": self._settings.sampler, "replicates": [list(r) for r in plan.replicates]})
+        setting = self._settings.pruner
         self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
         if self._pruning is not None and any(not point.group for point in points):
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning)
-        self._choices = self._read_choices([point.overrides for point in points])
-        self._study.declare(self._choices)
+        self._choices: dict[str, list[Value]] = {}
+        self._trials = Trials(self._study, paths)
+        self._source = self._open_source(points)
+        self._held: Job | None = None
         self._rows: dict[int, Row] = {}
-        self._outdated: set[int] = set()
-        self._jobs = self._number(points)
+        self._numbers: dict[tuple[str, ...], int] = {}
+        self._has_news = False
         self._tables_written = 0.0
         self._tables_cost = 0.0
 
+    def _open_source(self, points: Sequence[Point]) -> Source:
+        settings = self._settings
+        if settings.sampler == "grid":
+            num_keys = len(settings.replicate_keys)
+            by_point: dict[tuple[str, ...], list[Point]] = {}
+            for point in points:
+                by_point.setdefault(point.overrides[: len(point.overrides) - num_keys], []).append(point)
+            self._choices = self._read_choices(list(by_point))
+            self._study.declare(self._choices)
+            return GridSource(self._trials, list(by_point.items()), bool(settings.replicate_keys), self._is_again)
+        from flgo_hydra.study.samplers import chosen_at_random
+
+        keys = chosen_at_random(settings.sampler, self._space)
+        if keys:
+            log.warning("%s knows numbers only: %s is chosen at random.", settings.sampler, ", ".join(keys))
+        assert settings.n_trials is not None
+        search = SearchSettings(settings.sampler, settings.sampler_seed or 0, settings.n_trials)
+        checker = PointChecker(self._composer, self._config, self._space.fixed)
+        return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
+
+    def _is_again(self, job: Job) -> bool:
+        """Whether a grid's job that has ended is to run again: it failed, or with this pruner it might go on."""
+        if isinstance(job.outcome, Failure):
+            return self._settings.retry_failed
+        reason = None if self._pruning is None else self._pruning.reason
+        return isinstance(job.outcome, RunResult) and job.outcome.status == "pruned" and job.outcome.message != reason
+
     def outcome(self) -> Outcome:
-        jobs = {written: job.number for job in self._jobs for written in job.point.written}
-        return Outcome(self._rows, jobs, self._paths, self._storage, self._study.name)
+        """What has come out so far; it grows while the sweep runs."""
+        for job in self._trials.jobs.all():
+            self._note(job)
+        return Outcome(self._rows, self._numbers, self._paths, self._storage, self._study.name)
+
+    def _note(self, job: Job) -> None:
+        for written in job.point.written or [job.point.overrides]:
+            self._numbers[written] = job.number
 
     def close(self) -> None:
         self._study.close()
@@ -223,159 +298,125 @@ class _Sweep:
     def run(self) -> list[JobReturn]:
         returns: list[JobReturn] = []
         is_interrupted = False
-        for job in self._jobs:
-            if not self._harvest(job) and not self._retry_failed:
-                self._take_failure(job)
-            row = self._rows.get(job.number)
-            reason = None if self._pruning is None else self._pruning.reason
-            if row is not None and row.status == "pruned" and row.message != reason:
-                del self._rows[job.number]  # with this pruner, or none, it might have gone on
-                self._outdated.add(job.number)
-        num_untried = sum(row.status == "failed" for row in self._rows.values())
-        to_run = [job for job in self._jobs if job.number not in self._rows]
+        self._take_over()
+        num_untried = sum(row.status == "failed" for row in self._sorted_rows())
         try:
             if isinstance(self._launcher, PackingLauncher):
                 # While the workers import torch, this process has nothing to do but what it needs at the end.
                 threading.Thread(target=curves.prepare, daemon=True).start()
-                returns = self._roll(self._launcher, to_run)
+                returns = self._roll(self._launcher)
             else:
-                for batch in self._batches(to_run):
+                while batch := self._next_batch():
                     returns.extend(self._launch(batch))
         except KeyboardInterrupt:
             is_interrupted = True
+            for trial in self._source.trials:
+                self._trials.interrupt(trial)
         self._write_tables()
-        rows = [self._rows[number] for number in sorted(self._rows)]
-        num_left = sum(job.number not in self._rows for job in self._jobs)
+        rows, num_left = self._sorted_rows(), self._source.num_left
         best = print_summary(
             rows,
             self._paths,
             self._storage,
             self._study.name,
             num_left,
-            self._curve,
+            self._settings.curve,
             num_untried,
             compose.is_ours(self._config),
+            self._point_rows() if self._settings.replicate_keys else None,
         )
         if is_interrupted:
             raise KeyboardInterrupt
-        if best is None or num_left or any(self._rows[job.number].status == "failed" for job in self._jobs):
+        if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
             raise SystemExit(1)
         return returns
 
-    def _number(self, points: list[Point]) -> list[Job]:
-        """Gives points their run folders: the earlier one where the study knows the point, else a new one."""
-        known: dict[str, Job] = {}
-        next_number = 0
-        for stored in self._study.stored_trials():
-            next_number = max(next_number, stored.job + 1)
-            earlier = known.get(stored.identity)
-            attempt = earlier.attempt + 1 if earlier else 2
-            known[stored.identity] = Job(stored.job, Point(stored.overrides, stored.identity), attempt)
-            if stored.is_running:
-                self._close_stale(stored.number, stored.job)
-            elif stored.value is not None and not stored.status:  # of another app, which writes no result
-                run = self._paths.run(stored.job)
-                self._rows[stored.job] = Row.of_value(stored.job, stored.overrides, run, stored.value)
-        jobs = []
-        for point in points:
-            if point.identity in known:
-                job = known.pop(point.identity)
-                jobs.append(Job(job.number, point, job.attempt))
-                continue
-            # A folder may be left from a sweep that was killed before its trial was stored.
-            while (self._paths.folder / str(next_number)).exists():
-                next_number += 1
-            jobs.append(Job(next_number, point))
-            next_number += 1
-        for job in known.values():  # points of earlier commands: the tables show them as well
-            if not self._harvest(job):
-                self._take_failure(job)
-        return jobs
+    def _take_over(self) -> None:
+        """Takes over what earlier calls have finished; a point whose jobs have all ended gets its trial."""
+        for trial in self._source.trials:
+            if trial.is_settled and not trial.is_closed:
+                if self._trials.is_over(trial):
+                    trial.is_closed = True
+                else:
+                    self._trials.open(trial, self._choices)
+                    self._trials.close(trial)
+        for job in self._trials.jobs.others():  # points of earlier commands: the tables show them as well
+            if self._trials.harvest(job) or self._trials.take_failure(job):
+                assert job.outcome is not None
+                self._rows[job.number] = self._row(job, job.outcome)
 
-    def _close_stale(self, trial: int, job: int) -> None:
-        """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
-        run = self._paths.run(job)
-        result, failure = read_result(run), read_failure(run)
-        if result is not None:
-            self._study.finish(trial, result, read_rounds(run))
-        elif failure is not None:
-            self._study.fail(trial, f"{failure.kind}: {failure.message}", read_rounds(run))
-        else:
-            self._study.fail(trial, "the sweep was interrupted")
-
-    def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
+    def _next_batch(self) -> list[Job]:
         """Jobs to launch at once: of consecutive numbers, since Hydra numbers a batch from its first."""
-        size = self._batch_size or (1 if type(self._launcher).__name__ == "BasicLauncher" else len(self._jobs))
-        batch: list[Job] = []
-        for job in jobs:
-            if batch and (len(batch) == size or job.number != batch[-1].number + 1):
-                yield batch
-                batch = []
+        if self._settings.batch_size is not None:
+            size = self._settings.batch_size
+        elif type(self._launcher).__name__ == "BasicLauncher":
+            size = 1
+        else:
+            size = len(os.sched_getaffinity(0)) if self._source.is_patient else self._source.num_to_come + 1
+        batch = [self._held] if self._held is not None else []
+        self._held = None
+        while len(batch) < size:
+            job = self._source.next()
+            if job is None:
+                break
+            if batch and job.number != batch[-1].number + 1:
+                self._held = job
+                break
             batch.append(job)
-        if batch:
-            yield batch
+        return batch
 
-    def _roll(self, launcher: PackingLauncher, jobs: Sequence[Job]) -> list[JobReturn]:
+    def _roll(self, launcher: PackingLauncher) -> list[JobReturn]:
         """Runs jobs under our own launcher: a free slot gets the next one at once."""
-        by_number = {job.number: job for job in jobs}
+        source = self._source
+        by_number: dict[int, Job] = {}
         by_trial: dict[int, QueuedJob] = {}
-        to_submit = deque(jobs)
         returns: list[JobReturn] = []
-        with launcher.watching(len(jobs)) as queue:
-            while to_submit or not queue.is_idle:
-                may_submit = bool(to_submit) and not queue.stop_level and len(queue.waiting) < _MOST_AHEAD
-                if may_submit:
-                    job = to_submit.popleft()
-                    if job.number in self._outdated:
-                        self._run_paths(job).result.unlink(missing_ok=True)
-                    everything = [*self._grid.fixed, *job.point.overrides]
-                    launcher.submit(everything, job.number, name=" ".join(job.point.overrides))
-                elif queue.stop_level:
-                    to_submit.clear()
+        is_over = False
+        with launcher.watching(source.num_to_come) as queue:
+            while True:
+                is_over = is_over or queue.stop_level > 0
+                has_room = queue.has_free_slot if source.is_patient else len(queue.waiting) < _MOST_AHEAD
+                job = source.next() if has_room and not is_over else None
+                is_over = is_over or (has_room and job is None)
+                if job is not None:
+                    by_number[job.number] = job
+                    self._announce(job)
+                    name = " ".join(job.point.overrides)
+                    launcher.submit([*self._space.fixed, *job.point.overrides], job.number, name=name)
+                elif is_over and queue.is_idle:
+                    break
+                elif self._has_news:  # slots first
+                    self._write_tables_now_and_then()
                 # With jobs still to submit, only look at what has happened meanwhile.
-                event = launcher.next_event(timeout_s=0.0 if may_submit else self._live.wait_s())
+                event = launcher.next_event(timeout_s=0.0 if job is not None else self._live.wait_s())
                 for pruned in self._live.write():
                     self._prune(launcher, by_trial[pruned])
                 if event is None:
                     continue
                 job = by_number[event.job.num]
                 if event.kind == "started":
-                    if job.trial is None:
-                        by_trial[self._open_trial(job)] = event.job
-                    elif self._pruning is not None and self._pruning.is_pruned(job.trial):
-                        self._prune(launcher, event.job)  # its process died before it could heed
-                elif event.kind == "report" and job.trial is not None:
-                    self._live.hear(job.trial, event.values, functools.partial(read_rounds, self._run_paths(job)))
+                    self._open_trials(job)
+                    if (trial := job.live_trial) is not None:
+                        is_known = trial in by_trial
+                        by_trial[trial] = event.job
+                        if self._pruning is not None and not is_known:
+                            self._pruning.start(trial, job.point.group, job.point.num_rounds)
+                        elif self._pruning is not None and self._pruning.is_pruned(trial):
+                            self._prune(launcher, event.job)  # its process died before it could heed
+                elif event.kind == "report" and (trial := job.live_trial) is not None:
+                    self._live.hear(trial, event.values, functools.partial(read_rounds, self._trials.run(job)))
                 elif event.kind == "ended":
-                    trial = self._open_trial(job) if job.trial is None else job.trial  # None: refused at once
-                    self._live.end(trial)
                     returned = launcher.job_return(event.job)
                     returns.append(returned)
-                    if not self._harvest(job):
-                        self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
-                    if self._pruning is not None:
-                        row = self._rows.get(job.number)
-                        value = row.best_valid_loss if row is not None and row.is_valid else None
-                        self._pruning.finish(trial, value, is_pruned=row is not None and row.status == "pruned")
-                    self._write_tables_now_and_then()
+                    self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
             is_stopped = queue.stop_level > 0
         if is_stopped:
             raise KeyboardInterrupt
         return returns
 
-    def _open_trial(self, job: Job) -> int:
-        attributes = {
-            "identity": job.point.identity,
-            "job": job.number,
-            "overrides": list(job.point.overrides),
-            "attempt": job.attempt,
-            "group": job.point.group,
-        }
-        point = parse_point(job.point.overrides)
-        job.trial = self._study.start(point, {key: self._choices[key] for key in point}, attributes)
-        if self._pruning is not None:
-            self._pruning.start(job.trial, job.point.group, job.point.num_rounds)
-        return job.trial
+    def _open_trials(self, job: Job) -> None:
+        for trial in job.trials:
+            self._trials.open(trial, self._choices)
 
     def _prune(self, launcher: PackingLauncher, job: QueuedJob) -> None:
         assert self._pruning is not None
@@ -384,70 +425,59 @@ class _Sweep:
     def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
         """Runs a batch under anybody else's launcher."""
         for job in batch:
-            self._run_paths(job).failure.unlink(missing_ok=True)  # of an earlier sweep
-            self._open_trial(job)
-        overrides = [[*self._grid.fixed, *job.point.overrides] for job in batch]
+            self._announce(job)
+            self._open_trials(job)
+        overrides = [[*self._space.fixed, *job.point.overrides] for job in batch]
         try:
             returns = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
         except Exception as error:  # a launcher that dies with a job (joblib's does): the others' results are kept
             for job in batch:
-                if not self._harvest(job):
-                    self._fail(job, error)
+                if not self._trials.harvest(job):
+                    self._trials.fail(job, error)
+                self._end(job)
             return []
         for job, returned in zip(batch, returns, strict=True):
-            if not self._harvest(job):
-                self._settle(job, returned)
+            self._settle(job, returned)
         self._write_tables_now_and_then()
         return returns
 
+    def _announce(self, job: Job) -> None:
+        """A job will run: what an earlier sweep says of it does not count any more."""
+        self._note(job)
+        run = self._trials.run(job)
+        run.failure.unlink(missing_ok=True)
+        if job.is_outdated:
+            run.result.unlink(missing_ok=True)
+
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
-        """A job that wrote no result: it was stopped, it failed, or it is not one of ours and returned its value."""
-        if is_stopped:
-            assert job.trial is not None
-            self._study.fail(job.trial, "the sweep was interrupted")
-            return
-        if returned.status is not JobStatus.COMPLETED:
-            error = returned._return_value
-            self._fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
-            return
-        assert job.trial is not None
-        value = float(returned.return_value)
-        self._study.finish_value(job.trial, value)
-        self._rows[job.number] = Row.of_value(job.number, job.point.overrides, self._paths.run(job.number), value)
+        """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
+        if not self._trials.harvest(job):
+            if is_stopped:
+                job.is_stopped = True
+            elif returned.status is JobStatus.COMPLETED:
+                try:
+                    job.outcome = float(returned.return_value)
+                except (TypeError, ValueError):
+                    wanted = "A job must return the number to be minimised"
+                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {returned.return_value!r}."))
+            else:
+                error = returned._return_value
+                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
+        self._end(job)
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        assert job.trial is not None
-        run = self._paths.run(job.number)
-        failure = read_failure(run)
-        if failure is None:
-            failure = Failure(type(error).__name__, str(error))
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_failure(run, failure)
-        self._study.fail(job.trial, f"{failure.kind}: {failure.message}", read_rounds(run))
-        self._rows[job.number] = Row.of_failure(job.number, job.point.overrides, run, failure)
+    def _end(self, job: Job) -> None:
+        if job.outcome is not None:
+            self._open_trials(job)  # one that was refused has never started
+        if (trial := job.live_trial) is not None:
+            self._live.end(trial)
+            if self._pruning is not None:
+                is_pruned = isinstance(job.outcome, RunResult) and job.outcome.status == "pruned"
+                value = None if is_pruned or reason_of(job.outcome) is not None else value_of(job.outcome)
+                self._pruning.finish(trial, value, is_pruned)
+        self._trials.settle(job)
+        self._has_news = True
 
-    def _harvest(self, job: Job) -> bool:
-        """Takes over the job's result, if its folder has one."""
-        run = self._run_paths(job)
-        result = read_result(run)
-        if result is None or result.fingerprint != job.point.identity:
-            return False
-        if job.trial is not None:
-            self._study.finish(job.trial, result, read_rounds(run))
-        self._rows[job.number] = Row.of_result(job.number, job.point.overrides, run, result)
-        return True
-
-    def _take_failure(self, job: Job) -> None:
-        """Takes over that the job failed before, if its folder says so."""
-        run = self._run_paths(job)
-        failure = read_failure(run) if job.attempt > 1 else None
-        if failure is not None:
-            self._rows[job.number] = Row.of_failure(job.number, job.point.overrides, run, failure)
-
-    def _run_paths(self, job: Job) -> RunPaths:
-        return self._paths.run(job.number)
-
-    def _read_choices(self, points: list[tuple[str, ...]]) -> dict[str, list[Value]]:
+    def _read_choices(self, points: Sequence[tuple[str, ...]]) -> dict[str, list[Value]]:
         """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
         choices: dict[str, dict[tuple[str, Value], None]] = {}
         for point in points:
@@ -457,6 +487,26 @@ class _Sweep:
                 choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
         return {key: [value for _, value in values] for key, values in choices.items()}
 
+    def _sorted_rows(self) -> list[Row]:
+        """A row for each job that has ended."""
+        for job in self._trials.jobs.all():
+            if job.number not in self._rows and job.outcome is not None:
+                self._rows[job.number] = self._row(job, job.outcome)
+        return [self._rows[number] for number in sorted(self._rows)]
+
+    def _row(self, job: Job, outcome: RunResult | Failure | float) -> Row:
+        run, overrides = self._trials.run(job), job.point.overrides
+        if isinstance(outcome, RunResult):
+            return Row.of_result(job.number, overrides, run, outcome)
+        if isinstance(outcome, Failure):
+            return Row.of_failure(job.number, overrides, run, outcome)
+        return Row.of_value(job.number, overrides, run, outcome)
+
+    def _point_rows(self) -> list[PointRow]:
+        """A row for each point all of whose replicates have ended."""
+        trials = {trial.identity: trial for trial in self._source.trials if not trial.is_stopped}
+        return [_point_row(trial) for trial in trials.values()]
+
     def _write_tables_now_and_then(self) -> None:
         """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
         if time.monotonic() - self._tables_written >= _TABLES_COST_SHARE * self._tables_cost:
@@ -464,21 +514,44 @@ class _Sweep:
 
     def _write_tables(self) -> None:
         begin = time.monotonic()
-        rows = [self._rows[number] for number in sorted(self._rows)]
+        rows = self._sorted_rows()
         write_results(self._paths.results, rows)
-        write_best(self._paths.best, rows, self._grid.fixed)
+        if self._settings.replicate_keys:
+            points = self._point_rows()
+            write_points(self._paths.points, points)
+            write_best_point(self._paths.best, points, self._space.fixed)
+        else:
+            write_best(self._paths.best, rows, self._space.fixed)
+        self._has_news = False
         self._tables_written = time.monotonic()
         self._tables_cost = self._tables_written - begin
 
 
-def _description(earlier: Mapping[str, Any], axes: Sequence[Axis], fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
-    grid = {key: list(values) for key, values in earlier.get("grid", {}).items()}
-    for axis in axes:
-        grid[axis.key] = list(dict.fromkeys([*grid.get(axis.key, []), *axis.values]))
+    grid = {key: values if isinstance(values, str) else list(values) for key, values in earlier.get("grid", {}).items()}
+    for axis in space.axes:
+        values = grid.get(axis.key, [])
+        grid[axis.key] = list(dict.fromkeys([*(values if isinstance(values, list) else []), *axis.values]))
+    grid |= {interval.key: interval.line.partition("=")[2] for interval in space.intervals}
     before = earlier.get("fixed")
     kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
     return {"grid": grid, "fixed": dict(kept)}
+
+
+def _point_row(trial: PointTrial) -> PointRow:
+    jobs = tuple(job.number for job in trial.jobs)
+    reasons = {job: reason for job in trial.jobs if (reason := reason_of(job.outcome)) is not None}
+    if reasons:
+        message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
+        return PointRow(trial.overrides, jobs, message=message)
+    values = tuple(value_of(job.outcome) for job in trial.jobs)
+    mean, std = mean_and_std(values)
+    return PointRow(trial.overrides, jobs, values, mean, std)
+
+
+def _as_plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _as_text(value: Any) -> str:

@@ -41,7 +41,7 @@ def distribution(values: Sequence[Value], before: Iterable[BaseDistribution] = (
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = float(min(values)), float(max(values))  # type: ignore[type-var, arg-type]
         return FloatDistribution(low, high, log=is_log)
-    return CategoricalDistribution(list({(type(value).__name__, value): value for value in values}.values()))
+    return distribution_of_categories(values)
 
 
 def _values_of(old: BaseDistribution) -> Sequence[Any]:
@@ -79,6 +79,47 @@ def distributions(
         if any(not _is_compatible(old, found[name]) for old in old_ones):
             changed[name] = found[name]
     return found, changed
+
+
+def compatible(
+    kinds: Mapping[str, BaseDistribution], trials: Iterable[FrozenTrial]
+) -> tuple[dict[str, BaseDistribution], dict[str, BaseDistribution]]:
+    """As `distributions`, where a sampler needs these kinds. Categories that the study has already are kept.
+
+    Raises:
+        ValueError: stored values are none of a kind.
+    """
+    trials = list(trials)
+    found = dict(kinds)
+    changed: dict[str, BaseDistribution] = {}
+    for name, kind in kinds.items():
+        stored = [trial for trial in trials if name in trial.distributions]
+        old_ones = {repr(trial.distributions[name]): trial.distributions[name] for trial in stored}
+        if all(_is_compatible(old, kind) for old in old_ones.values()):
+            continue
+        values = [trial.params[name] for trial in stored]
+        if isinstance(kind, CategoricalDistribution):
+            before = [old for old in old_ones.values() if isinstance(old, CategoricalDistribution)]
+            tried = values if len(before) < len(old_ones) else []
+            found[name] = distribution_of_categories(
+                [*(c for old in before for c in old.choices), *tried, *kind.choices]
+            )
+        elif not all(_is_number_of(kind, value) for value in values):
+            raise ValueError(f"`{name}` was {values[0]!r}, which is no value of {kind}")
+        if any(not _is_compatible(old, found[name]) for old in old_ones.values()):
+            changed[name] = found[name]
+    return found, changed
+
+
+def distribution_of_categories(values: Iterable[Any]) -> CategoricalDistribution:
+    """Each value once; 1, 1.0 and True are three."""
+    return CategoricalDistribution(list({(type(value).__name__, value): value for value in values}.values()))
+
+
+def _is_number_of(kind: BaseDistribution, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_whole = not isinstance(kind, IntDistribution) or isinstance(value, int)
+    return is_number and is_whole and (value > 0 or not getattr(kind, "log", False))
 
 
 def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:

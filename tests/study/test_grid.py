@@ -57,7 +57,7 @@ def test_points_that_are_no_overrides_are_refused(wrong):
 
 def test_an_interval_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"lr=interval\(0.001,0.1\).*single values"):
-        grid("lr=interval(0.001,0.1)")
+        grid("lr=interval(0.001,0.1)").points()
 
 
 @pytest.mark.parametrize(

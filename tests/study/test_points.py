@@ -11,7 +11,7 @@ from flgo_hydra import compose
 from flgo_hydra.explain import explain
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import read_grid
-from flgo_hydra.study.points import check_points
+from flgo_hydra.study.points import PointChecker, check_points
 
 
 @pytest.fixture
@@ -26,9 +26,8 @@ def points_of(empty_folder):
 
         def check(*overrides):
             parser = OverridesParser.create(config_loader=loader)
-            return check_points(
-                SweepComposer(loader, config), config, read_grid(parser.parse_overrides(list(overrides)))
-            )
+            grid = read_grid(parser.parse_overrides(list(overrides)))
+            return check_points(PointChecker(SweepComposer(loader, config), config, grid.fixed), grid.points())
 
         yield check
 

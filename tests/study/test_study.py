@@ -114,7 +114,7 @@ def test_a_later_process_closes_what_a_killed_one_left_running(storage):
     start(SweepStudy(storage, "s"), 0.1)
     study = SweepStudy(storage, "s")
     (stored,) = study.stored_trials()
-    assert (stored.identity, stored.job, stored.is_running) == ("point 0.1", 0, True)
+    assert (stored.identity, stored.jobs[0].number, stored.is_running) == ("point 0.1", 0, True)
     study.finish(stored.number, RESULT, ROUNDS)
     assert load(storage).best_trial.intermediate_values[1] == 0.5
 

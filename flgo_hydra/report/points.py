@@ -1,0 +1,101 @@
+"""One row a point whose jobs are replicates: points.csv, best.yaml, and what the summary prints."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from flgo_hydra.record.files import write_text
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """A point and its jobs' best valid_loss."""
+
+    overrides: tuple[str, ...]
+    jobs: tuple[int, ...]
+    values: tuple[float, ...] = ()
+    mean: float = math.nan
+    std: float | None = None
+    """sample standard deviation; None of a single value"""
+    message: str = ""
+    """why it has no mean"""
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.overrides) or "(a single point)"
+
+    @property
+    def value(self) -> str:
+        """`0.483698 ± 0.012034`, for people."""
+        return f"{self.mean:.6f}" if self.std is None else f"{self.mean:.6f} ± {self.std:.6f}"
+
+    @property
+    def of_jobs(self) -> str:
+        return f"job{'s' * (len(self.jobs) > 1)} {', '.join(map(str, self.jobs))}"
+
+
+def sort_points(rows: Sequence[PointRow]) -> list[PointRow]:
+    """Those that have a mean, the lowest first."""
+    return sorted((row for row in rows if math.isfinite(row.mean)), key=lambda row: row.mean)
+
+
+def write_points(path: Path, rows: Sequence[PointRow]) -> None:
+    """Rewrites points.csv: the points with the lowest mean first, those without one last."""
+    swept = [dict(text.split("=", 1) for text in row.overrides) for row in rows]
+    keys = list(dict.fromkeys(key for values in swept for key in values))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*keys, "mean_best_valid_loss", "std", "num_replicates", "values", "jobs", "message"])
+    ranked = sort_points(rows)
+    for row in [*ranked, *(row for row in rows if row not in ranked)]:
+        values = dict(text.split("=", 1) for text in row.overrides)
+        writer.writerow(
+            [*(values.get(key, "") for key in keys)]
+            + ["" if math.isnan(row.mean) else repr(row.mean), "" if row.std is None else repr(row.std), len(row.jobs)]
+            + [" ".join(map(repr, row.values)), " ".join(map(str, row.jobs)), row.message]
+        )
+    write_text(path, buffer.getvalue())
+
+
+def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str]) -> None:
+    """Rewrites best.yaml; there is none while no point has a mean."""
+    ranked = sort_points(rows)
+    if not ranked:
+        return
+    best = ranked[0]
+    content = {
+        "overrides": list(best.overrides),
+        "fixed": list(fixed),
+        "best_valid_loss": best.mean,
+        "std": best.std,
+        "replicates": list(best.values),
+        "jobs": list(best.jobs),
+    }
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def print_best_point(best: PointRow) -> None:
+    print("optimal combination:", best.name)
+    print(f"best valid_loss:     {best.value} over {len(best.jobs)} replicates ({best.of_jobs})")
+
+
+def print_points(rows: Sequence[PointRow], most: int) -> None:
+    """The points from best to worst, then those without a mean."""
+    listed = sort_points(rows)
+    if len(listed) > 1:
+        width = max(len("point"), *(len(row.name) for row in listed[:most]))
+        print(f"\n  {'point':{width}}  best valid_loss, mean ± std    n")
+        for row in listed[:most]:
+            print(f"  {row.name:{width}}  {row.value:>26}  {len(row.jobs):>3}")
+        if len(listed) > most:
+            print(f"  … and {len(listed) - most} more in points.csv")
+    without = [row for row in rows if row.message]
+    if without:
+        print(f"\nwithout a mean: {len(without)} of {len(rows)} points")
+        for row in without[:most]:
+            print(f"  {row.name}  {row.message.partition(chr(10))[0]}")

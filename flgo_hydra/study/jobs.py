@@ -1,0 +1,105 @@
+"""The jobs of a sweep folder by what they compute, and the trials of the study that wait for them.
+
+A trial is a point. Usually it is one job; with replicates (`replicates.py`) a job for each of them. A job may belong to
+several trials: a sampler may choose the same point twice, and a point that gets another seed keeps the jobs it has.
+"""
+
+from dataclasses import dataclass, field
+
+from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.study.points import Point
+
+
+@dataclass(eq=False)
+class Job:
+    """A point with every key, and its run folder's number."""
+
+    number: int
+    point: Point
+    outcome: RunResult | Failure | float | None = None
+    """the float is what an app that is not ours has returned; None: it has not ended, or was stopped"""
+    is_submitted: bool = False
+    is_outdated: bool = False
+    """its run folder's outcome does not count any more"""
+    is_stopped: bool = False
+    trials: list["PointTrial"] = field(default_factory=list)
+
+    @property
+    def live_trial(self) -> int | None:
+        """The trial that its curve is: of replicates none, since theirs is a mean."""
+        trial = self.trials[0] if self.trials else None
+        return None if trial is None or trial.is_replicated or trial.is_closed else trial.number
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.outcome is not None or self.is_stopped
+
+
+@dataclass(eq=False)
+class PointTrial:
+    """One attempt at a point."""
+
+    overrides: tuple[str, ...]
+    """without the replicate keys"""
+    identity: str
+    jobs: tuple[Job, ...]
+    is_replicated: bool = False
+    number: int | None = None
+    """in the study, once it is there"""
+    is_closed: bool = False
+
+    def __post_init__(self) -> None:
+        for job in self.jobs:
+            job.trials.append(self)
+
+    @property
+    def is_settled(self) -> bool:
+        return all(job.is_settled for job in self.jobs)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it ended without all of its jobs."""
+        return any(job.outcome is None for job in self.jobs)
+
+
+class Jobs:
+    """Gives every identity its job: the one it has, or a new one under the next free number."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths = paths
+        self._known: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}
+        self._next = 0
+
+    def know(self, number: int, point: Point) -> None:
+        """Takes over a job of an earlier call."""
+        self._known[point.identity] = Job(number, point)
+        self._next = max(self._next, number + 1)
+
+    def is_known(self, job: Job) -> bool:
+        """Whether an earlier call had it."""
+        return job.point.identity in self._known
+
+    def others(self) -> list[Job]:
+        """Those of earlier calls that this one does not ask for."""
+        return [job for identity, job in self._known.items() if identity not in self._jobs]
+
+    def of(self, point: Point) -> Job:
+        if point.identity in self._jobs:
+            return self._jobs[point.identity]
+        known = self._known.get(point.identity)
+        number = known.number if known is not None else None
+        if number is None:
+            # A folder may be left from a sweep that was killed before its trial was stored.
+            while self._paths.run(self._next).folder.exists():
+                self._next += 1
+            number = self._next
+            self._next += 1
+        job = self._jobs[point.identity] = Job(number, point)
+        return job
+
+    def all(self) -> list[Job]:
+        """Those that were asked for, by number."""
+        return sorted(self._jobs.values(), key=lambda job: job.number)

@@ -1,0 +1,64 @@
+"""Replicates: jobs that differ in nothing but a seed make one point, whose value is their mean."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.study.grid import Grid
+
+
+def split_replicates(grid: Grid, keys: Sequence[str]) -> tuple[Grid, list[tuple[str, ...]]]:
+    """Takes the replicate keys out of a grid; returns what is left, and their combinations (one, empty, if none).
+
+    Raises:
+        ValueError: a key is not one that varies over a list of values.
+    """
+    for key in keys:
+        if key in {interval.name for interval in grid.intervals}:
+            raise ValueError(f"`hydra.sweeper.replicate={key}` needs single values of `{key}`: `{key}=0,1,2`.")
+        if key not in {axis.name for axis in grid.axes}:
+            raise ValueError(
+                f"`hydra.sweeper.replicate={key}` must name a key that varies, but `{key}` does not: `{key}=0,1,2`."
+            )
+    rest, own = grid.split(keys)
+    return rest, own.points()
+
+
+def identity_of(identities: Sequence[str]) -> str:
+    """Of a point with these jobs, in any order. Another seed makes another point of it."""
+    return hashlib.sha256(" ".join(sorted(identities)).encode()).hexdigest()[:16]
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and the sample standard deviation; None of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str = "valid_loss") -> dict[int, float]:
+    """The mean of a metric by round, over the rounds that every replicate has."""
+    by_round = [{int(line["round"]): line[metric] for line in curve if metric in line} for curve in curves]
+    common = set.intersection(*(set(curve) for curve in by_round)) if by_round else set()
+    return {number: statistics.fmean(curve[number] for curve in by_round) for number in sorted(common)}
+
+
+def reason_of(outcome: RunResult | Failure | float | None) -> str | None:
+    """Why a job has no value; None where it has one."""
+    if isinstance(outcome, RunResult):
+        if outcome.status == "diverged":
+            return f"diverged: {outcome.message}"
+        is_finite = math.isfinite(outcome.best_valid_loss)
+    elif isinstance(outcome, Failure):
+        return f"{outcome.kind}: {outcome.message}"
+    else:
+        is_finite = outcome is not None and math.isfinite(outcome)
+    return None if is_finite else "its value is not finite"
+
+
+def value_of(outcome: RunResult | Failure | float | None) -> float:
+    """A job's value; nan where it has none."""
+    if reason_of(outcome) is not None:
+        return math.nan
+    assert isinstance(outcome, RunResult | float)
+    return outcome.best_valid_loss if isinstance(outcome, RunResult) else outcome

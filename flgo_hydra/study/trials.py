@@ -1,0 +1,158 @@
+"""Keeps a study in step with the run folders: which trial waits for which jobs, and what it is closed with."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.study.grid import Value, parse_point
+from flgo_hydra.study.jobs import Job, Jobs, PointTrial
+from flgo_hydra.study.points import Point
+from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of, value_of
+
+if TYPE_CHECKING:  # imports optuna
+    from flgo_hydra.study.study import StoredTrial, SweepStudy
+
+
+class Trials:
+    """The trials of one call of the sweeper."""
+
+    def __init__(self, study: "SweepStudy", paths: SweepPaths) -> None:
+        """Takes over what earlier calls have left in the study; their RUNNING trials are closed."""
+        self.study = study
+        self.jobs = Jobs(paths)
+        self._paths = paths
+        self._attempts: Counter[str] = Counter()
+        for stored in study.stored_trials():
+            for job in stored.jobs:
+                self.jobs.know(job.number, Point(job.overrides, job.identity))
+            self._attempts[stored.identity] += 1
+            if stored.is_running:
+                self._close_stale(stored)
+        self.stored: list[StoredTrial] = study.stored_trials()
+        self._over = {stored.identity for stored in self.stored if stored.is_over}
+        self._values = {
+            job.identity: job.value for stored in self.stored for job in stored.jobs if job.value is not None
+        }
+
+    def make(self, overrides: tuple[str, ...], points: Sequence[Point], is_replicated: bool = False) -> PointTrial:
+        """A trial of a point.
+
+        Args:
+            overrides: the point's, without replicate keys.
+            points: what its jobs compute.
+        """
+        jobs = tuple(self.jobs.of(point) for point in points)
+        identity = identity_of([point.identity for point in points]) if is_replicated else points[0].identity
+        return PointTrial(overrides, identity, jobs, is_replicated)
+
+    def open(self, trial: PointTrial, choices: Mapping[str, Sequence[Value]]) -> None:
+        """Puts a trial into the study, unless it is there."""
+        if trial.number is None:
+            point = parse_point(trial.overrides)
+            trial.number = self.study.start(point, {key: choices[key] for key in point}, self.attributes(trial))
+
+    def attributes(self, trial: PointTrial) -> dict[str, object]:
+        """What the study is told of a trial when it begins."""
+        self._attempts[trial.identity] += 1
+        attributes: dict[str, object] = {
+            "identity": trial.identity,
+            "job": trial.jobs[0].number,
+            "overrides": list(trial.overrides),
+            "attempt": self._attempts[trial.identity],
+        }
+        if trial.is_replicated:
+            attributes["jobs"] = [job.number for job in trial.jobs]
+            attributes["identities"] = [job.point.identity for job in trial.jobs]
+            attributes["job_overrides"] = [list(job.point.overrides) for job in trial.jobs]
+        else:
+            attributes["group"] = trial.jobs[0].point.group
+        return attributes
+
+    def harvest(self, job: Job) -> bool:
+        """Takes over a job's result, if its folder has one."""
+        run = self.run(job)
+        result = read_result(run)
+        if result is not None and result.fingerprint == job.point.identity:
+            job.outcome = result
+        elif job.point.identity in self._values and run.folder.exists() and not run.rounds.exists():
+            job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
+        return job.outcome is not None
+
+    def take_failure(self, job: Job) -> bool:
+        """Takes over that the job failed in an earlier call, if its folder says so."""
+        failure = read_failure(self.run(job)) if self.jobs.is_known(job) else None
+        job.outcome = job.outcome if failure is None else failure
+        return failure is not None
+
+    def is_over(self, trial: PointTrial) -> bool:
+        """Whether the study has the outcome of all of its jobs already."""
+        return trial.identity in self._over
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """A job has no result; what its worker wrote of the reason counts more than `error`."""
+        run = self.run(job)
+        failure = read_failure(run)
+        if failure is None:
+            failure = Failure(type(error).__name__, str(error))
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_failure(run, failure)
+        job.outcome = failure
+
+    def settle(self, job: Job) -> None:
+        """Closes the trials that have waited for this job last."""
+        for trial in job.trials:
+            if trial.number is not None and not trial.is_closed and trial.is_settled:
+                self.close(trial)
+
+    def interrupt(self, trial: PointTrial) -> None:
+        """Closes a trial whose jobs will not all end now, if it is open."""
+        if trial.number is not None and not trial.is_closed:
+            trial.is_closed = True
+            self.study.interrupt(trial.number)
+
+    def close(self, trial: PointTrial) -> None:
+        assert trial.number is not None and trial.is_settled
+        trial.is_closed = True
+        if trial.is_stopped:
+            self.study.interrupt(trial.number)
+        elif trial.is_replicated:
+            self._close_replicates(trial.number, trial.jobs)
+        else:
+            outcome = trial.jobs[0].outcome
+            if isinstance(outcome, RunResult):
+                self.study.finish(trial.number, outcome, read_rounds(self.run(trial.jobs[0])))
+            elif isinstance(outcome, Failure):
+                rounds = read_rounds(self.run(trial.jobs[0]))
+                self.study.fail(trial.number, f"{outcome.kind}: {outcome.message}", rounds)
+            else:
+                assert outcome is not None
+                self.study.finish_value(trial.number, outcome)
+
+    def run(self, job: Job) -> RunPaths:
+        return self._paths.run(job.number)
+
+    def _close_replicates(self, number: int, jobs: Sequence[Job]) -> None:
+        reasons = {job: reason for job in jobs if (reason := reason_of(job.outcome)) is not None}
+        if reasons:
+            is_diverged = all(isinstance(job.outcome, RunResult) for job in reasons)
+            told = [f"job {job.number} ({' '.join(job.point.overrides)}) {reason}" for job, reason in reasons.items()]
+            values = [None if job in reasons else value_of(job.outcome) for job in jobs]
+            self.study.fail(number, "; ".join(told), (), "diverged" if is_diverged else "failed", values)
+            return
+        outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
+        has_curves = all(isinstance(outcome, RunResult) for outcome in outcomes)
+        curve = mean_curve([read_rounds(self.run(job)) for job in jobs]) if has_curves else {}
+        self.study.finish_mean(number, outcomes, curve)
+
+    def _close_stale(self, stored: "StoredTrial") -> None:
+        """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
+        if len(stored.jobs) == 1:
+            run = self._paths.run(stored.jobs[0].number)
+            result, failure = read_result(run), read_failure(run)
+            if result is not None and result.fingerprint == stored.identity:
+                return self.study.finish(stored.number, result, read_rounds(run))
+            if result is None and failure is not None:
+                return self.study.fail(stored.number, f"{failure.kind}: {failure.message}", read_rounds(run))
+        self.study.interrupt(stored.number)

@@ -1,0 +1,350 @@
+"""Searches and replicates on real storages. The app is a parabola, so that hundreds of jobs take no time."""
+
+import importlib.util
+import math
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import optuna
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from optuna.trial import TrialState
+
+from flgo_hydra import compose
+from flgo_hydra.explain import explain
+from flgo_hydra.study import samplers
+from flgo_hydra.study.grid import parse_point
+
+CONFIG = """
+defaults:
+  - override hydra/sweeper: flgo_hydra
+  - override hydra/launcher: basic
+  - _self_
+x: 0.0
+n: 2
+kind: a
+seed: 0
+scale: 1.0
+hydra:
+  searchpath: [file://{conf}]
+  sweep: {{dir: sweep, subdir: "${{hydra.job.num}}"}}
+  hydra_logging: {{root: {{level: WARNING}}}}
+  job_logging: {{root: {{handlers: []}}, handlers: {{}}}}
+"""
+START = {"x": 0.0, "n": 2, "kind": "a", "seed": 0}
+HAS_CMAES = importlib.util.find_spec("cmaes") is not None
+
+
+class BasicLauncher(Launcher):
+    """Hydra's basic launcher without its tenth of a second a job for folders, logs and composing twice."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def setup(self, *, hydra_context, task_function, config): ...
+
+    def launch(self, job_overrides, initial_job_idx):
+        return [self.run(number, overrides) for number, overrides in enumerate(job_overrides, start=initial_job_idx)]
+
+    def run(self, number, overrides):
+        (self.app.sweep / str(number)).mkdir(parents=True, exist_ok=True)
+        returned = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        try:
+            returned.return_value = self.app.value(SimpleNamespace(**START | parse_point(overrides)))
+        except Exception as error:
+            returned.status, returned.return_value = JobStatus.FAILED, error
+        return returned
+
+
+class Parabola:
+    """`parabola("x=interval(-1,1)", …)` is a sweep of it; `calls` are the jobs that ran."""
+
+    def __init__(self, folder, monkeypatch):
+        (folder / "app_conf").mkdir()
+        (folder / "app_conf" / "config.yaml").write_text(CONFIG.format(conf=compose.conf_dir()))
+        self.calls = []
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        self.status = 0
+        self.rule = lambda cfg: None
+        monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: BasicLauncher(self))
+
+    def value(self, cfg):
+        self.calls.append({key: getattr(cfg, key) for key in START})
+        answer = self.rule(cfg)
+        shift = {"a": 0.3, "b": -0.5}[cfg.kind]
+        return answer if answer is not None else (cfg.x - shift) ** 2 + (cfg.n - 2) ** 2 + 0.01 * cfg.seed
+
+    def __call__(self, *arguments):
+        """The points that ran, and the exit status (an error's text, 130 for Ctrl-C)."""
+        before = len(self.calls)
+        given = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra.sweep.dir=")]
+        self.sweep = self.folder / (given or ["sweep"])[0]
+        self.monkeypatch.setattr(sys, "argv", ["parabola.py", "-m", *arguments])
+        self.monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        compose.prepare()
+        GlobalHydra.instance().clear()
+        base = {**compose.hydra_main_arguments(), "config_path": str(self.folder / "app_conf")}
+        try:
+            hydra.main(**base)(lambda cfg: None)()
+            self.status = 0
+        except SystemExit as stop:
+            self.status = stop.code
+        except KeyboardInterrupt:
+            self.status = 130
+        return self.calls[before:]
+
+
+@pytest.fixture
+def parabola(empty_folder, monkeypatch):
+    return Parabola(empty_folder, monkeypatch)
+
+
+def study(path="sweep/study.journal"):
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(os.path.abspath(path)))
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def search(sampler, n_trials, *arguments):
+    return (f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.n_trials={n_trials}", *arguments)
+
+
+def test_tpe_tries_so_many_points_and_comes_close(parabola, capfd):
+    ran = parabola(*search("tpe", 30), "x=interval(-1,1)", "kind=a,b")
+    assert parabola.status == 0 and len(ran) == 30
+    trials = study().trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 30
+    assert [trial.params for trial in trials] == [{"x": call["x"], "kind": call["kind"]} for call in ran]
+    assert all(-1 <= call["x"] <= 1 and call["x"] == float(f"{call['x']:.6g}") for call in ran)
+    assert {call["kind"] for call in ran} == {"a", "b"}
+    assert study().best_value < 0.01
+    assert f"best valid_loss:     {study().best_value:.6g}" in capfd.readouterr().out
+
+
+SPACE = ("x=interval(-1,1)", "n=int(interval(0,4))")
+
+
+@pytest.mark.parametrize(
+    "sampler", ["tpe", "random", "qmc", pytest.param("cmaes", marks=pytest.mark.skipif(not HAS_CMAES, reason="cmaes"))]
+)
+def test_a_search_in_two_calls_asks_for_the_points_of_one(parabola, sampler):
+    whole = parabola(*search(sampler, 14), *SPACE, "hydra.sweep.dir=whole")
+    first = parabola(*search(sampler, 6), *SPACE)
+    assert parabola(*search(sampler, 6), *SPACE) == [] and parabola.status == 0
+    more = parabola(*search(sampler, 14), *SPACE)
+    assert first + more == whole and len(whole) > 10
+    assert [trial.number for trial in study().trials] == list(range(14))
+    other = parabola(*search(sampler, 3, "hydra.sweeper.sampler_seed=1"), *SPACE, "hydra.sweep.dir=other")
+    assert other != whole[:3]
+
+
+def test_gp_learns_too(parabola):
+    parabola(*search("gp", 14), "x=interval(-1,1)")
+    assert study().best_value < 1e-3
+
+
+def test_an_interval_may_be_logarithmic_or_wider_the_next_time(parabola):
+    ran = parabola(*search("random", 20), "x=tag(log,interval(0.0001,1))")
+    assert 5 <= sum(call["x"] < 0.01 for call in ran) <= 15
+    more = parabola(*search("tpe", 32), "x=tag(log,interval(0.0001,100))")
+    assert parabola.status == 0 and len(more) == 12
+    assert any(call["x"] > 1 for call in more)
+
+
+def test_a_point_chosen_again_is_told_its_value_and_does_not_run(parabola):
+    ran = parabola(*search("tpe", 12), "n=int(interval(1,3))")
+    assert parabola.status == 0
+    assert sorted(call["n"] for call in ran) == [1, 2, 3]
+    trials = study().trials
+    assert [trial.value for trial in trials] == [(trial.params["n"] - 2) ** 2 + 0.09 for trial in trials]
+    assert len(trials) == 12 and {trial.user_attrs["job"] for trial in trials} == {0, 1, 2}
+
+
+def test_what_fails_counts_as_tried_and_is_not_tried_again(parabola):
+    def refuse(cfg):
+        if cfg.x > 0.3:
+            raise OSError("too large")
+        return math.nan if cfg.x < -0.8 else None
+
+    parabola.rule = refuse
+    ran = parabola(*search("random", 12), "x=interval(-1,1)")
+    assert parabola.status == 1 and len(ran) == 12
+    states = {trial.params["x"]: trial.state.name for trial in study().trials}
+    assert states == {call["x"]: "FAIL" if call["x"] > 0.3 or call["x"] < -0.8 else "COMPLETE" for call in ran}
+    assert {"FAIL", "COMPLETE"} == set(states.values())
+    reasons = [trial.user_attrs["reason"] for trial in study().trials if trial.params["x"] > 0.3]
+    assert reasons == ["OSError: too large"] * len(reasons)
+    assert parabola(*search("random", 12), "x=interval(-1,1)") == [] and parabola.status == 1
+    assert len(parabola(*search("random", 14), "x=interval(-1,1)")) == 2
+    parabola.rule = lambda cfg: None
+    again = parabola(*search("random", 14, "hydra.sweeper.retry_failed=true"), "x=interval(-1,1)")
+    assert [call["x"] for call in again] == [call["x"] for call in parabola.calls[:14] if call["x"] > 0.3]
+
+
+def test_ctrl_c_loses_nothing(parabola):
+    def stop(cfg):
+        if len(parabola.calls) == 4:
+            raise KeyboardInterrupt
+
+    whole = parabola(*search("tpe", 14), *SPACE, "hydra.sweep.dir=whole")
+    parabola.calls.clear()
+    parabola.rule = stop
+    first = parabola(*search("tpe", 14), *SPACE)
+    assert parabola.status == 130 and len(first) == 4
+    assert study().trials[3].user_attrs["status"] == "interrupted"
+    again = parabola(*search("tpe", 14), *SPACE)
+    assert parabola.status == 0
+    assert again[0] == first[3]  # the one that was stopped, before any new one
+    assert study().trials[4].user_attrs["attempt"] == 2
+    done = [trial for trial in study().trials if trial.state == TrialState.COMPLETE]
+    assert len(done) == 14
+    assert first + again[1:] == whole[:4] + again[1:]
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_a_killed_search_tries_its_open_points_again(parabola, empty_folder, kind):
+    """A trial is RUNNING, with what it was to be: as after `kill -9`."""
+    from flgo_hydra.study.grid import Grid, Interval
+    from flgo_hydra.study.study import SweepStudy
+
+    storage = () if kind == "journal" else (f"hydra.sweeper.storage=sqlite:///{empty_folder}/s.db",)
+    named = ("hydra.sweeper.study_name=one", *storage)
+    parabola(*search("random", 2), "x=interval(-1,1)", *named)
+    where = Path("sweep/study.journal") if kind == "journal" else f"sqlite:///{empty_folder}/s.db"
+    killed = SweepStudy(where, "one")
+    for attributes in ({"identity": "not known", "job": 2, "overrides": ["x=0.125"], "attempt": 1}, {}):
+        number, _ = killed.ask("random", 0, Grid((), (), (Interval("x", -1.0, 1.0),)), {"x": 0.125})
+        killed.annotate(number, attributes)  # one was killed before it could say what it is
+    ran = parabola(*search("random", 4), "x=interval(-1,1)", *named)
+    assert parabola.status == 0 and len(ran) == 2 and ran[0]["x"] == 0.125
+    states = [(t.state.name, t.user_attrs.get("status")) for t in killed._study.get_trials()]
+    assert states[2:4] == [("FAIL", "interrupted")] * 2
+    assert [state for state, _ in states].count("COMPLETE") == 4
+    assert not Path("sweep/2/result.json").exists() and Path("sweep/3").exists()
+
+
+def test_a_study_is_of_one_objective(parabola):
+    parabola(*search("random", 2), "x=interval(-1,1)")
+    with pytest.raises(ValueError, match="`scale` was 1.0 and is 2.0 now"):
+        parabola(*search("random", 4), "x=interval(-1,1)", "scale=2.0")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("x=interval(0,1)",), ["x=interval(0,1)", "hydra.sweeper.sampler=tpe"]),
+        (("x=1,2", "hydra.sweeper.n_trials=5"), ["n_trials", "grid", "tpe"]),
+        (("x=1,2", "hydra.sweeper.sampler_seed=5"), ["sampler_seed", "grid"]),
+        (("x=interval(0,1)", "hydra.sweeper.sampler=tpe"), ["hydra.sweeper.n_trials", "must be given"]),
+        (("x=1,2", "hydra.sweeper.sampler=tpee"), ["tpee", "cmaes"]),
+        ((*search("tpe", 0), "x=1,2"), ["n_trials >= 1"]),
+        (search("tpe", 3), ["nothing to choose"]),
+        ((*search("tpe", 3), "x=tag(lg,interval(1,2))"), ["lg", "tag(log"]),
+        ((*search("tpe", 3), "x=tag(log,interval(0,2))"), ["low > 0"]),
+        ((*search("tpe", 3), "x=interval(2,1)"), ["low < high"]),
+        ((*search("tpe", 3), "y=interval(1,2)"), ["`y`"]),
+        ((*search("tpe", 3), "seed=interval(0,1)", "hydra.sweeper.replicate=seed", "x=1,2"), ["seed=0,1,2"]),
+        (("x=1,2", "hydra.sweeper.replicate=seed"), ["`seed` does not", "seed=0,1,2"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(parabola, arguments, words):
+    with pytest.raises((ValueError, HydraException)) as error:
+        parabola(*arguments)
+    for word in words:
+        assert word in explain(error.value, arguments)
+    assert not Path("sweep").exists()
+
+
+def test_a_sampler_without_its_package_says_what_to_install(parabola, monkeypatch):
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"cmaes.*pip install 'flgo_hydra\[samplers\]'"):
+        parabola(*search("cmaes", 3), "x=interval(0,1)")
+    assert not Path("sweep").exists()
+
+
+def test_samplers_of_numbers_say_that_they_know_no_choices(parabola, capfd):
+    ran = parabola(*search("qmc", 8), "x=interval(-1,1)", "kind=a,b")
+    assert parabola.status == 0 and {call["kind"] for call in ran} == {"a", "b"}
+    assert "kind is chosen at random" in capfd.readouterr().out
+
+
+# replicates
+
+
+def test_the_value_of_a_point_is_the_mean_over_its_replicates(parabola, capfd):
+    ran = parabola(*search("tpe", 5), "x=interval(-1,1)", "seed=0,1,2", "hydra.sweeper.replicate=seed")
+    assert parabola.status == 0 and len(ran) == 15
+    trials = study().trials
+    assert len(trials) == 5
+    for trial, calls in zip(trials, [ran[i : i + 3] for i in range(0, 15, 3)], strict=True):
+        values = [(trial.params["x"] - 0.3) ** 2 + 0.01 * seed for seed in range(3)]
+        assert [call["seed"] for call in calls] == [0, 1, 2]
+        assert {call["x"] for call in calls} == {trial.params["x"]} and set(trial.params) == {"x"}
+        assert trial.user_attrs["replicates"] == values
+        assert trial.value == pytest.approx(values[1]) and trial.user_attrs["std"] == pytest.approx(0.01)
+        assert trial.user_attrs["jobs"] == [3 * trial.number + seed for seed in range(3)]
+    out = capfd.readouterr().out
+    best = study().best_trial
+    assert f"optimal combination: x={best.params['x']}\n" in out
+    assert f"best valid_loss:     {best.value:.6f} ± 0.010000 over 3 replicates" in out
+
+
+def test_another_seed_runs_alone_and_makes_a_new_trial(parabola):
+    replicate = "hydra.sweeper.replicate=[seed]"
+    assert len(parabola("x=0,1", "seed=0,1", replicate)) == 4
+    assert parabola("x=0,1", "seed=0,1", replicate) == [] and len(study().trials) == 2
+    assert [call["seed"] for call in parabola("x=0,1", "seed=0,1,4", replicate)] == [4, 4]
+    assert parabola.status == 0
+    assert [trial.user_attrs["num_replicates"] for trial in study().trials] == [2, 2, 3, 3]
+    assert study().trials[3].user_attrs["jobs"] == [2, 3, 5]
+    assert study().trials[3].value == pytest.approx(0.49 + 0.05 / 3)
+    # Fewer again: their trial is there.
+    assert parabola("x=0,1", "seed=0,1", replicate) == [] and len(study().trials) == 4
+
+
+def test_a_search_with_another_seed_measures_its_points_again(parabola):
+    arguments = (*search("random", 3), "x=interval(-1,1)", "hydra.sweeper.replicate=seed")
+    parabola(*arguments, "seed=0,1")
+    ran = parabola(*arguments, "seed=0,1,2")
+    assert [call["seed"] for call in ran] == [2, 2, 2]
+    trials = study().trials
+    assert [trial.params for trial in trials[3:]] == [trial.params for trial in trials[:3]]
+    assert parabola(*arguments, "seed=0,1,2") == [] and parabola.status == 0
+
+
+def test_seeds_that_ran_as_points_become_replicates(parabola):
+    parabola("x=0,1", "seed=0,1")
+    assert parabola("x=0,1", "seed=0,1", "hydra.sweeper.replicate=seed") == []
+    assert [trial.params for trial in study().trials[4:]] == [{"x": 0.0}, {"x": 1.0}]
+
+
+def test_a_point_with_a_failed_replicate_is_failed_and_only_that_one_runs_again(parabola, capfd):
+    def fail(cfg):
+        if cfg.x == 1 and cfg.seed == 1:
+            raise OSError("no disk")
+
+    parabola.rule = fail
+    parabola("x=0,1", "seed=0,1", "hydra.sweeper.replicate=seed")
+    assert parabola.status == 1
+    trials = study().trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]
+    assert "job 3 (x=1 seed=1) OSError: no disk" in trials[1].user_attrs["reason"]
+    assert "without a mean: 1 of 2 points" in capfd.readouterr().out
+    parabola.rule = lambda cfg: None
+    again = ("x=0,1", "seed=0,1", "hydra.sweeper.replicate=seed")
+    assert parabola(*again) == [] and parabola.status == 1
+    ran = parabola(*again, "hydra.sweeper.retry_failed=true")
+    assert [(call["x"], call["seed"]) for call in ran] == [(1, 1)] and parabola.status == 0
+    assert [trial.state.name for trial in study().trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    lines = Path("sweep/points.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["x", "0", "1"]
