@@ -169,7 +169,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     from flgo_hydra.federated.cohort import count_drawn
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.metrics import OwnMetrics
-    from flgo_hydra.federated.model import build_model
+    from flgo_hydra.federated.model import arrange_for_cpu, build_model
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.patience import Patience
     from flgo_hydra.federated.rounds import RunState, run_rounds
@@ -185,6 +185,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
         _load_weights(model, conf.initial_weights)
     model.to(device)
     if device.type == "cpu":
+        arrange_for_cpu(model)
         torch.set_num_threads(_count_threads(conf, model, task.input_shape, dtype))
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
@@ -194,7 +195,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
     server = server_state(model, algorithm)
-    clients = ClientStates(algorithm.init_client(server.params), task.num_clients)
+    clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     with _ctrl_c_at_round_boundary() as is_interrupted:

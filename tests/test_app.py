@@ -250,3 +250,26 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     other = start(tmp_path, "hydra.run.dir=run", "lr=0.2")
     assert other.returncode == 1
     assert "another config" in other.stderr and "checkpoint.pt" in other.stderr
+
+
+def test_a_run_that_goes_on_keeps_the_backend_it_chose(make_conf, tmp_path, monkeypatch):
+    """The second attempt would choose the loop, whose float32 numbers differ in the last digits."""
+    from flgo_hydra.federated.backend import batched, choice, loop
+    from flgo_hydra.launch import reporter
+
+    conf = make_conf("num_rounds=6", "num_steps=8", "task.num_clients=5", "proportion=0.6", "batch_size=10")
+    monkeypatch.setattr(choice, "_SHORT", 0)
+    for vmap_s in (0.1, 10.0):
+        monkeypatch.setattr(choice, "_measured", {})
+        monkeypatch.setattr(loop.LoopBackend, "estimate", lambda *_: 1.0)
+        monkeypatch.setattr(batched.VmapBackend, "estimate", lambda *_, s=vmap_s: s)
+        if vmap_s < 1:
+            whole = app.run(conf, tmp_path / "whole")
+            calls = iter([False, False, True])
+            monkeypatch.setattr(reporter, "stop_requested", lambda: next(calls, False))
+            with pytest.raises(KeyboardInterrupt):
+                app.run(conf, tmp_path / "run")
+    result = app.run(conf, tmp_path / "run")
+    assert whole.engine["backend"] == result.engine["backend"] == "vmap"
+    assert (whole.engine["chosen_by"], result.engine["chosen_by"]) == ("measurement", "checkpoint")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")

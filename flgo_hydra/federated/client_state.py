@@ -1,8 +1,14 @@
 """What every client keeps from round to round: one row a client, on the host.
 
 SCAFFOLD keeps a model's worth for each client: with many clients that is the largest thing of a run. Rows that no
-client has used yet take no memory (the pages of a zeroed array are given out when they are first written).
+client has used yet take no memory (the pages of a zeroed array are given out when they are first written). More than
+`IN_MEMORY` lies in a file of the run's folder: the process then holds the pages that it used last, whatever the number
+of clients.
 """
+
+import mmap
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,20 +16,54 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import State, Tensors
 
+IN_MEMORY = 2**30
+"""Largest size in bytes of all rows that is kept in memory."""
+_HELD = 2**28
+"""Bytes of a file's pages that are used before they are given back to the kernel, which writes them when it must."""
+
 
 class ClientStates:
     """Rows of tensors by state name and parameter name, all zeros at first."""
 
-    def __init__(self, template: State, num_clients: int) -> None:
+    def __init__(self, template: State, num_clients: int, folder: Path | None = None) -> None:
+        """
+        Args:
+            template: a client's state; its shapes and dtypes are used.
+            folder: where a file may be made, which has no name and goes with the process; None: memory only.
+        """
+        self._row_bytes = sum(t.numel() * t.element_size() for ts in template.values() for t in ts.values())
+        self._map: mmap.mmap | None = None
+        if folder is not None and self._row_bytes * num_clients > IN_MEMORY:
+            self._map = _sparse_file(folder, _size(template, num_clients))
+        self._begin = 0
         self._rows = {
-            state: {name: _zeros(num_clients, tensor) for name, tensor in tensors.items()}
+            state: {name: self._zeros(num_clients, tensor) for name, tensor in tensors.items()}
             for state, tensors in template.items()
         }
         self._device = next((t.device for ts in template.values() for t in ts.values()), torch.device("cpu"))
         self._used: set[int] = set()
+        self._held = 0
+
+    def _zeros(self, num_clients: int, template: Tensor) -> Tensor:
+        dtype = _numpy_dtype(template)
+        shape = (num_clients, *template.shape)
+        if self._map is None:
+            # numpy asks for zeroed pages, which cost nothing until they are written; torch.zeros writes them.
+            return torch.from_numpy(np.zeros(shape, dtype))
+        array = np.frombuffer(self._map, dtype, num_clients * template.numel(), self._begin)
+        self._begin += _aligned(array.nbytes)
+        return torch.from_numpy(array.reshape(shape))
+
+    def _touched(self, num_clients: int) -> None:
+        """Gives the pages of a file back after a while; what was written stays in the file."""
+        self._held += self._row_bytes * num_clients
+        if self._map is not None and self._held > _HELD:
+            self._held = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def get(self, client: int) -> State:
         """The client's state on the device. Not to be changed in place."""
+        self._touched(1)
         return {
             state: {name: rows[client].to(self._device) for name, rows in tensors.items()}
             for state, tensors in self._rows.items()
@@ -35,9 +75,11 @@ class ClientStates:
                 rows[client].copy_(state[name][parameter])
         if self._rows:
             self._used.add(client)
+            self._touched(1)
 
     def get_many(self, clients: list[int]) -> State:
         """The clients' states, stacked in the order given."""
+        self._touched(len(clients))
         return {
             state: {name: rows[clients].to(self._device) for name, rows in tensors.items()}
             for state, tensors in self._rows.items()
@@ -49,6 +91,7 @@ class ClientStates:
                 rows[clients] = state[name][parameter].to(rows.device)
         if self._rows:
             self._used.update(clients)
+            self._touched(len(clients))
 
     def export(self) -> dict[str, object]:
         """What a checkpoint keeps: the rows that were used, and whose they are."""
@@ -65,7 +108,20 @@ class ClientStates:
         self._used = set(clients)
 
 
-def _zeros(num_clients: int, template: Tensor) -> Tensor:
-    # numpy asks for zeroed pages, which cost nothing until they are written; torch.zeros writes them.
-    dtype = torch.empty(0, dtype=template.dtype).numpy().dtype
-    return torch.from_numpy(np.zeros((num_clients, *template.shape), dtype))
+def _sparse_file(folder: Path, size: int) -> mmap.mmap:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)
+
+
+def _size(template: State, num_clients: int) -> int:
+    tensors = [tensor for tensors in template.values() for tensor in tensors.values()]
+    return sum(_aligned(num_clients * t.numel() * t.element_size()) for t in tensors)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _numpy_dtype(template: Tensor) -> np.dtype:
+    return torch.empty(0, dtype=template.dtype).numpy().dtype

@@ -1,5 +1,6 @@
 import torch
 
+from flgo_hydra.federated import client_state
 from flgo_hydra.federated.client_state import ClientStates
 
 
@@ -32,6 +33,28 @@ def test_many_clients_cost_no_memory_before_they_take_part():
     states.put(9_999, {"control": {"w": torch.ones(400_000)}})
     assert states.get(9_999)["control"]["w"].sum() == 400_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_many_rows_lie_in_a_file_and_the_process_holds_few_of_them(tmp_path, monkeypatch):
+    """100 rows of 1 MiB are written and read again, with 8 MiB held at a time."""
+    monkeypatch.setattr(client_state, "IN_MEMORY", 2**20)
+    monkeypatch.setattr(client_state, "_HELD", 8 * 2**20)
+    states = ClientStates({"s": {"w": torch.zeros(2**18), "b": torch.zeros(3)}}, 100, tmp_path)
+    before = resident_kib()
+    for k in range(0, 100, 2):
+        states.put_many([k, k + 1], {"s": {"w": torch.full((2, 2**18), k + 1.0), "b": torch.full((2, 3), k - 1.0)}})
+    assert resident_kib() - before < 32 * 1024
+    for k in (0, 57, 98):
+        state = states.get(k)["s"]
+        assert state["w"].unique().tolist() == [k // 2 * 2 + 1] and state["b"].tolist() == [k // 2 * 2 - 1] * 3
+    stacked = states.get_many([3, 99])["s"]["b"]
+    assert stacked.tolist() == [[1, 1, 1], [97, 97, 97]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def resident_kib():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 
 
 def test_algorithms_without_state_keep_none():
