@@ -239,7 +239,10 @@ class _Sweep:
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
         points = [replace(point, overrides=(*added, *point.overrides)) for point in plan.checked]
         self._study.describe(_description(earlier, self._space, plan.common.values))
-        self._study.describe({"sampler": self._settings.sampler, "replicates": [list(r) for r in plan.replicates]})
+        if self._settings.sampler != "grid":
+            self._study.describe({"sampler": self._settings.sampler})
+        if self._settings.replicate_keys:
+            self._study.describe({"replicates": [list(more) for more in plan.replicates]})
         setting = self._settings.pruner
         self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
         if self._pruning is not None and any(not point.group for point in points):
