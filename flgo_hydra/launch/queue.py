@@ -145,7 +145,7 @@ class Queue:
     @property
     def has_free_slot(self) -> bool:
         """Whether a job submitted now could start at once; only for memory it may still have to wait."""
-        if self.waiting:
+        if self.waiting or self._events:  # whoever hears of an end first knows more when it chooses the next job
             return False
         self.devices = self.devices or self.read_devices(self.running_jobs())
         used = [running.placement.device for running in self.running.values()]
