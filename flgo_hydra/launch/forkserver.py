@@ -7,9 +7,10 @@ context and no second thread in the server, or its children inherit broken ones.
 
 The launcher is at the other end of a socket that keeps messages apart (SOCK_SEQPACKET). It sends
     {"entry": …, "task": …, "preload": […], "sys_path": […]}            once, see `ServerProcess.set_up`
-    {"start": token, "entry": "module:function", "cwd": …, "env": {…}}  with four open files (see `_become_job`)
+    {"start": tokens, "entry": "module:function", "cwd": …, "env": {…}} with open files (see `_become_job`)
     {"signal": token, "number": …}                                      to the job's process group
-and hears {"ready": …}, {"started": token, "pid": …} and {"ended": token, "status": …, "peak_memory_mib": …}.
+and hears {"ready": …}, {"started": tokens, "pid": …} and {"ended": tokens, "status": …, "peak_memory_mib": …}.
+A process has several tokens where it runs several jobs as one program.
 Only the server signals and reaps: a process id cannot be another's before it has been waited for.
 When the socket closes, the launcher is gone: the server kills every job's group and leaves.
 """
@@ -35,6 +36,7 @@ from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.task_reference import TaskReference, load_task
 
 _PR_SET_PDEATHSIG = 1
+_MOST_FILES = 253  # what Linux sends at once
 _NO_TASK = 121
 """Exit status of a child whose entry function cannot be imported: our own mistake, never a job's."""
 
@@ -143,8 +145,8 @@ def die_with_parent(parent_pid: int, signal_number: int) -> None:
 class _Job:
     """What a child does after the fork, when the server's frames are gone from its stack."""
 
-    def __init__(self, entry: str, channel: Channel) -> None:
-        self.entry, self.channel = entry, channel
+    def __init__(self, entry: str, channels: list[Channel]) -> None:
+        self.entry, self.channels = entry, channels
 
     def __call__(self) -> int:
         module_name, _, name = self.entry.partition(":")
@@ -154,9 +156,10 @@ class _Job:
             print(f"flgo_hydra cannot start a job: {error!r}", file=sys.stderr)
             return _NO_TASK
         try:
-            return int(function(self.channel) or 0)
+            return int(function(self.channels[0] if len(self.channels) == 1 else self.channels) or 0)
         finally:
-            self.channel.flush()
+            for channel in self.channels:
+                channel.flush()
 
 
 class _Server:
@@ -164,7 +167,7 @@ class _Server:
         self._sock = sock
         self._parent_pid = parent_pid
         self._pid = os.getpid()
-        self._tokens: dict[int, int] = {}  # of process ids
+        self._tokens: dict[int, list[int]] = {}  # of process ids
         self._is_orphan = False
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
@@ -201,7 +204,7 @@ class _Server:
 
     def _hear(self) -> _Job | None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, 2**20, 4)
+            data, fds, _, _ = socket.recv_fds(self._sock, 2**20, _MOST_FILES)
         except ConnectionError:
             data, fds = b"", []
         if not data:
@@ -209,8 +212,8 @@ class _Server:
             return None
         request = json.loads(data)
         if "signal" in request:
-            for pid, token in self._tokens.items():
-                if token == request["signal"]:
+            for pid, tokens in self._tokens.items():
+                if request["signal"] in tokens:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(pid, request["number"])
             return None
@@ -234,7 +237,7 @@ class _Server:
         """Turns the forked copy of the server into a process of its own.
 
         Args:
-            fds: the log, the messages' pipe, the control pipe and the file of the payload.
+            fds: the log; then for each job the messages' pipe, the control pipe and the file of the payload.
         """
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
@@ -247,7 +250,7 @@ class _Server:
         self._sock.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
-        log_fd, message_fd, control_fd, file_fd = fds
+        log_fd, *others = fds
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
             os.dup2(source, target)
@@ -260,7 +263,8 @@ class _Server:
             finalizer.atexit = False
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
-        return _Job(request["entry"], Channel(message_fd, control_fd, file_fd))
+        channels = [Channel(*others[i : i + 3]) for i in range(0, len(others), 3)]
+        return _Job(request["entry"], channels)
 
     def _reap(self) -> None:
         """Tells the ends of jobs. What is left of an ended job's group is killed before its number is free again."""
@@ -271,10 +275,10 @@ class _Server:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(ended.si_pid, signal.SIGKILL)
             _, status, usage = os.wait4(ended.si_pid, 0)
-            token = self._tokens.pop(ended.si_pid, None)
-            if token is not None:
+            tokens = self._tokens.pop(ended.si_pid, None)
+            if tokens is not None:
                 status = os.waitstatus_to_exitcode(status)
-                self._tell({"ended": token, "status": status, "peak_memory_mib": usage.ru_maxrss / 1024})
+                self._tell({"ended": tokens, "status": status, "peak_memory_mib": usage.ru_maxrss / 1024})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:

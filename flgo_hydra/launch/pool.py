@@ -134,30 +134,41 @@ class Pool:
             log: gets all the process writes to stdout and stderr, after what is there already.
             env: set for this process only.
         """
+        return self.start_group([payload], log, cwd, env)[0]
+
+    def start_group(
+        self, payloads: Sequence[bytes], log: Path, cwd: str | None = None, env: Mapping[str, str] | None = None
+    ) -> list[int]:
+        """Starts one process for several jobs, and returns their tokens.
+
+        Each has its own channel, hence its messages, its result, and its requests to stop; they start and end
+        together. For more than one, the entry function's name ends in `_group` and gets the list of channels.
+        """
         self.warm()
         assert self._server is not None
-        self._next_token += 1
-        token = self._next_token
-        request = {"start": token, "entry": self.entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
+        tokens = list(range(self._next_token + 1, self._next_token + 1 + len(payloads)))
+        self._next_token = tokens[-1]
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile()
-        file.write(payload)
-        file.flush()
-        message_read, message_write = os.pipe()
-        control_read, control_write = os.pipe()
-        with open(log, "ab") as log_file:
-            process = _Process(MessageReader(message_read), control_write, file)
-            self._processes[token] = process
-            self._selector.register(message_read, selectors.EVENT_READ, token)
-            fds = [log_file.fileno(), message_write, control_read, file.fileno()]
-            try:
+        entry = self.entry if len(payloads) == 1 else f"{self.entry}_group"
+        request = {"start": tokens, "entry": entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
+        with contextlib.ExitStack() as theirs:
+            fds = [theirs.enter_context(open(log, "ab")).fileno()]
+            for token, payload in zip(tokens, payloads, strict=True):
+                file = tempfile.TemporaryFile()
+                file.write(payload)
+                file.flush()
+                message_read, message_write = os.pipe()
+                theirs.callback(os.close, message_write)
+                control_read, control_write = os.pipe()
+                theirs.callback(os.close, control_read)
+                self._processes[token] = _Process(MessageReader(message_read), control_write, file)
+                self._selector.register(message_read, selectors.EVENT_READ, token)
+                fds += [message_write, control_read, file.fileno()]
+            with contextlib.suppress(
+                OSError
+            ):  # the forkserver is gone; `wait` notices and reports these with the others
                 socket.send_fds(self._server.socket, [json.dumps(request).encode()], fds)
-            except OSError:
-                pass  # the forkserver is gone; `wait` notices and reports this process with the others
-            finally:
-                os.close(message_write)
-                os.close(control_read)
-        return token
+        return tokens
 
     def request_stop(self, token: int) -> None:
         """Asks a process to end at its next round boundary."""
@@ -264,10 +275,12 @@ class Pool:
                 return self._lose_server()
             told = json.loads(data)
             if "started" in told:
-                self._processes[told["started"]].pid = told["pid"]
-                self._events.append(Started(told["started"], told["pid"]))
+                for token in told["started"]:
+                    self._processes[token].pid = told["pid"]
+                    self._events.append(Started(token, told["pid"]))
             elif "ended" in told:
-                self._bury(told["ended"], told["status"], told.get("peak_memory_mib"), told.get("error", ""))
+                for token in told["ended"]:
+                    self._bury(token, told["status"], told.get("peak_memory_mib"), told.get("error", ""))
             else:
                 self._is_ready = True
 
