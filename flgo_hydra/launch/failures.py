@@ -1,7 +1,8 @@
 """Why an attempt failed, and whether the job deserves another: decisions over what is known of its end.
 
 Again, where that can succeed:
-- out of memory: with a larger reservation, then alone on a device, then no more. Does not count as a retry;
+- out of memory: with a larger reservation, then alone on a device, then no more. Does not count as a retry. Jobs that
+  ran as one program go again in halves first;
 - killed or crashed: up to `max_retries` times, each after twice the wait of the one before;
 - a Python error: not in or before the first round, where it would come again. Later it counts as a crash (a full
   disk, a lost mount, a GPU that fell off the bus: worth a try, and cheap from a checkpoint), unless the same
@@ -84,6 +85,8 @@ class Attempt:
     peak_mib: int | None = None
     reserved_mib: int | None = None
     alone: bool = False
+    # jobs that ran in its process
+    group_size: int = 1
     # None: it ended with a result
     failure: Failure | None = None
 
@@ -139,7 +142,10 @@ def decide(attempts: Sequence[Attempt], max_retries: int, backoff_s: float) -> R
 def _decide_memory(attempts: Sequence[Attempt]) -> Retry | None:
     last = attempts[-1]
     assert last.failure is not None
-    num_times = sum(a.failure is not None and a.failure.kind == "out_of_memory" for a in attempts)
+    if last.group_size > 1:
+        return Retry()
+    own = [attempt for attempt in attempts if attempt.group_size == 1]
+    num_times = sum(a.failure is not None and a.failure.kind == "out_of_memory" for a in own)
     if num_times >= 3 or last.alone:
         return None
     observed = max((value for value in (last.peak_mib, last.failure.wanted_mib) if value is not None), default=None)

@@ -24,6 +24,8 @@ from flgo_hydra.record.paths import RunPaths
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
+MOST_FUSED = 64
+"""Jobs in one process; more gain nothing, and their pipes must be sent at once."""
 
 
 @dataclass(eq=False)
@@ -41,6 +43,8 @@ class Job:
     duration_signature: str = ""
     # expected peak; None: unknown
     memory_mib: int | None = None
+    # jobs with the same one can run as one program, in one process; empty: with no other
+    fuse_key: str = ""
     # for people
     name: str = ""
     cwd: str | None = None
@@ -54,6 +58,8 @@ class Job:
     # not before, on the queue's clock
     not_before_s: float = 0.0
     alone: bool = False
+    # most jobs in the process of its next attempt; None: as many as the queue likes
+    most_fused: int | None = None
     # it ended early because it was asked to: others are better
     is_pruned: bool = False
 
@@ -74,7 +80,9 @@ class Event:
 class ProcessPool(Protocol):
     """What the queue needs of `pool.Pool`."""
 
-    def start(self, payload: bytes, log: Path, cwd: str | None, env: Mapping[str, str]) -> int: ...
+    def start_group(
+        self, payloads: Sequence[bytes], log: Path, cwd: str | None, env: Mapping[str, str]
+    ) -> Sequence[int]: ...
     def request_stop(self, token: int) -> None: ...
     def request_prune(self, token: int, reason: str) -> None: ...
     def end(self, token: int, grace_s: float) -> None: ...
@@ -91,6 +99,9 @@ class Running:
     number: int
     log: Path
     started_s: float
+    # token of the first job of its process, and how many those are
+    leader: int
+    group_size: int = 1
     memory_mib: int | None = None
     expected_mib: int | None = None
     round: int | None = None
@@ -106,6 +117,7 @@ class Queue:
     Args:
         read_devices: the devices as they are now, told what runs.
         estimates: what jobs of a signature needed before; told what they need now.
+        fuse: most jobs of the same `fuse_key` in one process; "auto": 64, but spread over the devices.
         guess_mib: expected peak of a job of which nothing is known; None: the scheduler shall find out.
         read_kernel_kills: processes the kernel has killed for want of memory so far; None: cannot be known.
         clock: seconds, monotonic.
@@ -120,6 +132,7 @@ class Queue:
     grace_s: float = 10.0
     estimates: Estimates = field(default_factory=lambda: Estimates(""))
     guess_mib: int | None = None
+    fuse: int | Literal["auto"] = 1
     read_kernel_kills: Callable[[], int | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
@@ -219,45 +232,74 @@ class Queue:
         running = self.running_jobs()
         self.devices = self.read_devices(running)
         requests = []
-        for job in ready:
-            request = self._request(job)
-            why = self.scheduler.impossible(request, self.devices) if not job.attempts else None
+        groups = {}
+        for group in self._groups(ready):
+            request = self._request(group)
+            why = self.scheduler.impossible(request, self.devices) if not group[0].attempts else None
             if why is not None:
-                self.waiting.remove(job)
-                self._end(job, "failed", Failure("impossible", why, wanted_mib=request.memory_mib))
+                for job in group:
+                    self.waiting.remove(job)
+                    self._end(job, "failed", Failure("impossible", why, wanted_mib=request.memory_mib))
             else:
                 requests.append(request)
-        by_num = {job.num: job for job in ready}
+                groups[request.job] = group
         placements = self.scheduler.choose(requests, running, self.devices, now_s)
         for placement in placements:
-            self._start(by_num[placement.job], placement, now_s)
+            self._start(groups[placement.job], placement, now_s)
         self._is_stuck = not placements and not self.running
         if self._is_stuck and not self._has_told_stuck and requests:
             self._has_told_stuck = True
-            self._events.append(Event("stuck", by_num[requests[0].job], {"devices": len(self.devices)}))
+            self._events.append(Event("stuck", groups[requests[0].job][0], {"devices": len(self.devices)}))
 
-    def _request(self, job: Job) -> Request:
-        known_mib = job.memory_mib if job.memory_mib is not None else self.estimates.memory_mib(job.signature)
+    def _groups(self, ready: Sequence[Job]) -> list[list[Job]]:
+        """What starts together: jobs that can run as one program, up to so many; else each by itself."""
+        by_key: dict[str, list[Job]] = {}
+        for job in ready:
+            by_key.setdefault(job.fuse_key, []).append(job)
+        groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
+        for key, jobs in by_key.items():
+            share = -(-len(jobs) // max(1, len(self.devices)))
+            most = 1 if not key else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
+            group: list[Job] = []
+            for job in jobs:
+                limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
+                if not group or len(group) >= min([most, *limits]):
+                    group = groups[id(job)] = []
+                group.append(job)
+        return [groups[id(job)] for job in ready if id(job) in groups]
+
+    def _request(self, group: Sequence[Job]) -> Request:
+        """What a group asks for: as one job, by the name of its first one."""
+        first, size = group[0], len(group)
+        signature = group_signature(first, size)
+        known_mib = first.memory_mib and first.memory_mib * size
+        if known_mib is None:
+            known_mib = self.estimates.memory_mib(signature)
         memory_mib = known_mib if known_mib is not None else self.guess_mib
-        duration_s = self.estimates.duration_s(job.duration_signature)
-        return Request(job.num, job.signature, memory_mib, duration_s, job.alone)
+        duration_s = self.estimates.duration_s(first.duration_signature)
+        return Request(first.num, signature, memory_mib, duration_s, first.alone)
 
-    def _start(self, job: Job, placement: Placement, now_s: float) -> None:
+    def _start(self, group: Sequence[Job], placement: Placement, now_s: float) -> None:
         self._has_told_stuck = False
         if not self.running:
             self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
-        number = next_attempt(job.folder)
-        log = RunPaths(job.folder).attempt_log(number)
-        expected = self._request(job).memory_mib
-        env = {"FLGO_HYDRA_ATTEMPT": str(number), **self._device_env(placement.device)}
-        token = self.pool.start(job.payload, log, job.cwd, env)
-        self.waiting.remove(job)
-        job.state = "running"
-        job.progress = {}
-        running = Running(job, token, placement, number, log, now_s, expected_mib=expected)
-        self.running[token] = running
-        values = {"attempt": number, "device": placement.device, "log": str(log)}
-        self._events.append(Event("started", job, values))
+        numbers = [next_attempt(job.folder) for job in group]
+        logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
+        expected = self._request(group).memory_mib
+        env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
+        tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env)
+        for job, token, number, log in zip(group, tokens, numbers, logs, strict=True):
+            self.waiting.remove(job)
+            job.state = "running"
+            job.progress = {}
+            if log != logs[0]:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
+            self.running[token] = Running(
+                job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=expected
+            )
+            values = {"attempt": number, "device": placement.device, "log": str(log)}
+            self._events.append(Event("started", job, values))
 
     def _device_env(self, device_id: str) -> dict[str, str]:
         if device_id == CPU:
@@ -273,12 +315,12 @@ class Queue:
         return env
 
     def running_jobs(self) -> list[RunningJob]:
-        """What runs, as the scheduler sees it."""
+        """What runs, as the scheduler sees it: a process is a job."""
         return [
             RunningJob(
                 job=running.job.num,
                 device=running.placement.device,
-                signature=running.job.signature,
+                signature=group_signature(running.job, running.group_size),
                 memory_mib=running.memory_mib,
                 reserved_mib=running.placement.reserved_mib,
                 started_s=running.started_s,
@@ -286,6 +328,7 @@ class Queue:
                 alone=running.job.alone,
             )
             for running in self.running.values()
+            if running.token == running.leader
         ]
 
     def _wait_s(self, now_s: float) -> float | None:
@@ -293,7 +336,7 @@ class Queue:
         waits = [job.not_before_s - now_s for job in self.waiting if job.not_before_s > now_s]
         ready = [job for job in self.waiting if job.not_before_s <= now_s]
         if ready:
-            asked = [self._request(job) for job in ready]
+            asked = [self._request(group) for group in self._groups(ready)]
             wait_s = self.scheduler.wait_s(asked, self.running_jobs(), self.devices, now_s)
             if wait_s is None and self._is_stuck:
                 wait_s = _LOOK_AGAIN_S  # no device and no job whose end could bring one
@@ -337,7 +380,7 @@ class Queue:
                     running.has_learned = True
                     self._has_changed = True
                     running.expected_mib = running.memory_mib
-                    self.estimates.learn_memory(job.signature, running.memory_mib)
+                    self.estimates.learn_memory(group_signature(job, running.group_size), running.memory_mib)
             self._events.append(Event("report", job, values))
 
     def _end_attempt(self, running: Running, ended: Ended) -> None:
@@ -356,6 +399,7 @@ class Queue:
                 peak_mib=end.peak_mib,
                 reserved_mib=placement.reserved_mib if placement.reserved_mib is not None else running.expected_mib,
                 alone=job.alone,
+                group_size=running.group_size,
                 failure=failure,
             )
         )
@@ -363,9 +407,10 @@ class Queue:
         if failure is None:
             message = running.end_message
             job.is_pruned = message is not None and bool(message.get("has_heeded_prune"))
-            if end.peak_mib is not None:
-                self.estimates.learn_memory(job.signature, end.peak_mib)
-            if running.number == 1 and not job.is_pruned:  # a later attempt goes on from a checkpoint
+            if end.peak_mib is not None and running.token == running.leader:
+                self.estimates.learn_memory(group_signature(job, running.group_size), end.peak_mib)
+            # A later attempt goes on from a checkpoint.
+            if running.number == 1 and running.group_size == 1 and not job.is_pruned:
                 self.estimates.learn_duration(job.duration_signature, seconds)
             RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
             return self._end(job, "done", None)
@@ -373,6 +418,9 @@ class Queue:
         if retry is None:
             state: State = failure.kind if failure.kind in ("cancelled", "stopped") else "failed"
             return self._end(job, state, failure)
+        if running.group_size > 1:
+            # What does not fit goes again in halves; what crashes, alone, so that it takes no others along.
+            job.most_fused = running.group_size // 2 if failure.kind == "out_of_memory" else 1
         job.state = "waiting"
         job.not_before_s = self.clock() + retry.after_s
         job.memory_mib = retry.memory_mib if retry.memory_mib is not None else job.memory_mib
@@ -425,7 +473,7 @@ class Queue:
     def _stop_attempt(self, running: Running, why: Literal["timeout", "cancelled", "stopped"], now: bool) -> None:
         running.ended_for = running.ended_for or why
         self._has_changed = True
-        if now:
+        if now and (why != "cancelled" or running.group_size == 1):  # a signal would end the others too
             self.pool.end(running.token, self.grace_s)
         else:
             self.pool.request_stop(running.token)
@@ -438,6 +486,11 @@ class Queue:
     def _end(self, job: Job, state: State, failure: Failure | None) -> None:
         job.state, job.failure = state, failure
         self._events.append(Event("ended", job, {"state": state}))
+
+
+def group_signature(job: Job, size: int) -> str:
+    """What jobs that run as one program need in memory is theirs together."""
+    return job.signature if size == 1 else f"{job.signature} x {size}"
 
 
 def next_attempt(folder: Path) -> int:

@@ -21,12 +21,14 @@ class PretendPool:
         self.clock = clock
         self.started, self.stops, self.ends, self.told, self.waits, self.pruned = [], [], [], [], [], []
 
-    def start(self, payload, log, cwd, env):
+    def start_group(self, payloads, log, cwd, env):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
-        self.started.append((payload, log.name, env))
-        self.told.append([Started(len(self.started), 100 + len(self.started))])
-        return len(self.started)
+        first = len(self.started) + 1
+        for payload in payloads:
+            self.started.append((payload, log.name, env))
+            self.told.append([Started(len(self.started), 100 + first)])
+        return list(range(first, len(self.started) + 1))
 
     def request_prune(self, token, reason):
         self.pruned.append((token, reason))
@@ -368,3 +370,104 @@ def test_a_refused_job_ends(world):
     queue = world.queue()
     queue.refuse(world.job(), Failure("error", "no such key"))
     assert queue.next_event().job.state == "failed" and queue.is_idle
+
+
+# jobs that run as one program
+
+
+def fused(world, num_jobs, **values):
+    return [world.job(num, fuse_key="f", signature="s", **values) for num in range(num_jobs)]
+
+
+def sizes(queue):
+    return [running.group_size for running in queue.running.values()]
+
+
+def test_jobs_of_one_key_start_in_one_process_that_the_scheduler_sees_as_one_job(world):
+    queue = world.queue(fuse=3)
+    jobs = [*fused(world, 5), world.job(5), world.job(6, fuse_key="other")]
+    for job in jobs:
+        queue.submit(job)
+    assert until(queue, "started").job is jobs[0]
+    # Two slots: the first three and the next two.
+    assert sizes(queue) == [3, 3, 3, 2, 2]
+    assert [(job.job, job.signature) for job in queue.running_jobs()] == [(0, "s x 3"), (3, "s x 2")]
+    assert {log for _, log, _ in world.pool.started} == {"attempt-1.log"}
+    assert "output is in" in (world.folder / "1" / "attempt-1.log").read_text()
+    for token in range(1, 8):
+        world.pool.finish(token)
+    assert [event.job.num for event in events(queue, "ended")] == [0, 1, 2, 3, 4, 5, 6]
+    assert {job.state for job in jobs} == {"done"}
+
+
+@pytest.mark.parametrize(
+    "fuse, num_devices, expected",
+    [(1, 1, [1] * 7), (2, 1, [2, 2, 2, 1]), ("auto", 1, [7]), ("auto", 2, [4, 3]), ("auto", 9, [1] * 7)],
+)
+def test_sizes_of_groups(world, fuse, num_devices, expected):
+    queue = world.queue(fuse=fuse)
+    queue.devices = [GPU] * num_devices
+    assert [len(group) for group in queue._groups(fused(world, 7))] == expected
+
+
+def test_what_does_not_fit_goes_again_in_halves_and_then_grows_its_reservation(world):
+    queue = world.queue(fuse=4, guess_mib=100)
+    jobs = fused(world, 4)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    error = {"type": "torch.OutOfMemoryError", "message": "CUDA out of memory", "chain": []}
+    for token in range(1, 5):
+        world.pool.say(token, kind="end", status="failed", error=error)
+    world.pool.told.append([Ended(token, 1, 500, b"") for token in range(1, 5)])
+    for _ in range(4):
+        assert until(queue, "retry").values["memory_mib"] is None
+    until(queue, "started")
+    assert sizes(queue) == [2, 2, 2, 2]
+    for token in (5, 6):
+        world.pool.say(token, kind="end", status="failed", error=error)
+    world.pool.told.append([Ended(token, 1, 500, b"") for token in (5, 6)])
+    for token in (7, 8):
+        world.pool.finish(token)
+    [until(queue, "retry") for _ in range(2)]
+    until(queue, "started")
+    assert sizes(queue)[-1] == 1
+    world.pool.say(9, kind="end", status="failed", error=error)
+    world.pool.told.append([Ended(9, 1, 500, b"")])
+    assert until(queue, "retry").values["memory_mib"] == 500  # what it had, which is more than 1.3 times the 100 it got
+    world.pool.finish(10)
+    world.pool.finish(11)
+    events(queue)
+    assert [job.state for job in jobs] == ["done"] * 4
+    assert [attempt.group_size for attempt in jobs[0].attempts][:3] == [4, 2, 1]
+
+
+def test_what_crashed_together_goes_again_alone(world):
+    queue = world.queue(fuse=2, backoff_s=0)
+    jobs = fused(world, 2)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    world.pool.finish(1)  # it had its result before the process died
+    world.pool.told.append([Ended(2, KILL, None, b"")])
+    until(queue, "retry")
+    until(queue, "started")
+    assert sizes(queue) == [1]
+    world.pool.finish(3)
+    events(queue)
+    assert [job.state for job in jobs] == ["done", "done"]
+    assert [len(job.attempts) for job in jobs] == [1, 2]
+
+
+def test_a_signal_for_one_would_end_the_others(world):
+    queue = world.queue(fuse=2)
+    jobs = fused(world, 2)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    queue.cancel(jobs[0])
+    assert (world.pool.stops, world.pool.ends) == ([1], [])
+    world.pool.finish(1, has_heeded_stop=True)
+    world.pool.finish(2)
+    events(queue)
+    assert [job.state for job in jobs] == ["cancelled", "done"]
