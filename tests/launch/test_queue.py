@@ -439,7 +439,7 @@ def test_what_does_not_fit_goes_again_in_halves_and_then_grows_its_reservation(w
     world.pool.finish(11)
     events(queue)
     assert [job.state for job in jobs] == ["done"] * 4
-    assert [attempt.group_size for attempt in jobs[0].attempts][:3] == [4, 2, 1]
+    assert [attempt.group_size for attempt in jobs[3].attempts][:3] == [4, 2, 1]
 
 
 def test_what_crashed_together_goes_again_alone(world):
