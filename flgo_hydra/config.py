@@ -522,6 +522,10 @@ class SweeperConf:
             )
 
 
+MOST_FUSED = 64
+"""Jobs in one process; more gain nothing, and their pipes must be sent at once."""
+
+
 @dataclass
 class LauncherConf:
     """How the jobs of a sweep (`-m`) share this machine (`launch/launcher.py`)."""
@@ -545,6 +549,9 @@ class LauncherConf:
     memory_keys: list[str] = field(default_factory=lambda: list(MEMORY_KEYS))
     # config keys that, with those, decide how long a job takes: the longest start first
     duration_keys: list[str] = field(default_factory=lambda: ["num_rounds", "num_epochs", "num_steps", "early_stop"])
+    # points that differ in values only (lr, momentum, seed, …) run as one program, in one process: auto (on GPUs, as
+    # many as gain from it and fit), off, or the most of them
+    fuse: Any = "auto"
     # new attempts for a job that was killed or crashed; out of memory does not count
     max_retries: int = 2
     # wait before the first retry, seconds; doubled each time
@@ -561,6 +568,11 @@ class LauncherConf:
         hold(slots is None or slots >= 1, "hydra.launcher.slots >= 1, or null for automatic", slots)
         hold(threads is None or threads >= 1, "hydra.launcher.threads >= 1, or null for automatic", threads)
         hold(memory is None or memory >= 1, "hydra.launcher.job_memory_mib >= 1, or null to learn it", memory)
+        is_number = isinstance(self.fuse, int) and not isinstance(self.fuse, bool)
+        fuse = 1 if self.fuse is False else self.fuse  # YAML reads `off` as false
+        self.fuse = "off" if fuse == 1 else fuse
+        is_known = self.fuse in ("auto", "off") or (is_number and 1 <= self.fuse <= MOST_FUSED)
+        hold(is_known, f"hydra.launcher.fuse is auto, off, or a number from 1 to {MOST_FUSED}", self.fuse)
         hold(self.max_retries >= 0, "hydra.launcher.max_retries >= 0", self.max_retries)
         hold(self.backoff_s >= 0, "hydra.launcher.backoff_s >= 0", self.backoff_s)
         limit = self.timeout_min

@@ -86,6 +86,9 @@ class PackingLauncher(Launcher):
         self._config = config
         self._hydra_context = hydra_context
         self._task = find_task(task_function)
+        # An app may say which of its jobs can run as one program, and how: see `worker.run_group`.
+        app = sys.modules.get(getattr(task_function, "__module__", ""))
+        self._fuse_key = getattr(app, "fuse_key", None) if hasattr(app, "job_group") else None
         version_base = VersionBase.instance().getbase()
         self._version_base = None if type(version_base) is object else version_base
         # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
@@ -187,6 +190,7 @@ class PackingLauncher(Launcher):
                 signature=signature(composed, memory_keys, self._task),
                 duration_signature=signature(composed, [*memory_keys, *self.settings.duration_keys], self._task),
                 memory_mib=self.settings.job_memory_mib,
+                fuse_key=self._find_fuse_key(composed) if queue.fuse != 1 else "",
                 name=name,
                 cwd=os.getcwd(),
             )
@@ -272,6 +276,7 @@ class PackingLauncher(Launcher):
             timeout_s=None if settings.timeout_min is None else 60 * settings.timeout_min,
             grace_s=settings.grace_s,
             estimates=Estimates(machine_key(devices.name, devices.driver), default_path()),
+            fuse={"off": 1, "auto": 1 if devices.is_cpu else "auto"}.get(settings.fuse, settings.fuse),
             guess_mib=_guess_mib(devices.read({})[0], devices.slots) if devices.is_cpu else None,
             read_kernel_kills=read_kernel_kills,
         )
@@ -279,6 +284,13 @@ class PackingLauncher(Launcher):
     def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
         assert self._config is not None
         return self._number(self.composer.compose(overrides), num)
+
+    def _find_fuse_key(self, config: DictConfig) -> str:
+        """Jobs with the same one can run as one program; empty: this one cannot."""
+        # Callbacks and the working folder are a process's, not a job's.
+        if self._fuse_key is None or config.hydra.get("callbacks") or config.hydra.job.get("chdir"):
+            return ""
+        return str(self._fuse_key(config) or "")
 
     def _number(self, config: DictConfig, num: int) -> DictConfig:
         with open_dict(config):

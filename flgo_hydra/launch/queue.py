@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from flgo_hydra.config import MOST_FUSED
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
@@ -24,8 +25,6 @@ from flgo_hydra.record.paths import RunPaths
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
-MOST_FUSED = 64
-"""Jobs in one process; more gain nothing, and their pipes must be sent at once."""
 
 
 @dataclass(eq=False)

@@ -9,32 +9,58 @@ else's, or none: this module imports nothing of them, so the app can import it a
 from collections.abc import Callable
 from typing import Any
 
-_send: Callable[[dict[str, Any]], None] | None = None
-_is_stopping: Callable[[], bool] | None = None
-_prune_reason: Callable[[], str | None] | None = None
+
+class Reporter:
+    """A job's line to its launcher; without one it says nothing and is never asked to end."""
+
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], None] | None = None,
+        is_stopping: Callable[[], bool] | None = None,
+        prune_reason: Callable[[], str | None] | None = None,
+    ) -> None:
+        self._send = send
+        self._is_stopping = is_stopping
+        self._prune_reason = prune_reason
+
+    def report(self, kind: str, **values: Any) -> None:
+        """Tells the launcher that `kind` happened, with JSON-able values. Never waits, never raises."""
+        if self._send is not None:
+            self._send({**values, "kind": kind})
+
+    def stop_requested(self) -> bool:
+        """True when the launcher wants this job to end at this round boundary, its checkpoint written."""
+        return self._is_stopping is not None and self._is_stopping()
+
+    def prune_reason(self) -> str | None:
+        """Why this job shall end as pruned at this round boundary; None: it may go on."""
+        return None if self._prune_reason is None else self._prune_reason()
+
+
+_current = Reporter()
+
+
+def current() -> Reporter:
+    """The line of the job that runs in this process."""
+    return _current
 
 
 def report(kind: str, **values: Any) -> None:
-    """Tells the launcher that `kind` happened, with JSON-able values. Never waits, never raises."""
-    if _send is not None:
-        _send({**values, "kind": kind})
+    """See `Reporter.report`."""
+    _current.report(kind, **values)
 
 
 def stop_requested() -> bool:
-    """True when the launcher wants this job to end at this round boundary, its checkpoint written."""
-    return _is_stopping is not None and _is_stopping()
+    """See `Reporter.stop_requested`."""
+    return _current.stop_requested()
 
 
 def prune_reason() -> str | None:
-    """Why this job shall end as pruned at this round boundary; None: it may go on."""
-    return None if _prune_reason is None else _prune_reason()
+    """See `Reporter.prune_reason`."""
+    return _current.prune_reason()
 
 
-def connect(
-    send: Callable[[dict[str, Any]], None],
-    is_stopping: Callable[[], bool],
-    prune_reason: Callable[[], str | None] | None = None,
-) -> None:
-    """Makes this process a worker: reports go to `send`, the others answer what a job asks."""
-    global _send, _is_stopping, _prune_reason
-    _send, _is_stopping, _prune_reason = send, is_stopping, prune_reason
+def connect(reporter: Reporter) -> None:
+    """Makes this process a worker with this line to its launcher."""
+    global _current
+    _current = reporter

@@ -19,6 +19,7 @@ import pickle
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -30,8 +31,8 @@ from flgo_hydra.launch.task_reference import TaskReference, load_pickled, load_t
 CONTEXT_MIB = 512
 LOOK_S = 1.0
 """Seconds between looks at the job's memory."""
-_EXIT_FAILED = 1
-_EXIT_STOPPED = 128 + signal.SIGINT
+EXIT_FAILED = 1
+EXIT_STOPPED = 128 + signal.SIGINT
 _EXIT_TERMINATED = 128 + signal.SIGTERM
 _RESERVE_BYTES = 2**20
 
@@ -53,21 +54,17 @@ class Assignment:
 def run(channel: Channel) -> int:
     """Runs the job in the channel's file and returns the exit status of the process."""
     reserve = bytearray(_RESERVE_BYTES)  # to have something to report with when memory is what ran out
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     memory = MemoryReport(channel)
     channel.watch(LOOK_S, memory.tell)
 
-    def report(message: dict[str, Any]) -> None:
-        memory.tell()  # first, so that the launcher knows the memory of the round it hears of
-        channel.send(message)
-
-    reporter.connect(report, channel.is_stopping, channel.prune_reason)
+    reporter.connect(make_reporter(channel, memory))
     returned: Any = None
     failure: BaseException | None = None
     try:
         assignment: Assignment = pickle.loads(channel.read_payload())
-        _set_threads(assignment.num_threads)
-        returned = _run_job(assignment)
+        set_threads(assignment.num_threads)
+        returned = run_job(assignment, load_task(assignment.task))
         failure = returned._return_value if returned.status.name == "FAILED" else None
     except Exception as raised:  # outside the task function: an import, a callback, a folder that cannot be made
         failure = raised
@@ -75,15 +72,39 @@ def run(channel: Channel) -> int:
         if not channel.has_been_told_to_stop:
             raise
         channel.send({"kind": "end", "status": "stopped", "has_heeded_stop": True})
-        return _EXIT_STOPPED
+        return EXIT_STOPPED
     del reserve
+    memory.tell(is_last=True)
+    tell_end(channel, returned, failure)
+    return 0 if failure is None else EXIT_FAILED
+
+
+def run_group(channels: Sequence[Channel]) -> int:
+    """Runs the jobs of several channels as one program, and returns the exit status of the process."""
+    from flgo_hydra.launch import group
+
+    return group.run(channels)
+
+
+def make_reporter(channel: Channel, memory: "MemoryReport | None") -> reporter.Reporter:
+    """Returns the line of the job at this channel's end."""
+
+    def report(message: dict[str, Any]) -> None:
+        if memory is not None:
+            memory.tell()  # first, so that the launcher knows the memory of the round it hears of
+        channel.send(message)
+
+    return reporter.Reporter(report, channel.is_stopping, channel.prune_reason)
+
+
+def tell_end(channel: Channel, returned: Any, failure: BaseException | None) -> None:
+    """Sends a job's end, and leaves its `JobReturn` where there is one."""
     error: dict[str, Any] | None = None
     if failure is not None:
         error = describe(failure)
         print(error["traceback"], file=sys.stderr)
         if not hasattr(returned, "_remote_traceback"):
             _log_to_files(error)
-    memory.tell(is_last=True)
     if returned is not None:
         channel.write_result(_dump(returned, error))
     channel.send(
@@ -95,7 +116,6 @@ def run(channel: Channel) -> int:
             "has_heeded_prune": channel.has_been_told_to_prune,
         }
     )
-    return 0 if error is None else _EXIT_FAILED
 
 
 @functools.cache
@@ -111,18 +131,19 @@ def prepare() -> None:
     OmegaConf.to_yaml(OmegaConf.masked_copy(node, ["a", "b"]), resolve=True)
 
 
-def _run_job(assignment: Assignment) -> Any:
-    from hydra.core.utils import JobRuntime, run_job
+def run_job(assignment: Assignment, task_function: Callable[[Any], Any]) -> Any:
+    """Runs `task_function` on the composed config as Hydra runs a job, and returns its `JobReturn`."""
+    from hydra.core.utils import JobRuntime
+    from hydra.core.utils import run_job as run
     from hydra.version import VersionBase
 
     prepare()
     if assignment.version_base is not None:
         VersionBase.instance().setbase(assignment.version_base)
-    task_function = load_task(assignment.task)
     context = load_pickled(assignment.context, assignment.task)
     config = load_pickled(assignment.config, assignment.task)
     JobRuntime.instance().set("name", assignment.job_name)
-    return run_job(
+    return run(
         hydra_context=context,
         task_function=task_function,
         config=config,
@@ -131,7 +152,7 @@ def _run_job(assignment: Assignment) -> Any:
     )
 
 
-def _set_threads(num_threads: int) -> None:
+def set_threads(num_threads: int) -> None:
     """Two jobs with two threads each on two cores are 4 to 6 times as slow as with one thread each."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked: else every job begins with the forkserver's state
@@ -139,7 +160,7 @@ def _set_threads(num_threads: int) -> None:
         sys.modules["torch"].set_num_threads(num_threads)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the job by an exception, so that a file being written is cleaned up."""
     raise SystemExit(_EXIT_TERMINATED)
 

@@ -28,9 +28,8 @@ def test_outside_a_worker_the_reporter_does_nothing():
 
 def test_reports_go_where_they_are_connected(monkeypatch):
     heard = []
-    monkeypatch.setattr(reporter, "_send", None)
-    monkeypatch.setattr(reporter, "_is_stopping", None)
-    reporter.connect(heard.append, lambda: True)
+    monkeypatch.setattr(reporter, "_current", reporter.Reporter())
+    reporter.connect(reporter.Reporter(heard.append, lambda: True))
     reporter.report("round", round=1, valid_loss=0.5)
     assert heard == [{"kind": "round", "round": 1, "valid_loss": 0.5}]
     assert reporter.stop_requested()
