@@ -230,7 +230,6 @@ class _Server:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpgid(pid, pid)  # here and in the child: whoever comes first
             self._tokens[pid] = request["start"]
-            self._tell({"started": request["start"], "pid": pid})
         return None
 
     def _become_job(self, request: dict[str, Any], fds: list[int]) -> _Job:
@@ -246,6 +245,7 @@ class _Server:
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
         die_with_parent(self._pid, signal.SIGKILL)
+        self._tell({"started": request["start"], "pid": os.getpid()})  # before it says anything else
         self._selector.close()
         self._sock.close()
         os.close(self._wake_read)

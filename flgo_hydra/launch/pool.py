@@ -241,7 +241,7 @@ class Pool:
     def _read(self, ready: list[tuple[selectors.SelectorKey, int]]) -> bool:
         """Turns what can be read into events. True when `wake` was called."""
         is_awake = False
-        # The forkserver first, so that a start mostly comes before what the job says. An end reads what it said before.
+        # The forkserver's socket first: a start comes before what the job says. An end reads what it said before.
         for key, _ in sorted(ready, key=lambda item: item[0].data != "server"):
             if key.data == "server":
                 self._read_server()
