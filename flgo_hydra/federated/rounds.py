@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.federated.algorithm.base import Algorithm
+from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
 from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.cohort import sample_cohort
+from flgo_hydra.federated.cohort import Cohort, sample_cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.metrics import monitored
@@ -54,6 +54,17 @@ class RunState:
     """time trained so far, earlier attempts included"""
 
 
+@dataclass(frozen=True)
+class RoundWork:
+    """What a backend needs to know to train a round, as `Backend.train` takes it."""
+
+    server: ServerState
+    clients: ClientStates
+    cohort: Cohort
+    hyper: Hyper
+    round_num: int
+
+
 class Watcher(Protocol):
     """Who follows a run: the record, a progress line, a launcher."""
 
@@ -75,12 +86,34 @@ def run_rounds(
     own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Status:
-    """Trains from `state` on, changing it, until the run ends.
+    """Trains from `state` on, changing it, until the run ends. For the arguments see `rounds`."""
+    run = rounds(backend, data, algorithm, numbers, option, state, watcher, clock)
+    try:
+        work = next(run)
+        while True:
+            work = run.send(backend.train(work.server, work.clients, work.cohort, work.hyper, work.round_num))
+    except StopIteration as end:
+        status: Status = end.value
+        return status
+
+
+def rounds(
+    backend: Backend,
+    data: Data,
+    algorithm: Algorithm,
+    numbers: Mapping[str, float],
+    option: OptionConf,
+    state: RunState,
+    watcher: Watcher,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Generator[RoundWork, ServerState, Status]:
+    """A run from `state` on, changing it: yields what is to be trained, and takes the server's next state.
 
     Round 0 is the untrained model. It counts: a run that only gets worse has its best round there. The patience of
     `early_stop` is counted in rounds, whatever `eval_interval` is (FLGo counts stale values, and not round 0).
 
     Args:
+        backend: evaluates; who trains is the caller's choice.
         numbers: the algorithm's hyper-parameters by name.
         own_metrics: the user's, of the model that `state.last` has our metrics of.
     Raises:
@@ -99,7 +132,7 @@ def run_rounds(
             )
             lr = lr_at(option.lr_schedule, option.lr, option.lr_decay, r, option.num_rounds)
             hyper: dict[str, Any] = {**numbers, "lr": lr}
-            state.server = backend.train(state.server, state.clients, cohort, hyper, r)
+            state.server = yield RoundWork(state.server, state.clients, cohort, hyper, r)
         state.round_num = r
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
