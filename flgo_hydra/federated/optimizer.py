@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Slots = tuple[Tensor, ...]
+Number = float | Tensor
 Step = Callable[[Tensor, Tensor, Slots, Any, Any], tuple[Tensor, Slots]]
 """(parameter, gradient, slots, lr, number of this step from 1) -> (parameter, slots)"""
 
@@ -28,21 +29,26 @@ class Optimizer:
     weight_decay: float = 0.0
 
 
-def build_optimizer(name: str, momentum: float = 0.0, weight_decay: float = 0.0) -> Optimizer:
+def build_optimizer(name: str, momentum: Number = 0.0, weight_decay: Number = 0.0) -> Optimizer:
     """Returns the optimizer of that name (`config.OPTIMIZERS`).
 
     Args:
         momentum: of sgd and rmsprop; momentum and nesterov take 0.9 where it is 0.
         weight_decay: added to the gradient as weight_decay * p, except for adamw, which shrinks the parameter.
+            Both may be tensors of one element (the lanes of a batch differ), which then are not 0.
     """
-    if name == "sgd" and momentum == 0:
+    if name == "sgd" and is_zero(momentum):
+        if isinstance(weight_decay, Tensor):
+            return Optimizer(_sgd(weight_decay), 0)
         return Optimizer(_sgd(weight_decay), 0, is_plain_sgd=True, weight_decay=weight_decay)
     if name in ("sgd", "momentum", "nesterov"):
-        return Optimizer(_momentum(momentum or 0.9, weight_decay, nesterov=name == "nesterov"), 1)
+        return Optimizer(
+            _momentum(0.9 if is_zero(momentum) else momentum, weight_decay, nesterov=name == "nesterov"), 1
+        )
     if name in ("adam", "adamw"):
         return Optimizer(_adam(weight_decay, is_decoupled=name == "adamw"), 2)
     if name == "rmsprop":
-        return Optimizer(_rmsprop(momentum, weight_decay), 2 if momentum else 1)
+        return Optimizer(_rmsprop(momentum, weight_decay), 1 if is_zero(momentum) else 2)
     if name == "adagrad":
         return Optimizer(_adagrad(weight_decay), 1)
     if name == "adadelta":
@@ -50,16 +56,16 @@ def build_optimizer(name: str, momentum: float = 0.0, weight_decay: float = 0.0)
     raise AssertionError(name)  # config.OptionConf has checked it
 
 
-def _sgd(weight_decay: float) -> Step:
+def _sgd(weight_decay: Number) -> Step:
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        return p - lr * (g + weight_decay * p if weight_decay else g), slots
+        return p - lr * (g + weight_decay * p if not is_zero(weight_decay) else g), slots
 
     return step
 
 
-def _momentum(momentum: float, weight_decay: float, nesterov: bool) -> Step:
+def _momentum(momentum: Number, weight_decay: Number, nesterov: bool) -> Step:
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if weight_decay:
+        if not is_zero(weight_decay):
             g = g + weight_decay * p
         v = momentum * slots[0] + g
         return p - lr * (g + momentum * v if nesterov else v), (v,)
@@ -67,13 +73,13 @@ def _momentum(momentum: float, weight_decay: float, nesterov: bool) -> Step:
     return step
 
 
-def _adam(weight_decay: float, is_decoupled: bool, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
+def _adam(weight_decay: Number, is_decoupled: bool, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
     """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; adamw: https://arxiv.org/abs/1711.05101"""
 
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if weight_decay and is_decoupled:
+        if is_decoupled and not is_zero(weight_decay):
             p = p * (1 - lr * weight_decay)
-        elif weight_decay:
+        elif not is_zero(weight_decay):
             g = g + weight_decay * p
         m = b1 * slots[0] + (1 - b1) * g
         v = b2 * slots[1] + (1 - b2) * g * g
@@ -83,13 +89,13 @@ def _adam(weight_decay: float, is_decoupled: bool, b1: float = 0.9, b2: float = 
     return step
 
 
-def _rmsprop(momentum: float, weight_decay: float, alpha: float = 0.99, eps: float = 1e-8) -> Step:
+def _rmsprop(momentum: Number, weight_decay: Number, alpha: float = 0.99, eps: float = 1e-8) -> Step:
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if weight_decay:
+        if not is_zero(weight_decay):
             g = g + weight_decay * p
         square = alpha * slots[0] + (1 - alpha) * g * g
         direction = g / (torch.sqrt(square) + eps)
-        if not momentum:
+        if is_zero(momentum):
             return p - lr * direction, (square,)
         buffer = momentum * slots[1] + direction
         return p - lr * buffer, (square, buffer)
@@ -97,11 +103,11 @@ def _rmsprop(momentum: float, weight_decay: float, alpha: float = 0.99, eps: flo
     return step
 
 
-def _adagrad(weight_decay: float, eps: float = 1e-10) -> Step:
+def _adagrad(weight_decay: Number, eps: float = 1e-10) -> Step:
     """Duchi et al. 2011, https://jmlr.org/papers/v12/duchi11a.html"""
 
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if weight_decay:
+        if not is_zero(weight_decay):
             g = g + weight_decay * p
         total = slots[0] + g * g
         return p - lr * g / (torch.sqrt(total) + eps), (total,)
@@ -109,11 +115,11 @@ def _adagrad(weight_decay: float, eps: float = 1e-10) -> Step:
     return step
 
 
-def _adadelta(weight_decay: float, rho: float = 0.9, eps: float = 1e-6) -> Step:
+def _adadelta(weight_decay: Number, rho: float = 0.9, eps: float = 1e-6) -> Step:
     """Zeiler 2012, https://arxiv.org/abs/1212.5701"""
 
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if weight_decay:
+        if not is_zero(weight_decay):
             g = g + weight_decay * p
         square = rho * slots[0] + (1 - rho) * g * g
         change = torch.sqrt(slots[1] + eps) / torch.sqrt(square + eps) * g
@@ -122,7 +128,12 @@ def _adadelta(weight_decay: float, rho: float = 0.9, eps: float = 1e-6) -> Step:
     return step
 
 
-def clip(grads: dict[str, Tensor], max_norm: float) -> dict[str, Tensor]:
+def is_zero(number: Number) -> bool:
+    """True for the number 0; a tensor stands for lanes whose values are not looked at."""
+    return not isinstance(number, Tensor) and number == 0
+
+
+def clip(grads: dict[str, Tensor], max_norm: Number) -> dict[str, Tensor]:
     """Scales the gradients so that their common 2-norm is at most `max_norm` (`torch.nn.utils.clip_grad_norm_`)."""
     norm = torch.sqrt(torch.stack([(g * g).sum() for g in grads.values()]).sum())
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)

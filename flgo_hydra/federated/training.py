@@ -15,7 +15,7 @@ from torch import nn
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.optimizer import Optimizer, Slots, clip
+from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import batch_order, count_steps, resolve_batch_size
 
@@ -26,7 +26,7 @@ class LocalStep:
 
     algorithm: Algorithm
     optimizer: Optimizer
-    clip_grad: float = 0.0
+    clip_grad: Number = 0.0
 
     def start(self, params: Tensors) -> dict[str, Slots]:
         """The optimizer's state before a client's first step."""
@@ -36,7 +36,7 @@ class LocalStep:
     def direction(self, params: Tensors, grads: Tensors, client: Client, hyper: Hyper) -> Tensors:
         """The algorithm's direction, its norm clipped."""
         grads = self.algorithm.correct(grads, params, client, hyper)
-        return clip(grads, self.clip_grad) if self.clip_grad else grads
+        return grads if is_zero(self.clip_grad) else clip(grads, self.clip_grad)
 
     def __call__(
         self, params: Tensors, grads: Tensors, slots: dict[str, Slots], count: int, client: Client, hyper: Hyper

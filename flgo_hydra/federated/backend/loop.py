@@ -19,6 +19,7 @@ from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.optimizer import is_zero
 from flgo_hydra.federated.randomness import Purpose, seed_torch, torch_seed
 from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, buffers_of, finish_round
 
@@ -56,7 +57,7 @@ class LoopBackend:
         self.buffers = buffers_of(model)
         self._slots = step.start(self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
-        self._corrects = type(step.algorithm).correct is not Algorithm.correct or step.clip_grad > 0
+        self._corrects = type(step.algorithm).correct is not Algorithm.correct or not is_zero(step.clip_grad)
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
         self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
         self._traced: TracedSteps | None = None
