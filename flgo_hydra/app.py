@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
 
     from flgo_hydra.federated.algorithm.base import Algorithm
     from flgo_hydra.federated.backend.choice import ChosenBackend
-    from flgo_hydra.federated.rounds import RunState, Status
+    from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.rounds import Run, RunState, Status
     from flgo_hydra.federated.task import Task
 
 _log = logging.getLogger("flgo_hydra")
@@ -158,11 +159,65 @@ def describe(result: RunResult) -> str:
     )
 
 
+@dataclass
+class _Run:
+    """A run that is ready to go, or under way."""
+
+    conf: Conf
+    paths: RunPaths
+    device: "torch.device"
+    data: "Data"
+    backend: "ChosenBackend"
+    state: "RunState"
+    watcher: "_Watcher"
+    rounds: "Run"
+
+    def end(self, status: "Status") -> RunResult:
+        """Returns the result of a run that ended so.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, and has written a checkpoint.
+        """
+        if status == "stopped":
+            self.watcher.save(self.state)
+            again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
+            raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
+        reason = self.watcher.prune_reason or ""
+        return _result(self.conf, self.state, status, self.device, reason, self.backend.note)
+
+
 def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     if isinstance(conf.algorithm, FlgoConf):
         return _train_with_flgo(conf, conf.algorithm, paths)
     with without_garbage_collection():
-        import torch
+        import torch  # noqa: F401  # here, where it is quick
+
+    from flgo_hydra.federated.rounds import drive
+
+    with _ctrl_c_at_round_boundary() as is_interrupted:
+        run = _prepare(conf, paths, task, reporter.current(), is_interrupted)
+        try:
+            status = drive(run.rounds, run.backend)
+        finally:
+            run.watcher.progress.close()
+    return run.end(status)
+
+
+def _prepare(
+    conf: Conf,
+    paths: RunPaths,
+    task: "Task | None",
+    line: reporter.Reporter,
+    is_interrupted: threading.Event,
+) -> _Run:
+    """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
+
+    Args:
+        task: the config's, if it has been built already.
+        line: to the launcher.
+        is_interrupted: set when the run shall end at its next round boundary.
+    """
+    import torch
 
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
@@ -172,7 +227,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     from flgo_hydra.federated.model import arrange_for_cpu, build_model
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.patience import Patience
-    from flgo_hydra.federated.rounds import RunState, run_rounds
+    from flgo_hydra.federated.rounds import RunState, rounds
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
@@ -197,20 +252,12 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
+    watcher = _Watcher(conf, paths, device, line, is_interrupted, backend)
+    watcher.resume(state)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
-    with _ctrl_c_at_round_boundary() as is_interrupted:
-        watcher = _Watcher(conf, paths, device, is_interrupted, backend)
-        watcher.resume(state)
-        try:
-            measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
-            status = run_rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-        finally:
-            watcher.progress.close()
-    if status == "stopped":
-        watcher.save(state)
-        again = f"python -m flgo_hydra.resume {shlex.quote(str(paths.folder))}"
-        raise KeyboardInterrupt(f"stopped after round {state.round_num}; {again} goes on")
-    return _result(conf, state, status, device, watcher.prune_reason or "", backend.note)
+    measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
+    steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
+    return _Run(conf, paths, device, data, backend, state, watcher, steps)
 
 
 def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunResult:
@@ -225,7 +272,7 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
     state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience.start(conf.is_maximized))
     model = compose.parameters(conf.model)
     with _ctrl_c_at_round_boundary() as is_interrupted:
-        watcher = _Watcher(replace(conf, checkpoint_interval=0), paths, device, is_interrupted)
+        watcher = _Watcher(replace(conf, checkpoint_interval=0), paths, device, reporter.current(), is_interrupted)
         watcher.resume(state)
         try:
             status = flgo_runner.run_rounds(conf, conf.task, algorithm, model, str(device), state, watcher)
@@ -244,6 +291,7 @@ class _Watcher:
         conf: Conf,
         paths: RunPaths,
         device: "torch.device",
+        line: reporter.Reporter,
         is_interrupted: threading.Event,
         backend: "ChosenBackend | None" = None,
     ) -> None:
@@ -253,6 +301,7 @@ class _Watcher:
         self._paths = paths
         self._device = device
         self._fingerprint = compose.fingerprint(conf)
+        self._line = line
         self._is_interrupted = is_interrupted
         self._backend = backend
         self.prune_reason: str | None = None
@@ -292,7 +341,7 @@ class _Watcher:
             self._save_best_model(state)
         best = state.patience
         self.progress.show(state.round_num, state.last, best.best, best.best_round, self._option.monitor)
-        reporter.report(
+        self._line.report(
             "round",
             round=state.round_num,
             num_rounds=self._option.num_rounds,
@@ -304,12 +353,12 @@ class _Watcher:
     def finished_round(self, state: "RunState") -> "Status | None":
         from flgo_hydra.federated.rounds import Status
 
-        self.prune_reason = reporter.prune_reason()
+        self.prune_reason = self._line.prune_reason()
         if self.prune_reason is not None:
             return Status.PRUNED
         if state.round_num > 0 and self._due.is_due(state.round_num):
             self._due.timed(lambda: self.save(state))
-        return Status.STOPPED if self._is_interrupted.is_set() or reporter.stop_requested() else None
+        return Status.STOPPED if self._is_interrupted.is_set() or self._line.stop_requested() else None
 
     def save(self, state: "RunState") -> None:
         """Writes a checkpoint of the last finished round."""

@@ -65,6 +65,10 @@ class RoundWork:
     round_num: int
 
 
+Run = Generator[RoundWork, ServerState, Status]
+"""yields what is to be trained, takes the server's next state, and returns how it ended"""
+
+
 class Watcher(Protocol):
     """Who follows a run: the record, a progress line, a launcher."""
 
@@ -87,7 +91,11 @@ def run_rounds(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Status:
     """Trains from `state` on, changing it, until the run ends. For the arguments see `rounds`."""
-    run = rounds(backend, data, algorithm, numbers, option, state, watcher, clock)
+    return drive(rounds(backend, data, algorithm, numbers, option, state, watcher, own_metrics, clock), backend)
+
+
+def drive(run: Run, backend: Backend) -> Status:
+    """Trains every round that a run asks for, until it ends."""
     try:
         work = next(run)
         while True:
@@ -105,8 +113,9 @@ def rounds(
     option: OptionConf,
     state: RunState,
     watcher: Watcher,
+    own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Generator[RoundWork, ServerState, Status]:
+) -> Run:
     """A run from `state` on, changing it: yields what is to be trained, and takes the server's next state.
 
     Round 0 is the untrained model. It counts: a run that only gets worse has its best round there. The patience of

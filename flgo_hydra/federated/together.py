@@ -1,16 +1,16 @@
 """Several runs in lockstep: each round of all of them is trained as one program."""
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
-from flgo_hydra.federated.rounds import RoundWork, Status
+from flgo_hydra.federated.rounds import RoundWork, Run, Status
 from flgo_hydra.federated.training import ServerState
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def run_together(
-    runs: Mapping[Key, Generator[RoundWork, ServerState, Status]],
+    runs: Mapping[Key, Run],
     train: Callable[[Mapping[Key, RoundWork]], Mapping[Key, ServerState]],
     ended: Callable[[Key, Status | Exception], None],
 ) -> None:
