@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +82,103 @@ def job(cfg: DictConfig) -> float:
         raise
 
 
+_VALUES = ("num_rounds", "lr", "lr_schedule", "lr_decay", "early_stop", "seed", "eval_interval", "initial_weights")
+"""Options in which runs of one program may differ."""
+_VALUES_OR_0 = ("momentum", "weight_decay", "clip_grad")
+"""The same, but 0 is another program."""
+
+
+def fuse_key(cfg: DictConfig) -> str:
+    """The same text for jobs that can run as one program, since they differ in values only; for our launcher."""
+    values = compose.deciding(compose.to_conf(cfg, has_known_keys=True))
+    option = values["option"]
+    for name in _VALUES:
+        option.pop(name)
+    for name in _VALUES_OR_0:
+        option[name] = option[name] == 0
+    values["algorithm"] = {
+        name: None if isinstance(value, int | float) and not isinstance(value, bool) else value
+        for name, value in values["algorithm"].items()
+    }
+    return compose.hash_of(values)
+
+
+def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
+    """Runs jobs of one `fuse_key` as one program; each has the folder, records and end that it would have alone.
+
+    Args:
+        is_auto: train as many of them at once as pays; else all.
+    """
+    from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
+    from flgo_hydra.federated.rounds import RoundWork
+    from flgo_hydra.federated.together import run_together
+    from flgo_hydra.federated.training import LocalWork, ServerState
+
+    runs: dict[int, _Run] = {}
+    members: dict[int, Member] = {}
+    stopped: list[int] = []
+    never = threading.Event()
+
+    def fail(i: int, error: Exception) -> None:
+        with jobs[i].logging():
+            _record_failure(RunPaths(jobs[i].folder), error)
+            _log.exception("the job failed", exc_info=error)
+        jobs[i].fail(error)
+
+    def ended(i: int, how: "Status | Exception") -> None:
+        if isinstance(how, Exception):
+            return fail(i, how)
+        with jobs[i].logging():
+            try:
+                result = runs[i].end(how)
+            except KeyboardInterrupt as stop:
+                _log.info("%s", stop)
+                stopped.append(i)
+                return
+            result = replace(result, engine={**result.engine, **backend.note})
+            write_result(runs[i].paths, result)
+            _log.info("%s", describe(result))
+        jobs[i].finish(result.objective)
+
+    task = None
+    for i, job in enumerate(jobs):
+        paths = RunPaths(job.folder)
+        try:
+            conf = compose.to_conf(job.cfg)
+            finished = _read_finished(conf, paths)
+            if finished is not None:
+                jobs[i].finish(finished.objective)
+                continue
+            task = check(conf) or task
+            with jobs[i].logging():
+                run = _prepare(conf, paths, task, job.reporter, never)
+        except Exception as error:
+            fail(i, error)
+            continue
+        runs[i] = run
+        work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+        numbers = (conf.optimizer, conf.momentum, conf.weight_decay, conf.clip_grad)
+        members[i] = Member(run.algorithm, *numbers, work, run.backend)
+    if not runs:
+        return
+    first = next(iter(runs.values()))
+    backend = FusedBackend(first.model, first.data, members, is_auto)
+
+    def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
+        if backend.is_not_worth_it:
+            for i in works:
+                runs[i].watcher.save(runs[i].state)
+            raise reporter.RunApart("two at once are no faster than one after the other")
+        return backend.train(works)
+
+    try:
+        run_together({i: run.rounds for i, run in runs.items()}, train, ended)
+    except CannotFuse as error:
+        raise reporter.RunApart(str(error)) from error
+    if stopped:
+        raise KeyboardInterrupt
+
+
 def run(conf: Conf, folder: Path) -> RunResult:
     """Runs a job in its folder, or goes on from the folder's checkpoint; a finished one is read back.
 
@@ -90,22 +187,39 @@ def run(conf: Conf, folder: Path) -> RunResult:
         KeyboardInterrupt: stopped by request at a round boundary, with a checkpoint.
     """
     paths = RunPaths(folder)
-    finished = read_result(paths)
+    finished = _read_finished(conf, paths)
     if finished is not None:
-        if finished.fingerprint != compose.fingerprint(conf):
-            raise ValueError(f"{folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`).")
-        _log.info("already finished: %s", describe(finished))
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     try:
         result = _train(conf, paths, check(conf))
     except Exception as error:
-        kind, message = type(error).__name__, str(error)
-        write_failure(paths, Failure(kind, message, traceback.format_exc()))
+        _record_failure(paths, error)
         raise
     write_result(paths, result)
     _log.info("%s", describe(result))
     return result
+
+
+def _read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
+    """The result that the folder has already.
+
+    Raises:
+        ValueError: it is another config's.
+    """
+    finished = read_result(paths)
+    if finished is not None:
+        if finished.fingerprint != compose.fingerprint(conf):
+            raise ValueError(
+                f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
+            )
+        _log.info("already finished: %s", describe(finished))
+    return finished
+
+
+def _record_failure(paths: RunPaths, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    write_failure(paths, Failure(type(error).__name__, str(error), text))
 
 
 _checked: set[str] = set()
@@ -167,6 +281,8 @@ class _Run:
     paths: RunPaths
     device: "torch.device"
     data: "Data"
+    model: "torch.nn.Module"
+    algorithm: "Algorithm"
     backend: "ChosenBackend"
     state: "RunState"
     watcher: "_Watcher"
@@ -257,7 +373,7 @@ def _prepare(
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return _Run(conf, paths, device, data, backend, state, watcher, steps)
+    return _Run(conf, paths, device, data, model, algorithm, backend, state, watcher, steps)
 
 
 def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunResult:

@@ -1,7 +1,8 @@
 """Several jobs as one program, in one process.
 
 An app offers it with two functions beside its task function: `fuse_key(cfg)`, the same text for jobs that can run
-together (empty: with no other), and `job_group(jobs)`, which runs them. Hydra prepares each job as it always does (its
+together (empty: with no other), and `job_group(jobs, is_auto)`, which runs them: `is_auto` as many at a time as pays,
+else all at once. Hydra prepares each job as it always does (its
 folder, its `.hydra`, its log file); what the task function would have computed, `job_group` computes for all.
 Each job has its own line to the launcher, and ends by itself, with a result or an error.
 """
@@ -18,15 +19,15 @@ from typing import Any
 
 from flgo_hydra.launch import worker
 from flgo_hydra.launch.channel import Channel
-from flgo_hydra.launch.reporter import Reporter
+from flgo_hydra.launch.reporter import Reporter, RunApart
 from flgo_hydra.launch.task_reference import load_task
 
 _RESERVE_BYTES = 2**20
 
 
 @dataclass
-class GroupJob:
-    """One of the jobs that `job_group` runs."""
+class Member:
+    """One of the jobs that `job_group` runs (a `GroupJob`)."""
 
     cfg: Any
     """its composed config, without Hydra's node"""
@@ -76,11 +77,12 @@ def run(channels: Sequence[Channel]) -> int:
     channels[0].watch(worker.LOOK_S, memory.tell)
     for channel in channels[1:]:
         channel.watch(worker.LOOK_S, lambda: None)
-    jobs: list[GroupJob] = []
-    group_function = None
+    jobs: list[Member] = []
+    group_function, is_auto = None, True
     for channel in channels:
         assignment: worker.Assignment = pickle.loads(channel.read_payload())
         worker.set_threads(assignment.num_threads)
+        is_auto = assignment.fuse == "auto"
         module = sys.modules[load_task(assignment.task).__module__]
         group_function = getattr(module, "job_group")  # noqa: B009  # the launcher has seen it
         line = worker.make_reporter(channel, memory if channel is channels[0] else None)
@@ -91,7 +93,7 @@ def run(channels: Sequence[Channel]) -> int:
     failure: BaseException | None = None
     try:
         if group_function is not None and jobs:
-            group_function(jobs)
+            group_function(jobs, is_auto)
     except KeyboardInterrupt:  # stopped at a round boundary: jobs that have not ended go on another time
         if not any(job._channel.has_been_told_to_stop for job in jobs):
             raise
@@ -100,6 +102,13 @@ def run(channels: Sequence[Channel]) -> int:
                 job._channel.send({"kind": "end", "status": "stopped", "has_heeded_stop": True})
         memory.tell(is_last=True)
         return worker.EXIT_STOPPED
+    except RunApart as why:
+        print(f"these jobs run one by one from here: {why}", file=sys.stderr)
+        memory.tell(is_last=True)
+        for job in jobs:
+            if not job.is_ended:
+                job._channel.send({"kind": "end", "status": "apart", "why": str(why)})
+        return 0
     except Exception as raised:
         failure = raised
     del reserve
@@ -110,7 +119,7 @@ def run(channels: Sequence[Channel]) -> int:
     return 0 if failure is None else worker.EXIT_FAILED
 
 
-def _prepare(assignment: worker.Assignment, channel: Channel, line: Reporter) -> GroupJob:
+def _prepare(assignment: worker.Assignment, channel: Channel, line: Reporter) -> Member:
     """Has Hydra prepare a job, whose task function only notes what it was given."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -123,4 +132,4 @@ def _prepare(assignment: worker.Assignment, channel: Channel, line: Reporter) ->
     returned = worker.run_job(assignment, note)
     if returned.status.name == "FAILED":
         raise returned._return_value
-    return GroupJob(noted["cfg"], noted["folder"], line, channel, returned, noted["handlers"])
+    return Member(noted["cfg"], noted["folder"], line, channel, returned, noted["handlers"])

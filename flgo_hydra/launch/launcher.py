@@ -181,6 +181,7 @@ class PackingLauncher(Launcher):
                 config=pickle.dumps(composed),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
+                fuse=self.settings.fuse,
                 version_base=self._version_base,
             )
             job = Job(

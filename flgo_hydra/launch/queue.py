@@ -142,6 +142,7 @@ class Queue:
         self.stop_level = 0  # 1: at the next round boundary; 2: now
         self._events: deque[Event] = deque()
         self._kernel_kills = self.read_kernel_kills()
+        self._apart: set[str] = set()  # fuse keys of jobs that gain nothing together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
         self._has_told_stuck = False
@@ -258,7 +259,7 @@ class Queue:
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
         for key, jobs in by_key.items():
             share = -(-len(jobs) // max(1, len(self.devices)))
-            most = 1 if not key else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
+            most = 1 if not key or key in self._apart else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
             group: list[Job] = []
             for job in jobs:
                 limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
@@ -384,6 +385,12 @@ class Queue:
 
     def _end_attempt(self, running: Running, ended: Ended) -> None:
         job = running.job
+        if running.end_message is not None and running.end_message.get("status") == "apart":
+            # It has lost nothing, and neither it nor its like shall start together again.
+            self._apart.add(job.fuse_key)
+            job.state = "waiting"
+            self.waiting.insert(0, job)
+            return
         end = self._describe(running, ended)
         failure = classify(end)
         seconds = self.clock() - running.started_s

@@ -7,7 +7,9 @@ else's, or none: this module imports nothing of them, so the app can import it a
 """
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
 
 
 class Reporter:
@@ -35,6 +37,35 @@ class Reporter:
     def prune_reason(self) -> str | None:
         """Why this job shall end as pruned at this round boundary; None: it may go on."""
         return None if self._prune_reason is None else self._prune_reason()
+
+
+class GroupJob(Protocol):
+    """One of the jobs that an app's `job_group` runs as one program (`launch/group.py`)."""
+
+    @property
+    def cfg(self) -> Any:
+        """Its composed config, without Hydra's node."""
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+
+    @property
+    def reporter(self) -> Reporter:
+        """Its line to the launcher."""
+
+    def logging(self) -> AbstractContextManager[None]:
+        """While open, what is logged goes where this job's own config says."""
+
+    def finish(self, value: Any) -> None:
+        """Ends the job with the value that its task function would have returned."""
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the job with the error that its task function would have raised."""
+
+
+class RunApart(Exception):
+    """What `job_group` raises when the jobs that have not ended should run one by one; the text says why."""
 
 
 _current = Reporter()
