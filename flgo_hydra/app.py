@@ -140,7 +140,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
             _log.info("%s", describe(result))
         jobs[i].finish(result.objective)
 
-    task = None
+    task, data = None, None
     for i, job in enumerate(jobs):
         paths = RunPaths(job.folder)
         try:
@@ -151,14 +151,15 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
                 continue
             task = check(conf) or task
             with jobs[i].logging():
-                run = _prepare(conf, paths, task, job.reporter, never)
+                run = _prepare(conf, paths, task, job.reporter, never, data)
+                data = run.data
         except Exception as error:
             fail(i, error)
             continue
         runs[i] = run
         work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
         numbers = (conf.optimizer, conf.momentum, conf.weight_decay, conf.clip_grad)
-        members[i] = Member(run.algorithm, *numbers, work, run.backend)
+        members[i] = Member(run.algorithm, *numbers, work, run.backend.loop)
     if not runs:
         return
     first = next(iter(runs.values()))
@@ -325,6 +326,7 @@ def _prepare(
     task: "Task | None",
     line: reporter.Reporter,
     is_interrupted: threading.Event,
+    data: "Data | None" = None,
 ) -> _Run:
     """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
 
@@ -332,6 +334,7 @@ def _prepare(
         task: the config's, if it has been built already.
         line: to the launcher.
         is_interrupted: set when the run shall end at its next round boundary.
+        data: of the task, if another run has them on the device already.
     """
     import torch
 
@@ -350,7 +353,7 @@ def _prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    data = to_data(task, device, dtype)
+    data = data or to_data(task, device, dtype)
     model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, dtype)
     if conf.initial_weights:
         _load_weights(model, conf.initial_weights)

@@ -69,7 +69,7 @@ class ChosenBackend:
     """The backend that was asked for, or the one that its first cohort finds faster."""
 
     def __init__(self, loop: LoopBackend, make_vmap: Callable[[], VmapBackend]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._make_vmap = make_vmap
         self._backend: LoopBackend | VmapBackend | None = None
         self._seconds: dict[str, float] = {}
@@ -83,7 +83,7 @@ class ChosenBackend:
     def choose(self, name: str, why: str) -> None:
         """Decides, unless it has been decided."""
         if self._backend is None:
-            self._backend = self._loop if name == "loop" else self._make_vmap()
+            self._backend = self.loop if name == "loop" else self._make_vmap()
             self._why = why
 
     @property
@@ -95,7 +95,7 @@ class ChosenBackend:
         return {**self._backend.note, "chosen_by": self._why, **measured}
 
     def load(self, server: ServerState) -> nn.Module:
-        return self._loop.load(server)
+        return self.loop.load(server)
 
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
@@ -109,12 +109,12 @@ class ChosenBackend:
         if key not in _measured:
             estimate = vmap.estimate(server, cohort, hyper, round_num)
             if estimate is None:
-                self._backend, self._why = self._loop, f"vmap cannot: {vmap.why_not}"
-                return self._loop
-            _measured[key] = {"loop": self._loop.estimate(server, cohort, hyper, round_num), "vmap": estimate}
+                self._backend, self._why = self.loop, f"vmap cannot: {vmap.why_not}"
+                return self.loop
+            _measured[key] = {"loop": self.loop.estimate(server, cohort, hyper, round_num), "vmap": estimate}
         self._seconds = _measured[key]
         is_faster = self._seconds["vmap"] < _MARGIN * self._seconds["loop"]
-        self._backend, self._why = vmap if is_faster else self._loop, "measurement"
+        self._backend, self._why = vmap if is_faster else self.loop, "measurement"
         return self._backend
 
 
