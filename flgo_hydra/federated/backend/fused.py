@@ -306,7 +306,8 @@ class FusedBackend:
         loop.load(work.server).train()
         client = Client(work.server.params, work.server.state, work.clients.get(lane.client))
         rows = [torch.from_numpy(np.asarray(batch)).to(self._device) for batch in lane.order]
-        loop.train_client(rows, client, work.hyper)
+        with torch.enable_grad():
+            loop.train_client(rows, client, work.hyper)
         for name, p in loop.params.items():
             before, alone, ours = work.server.params[name], p.detach(), tensors.params[name][-1]
             change = (alone - before).abs().max() + 1e-3 * alone.abs().max()

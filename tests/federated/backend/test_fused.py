@@ -1,0 +1,247 @@
+"""Several runs as one program: each gives the numbers that it gives alone."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flgo_hydra.config import OptionConf
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
+from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.width import WidthSearch
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.optimizer import build_optimizer
+from flgo_hydra.federated.rounds import RunState, Status, drive, rounds
+from flgo_hydra.federated.together import run_together
+from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+
+DEFAULTS = {"num_rounds": 3, "proportion": 0.6, "batch_size": 4, "num_epochs": 2, "lr": 0.1, "dtype": "float64"}
+
+
+class Watcher:
+    def __init__(self):
+        self.lines = []
+
+    def evaluated(self, state, is_best):
+        self.lines.append({"round": state.round_num, **state.last})
+
+    def finished_round(self, state):
+        return None
+
+
+def option(**values):
+    names = OptionConf.__dataclass_fields__
+    return OptionConf(**{k: v for k, v in {**DEFAULTS, **values}.items() if k in names})
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Runs:
+    """Runs of the same structure, to be run alone or together."""
+
+    def __init__(self, data, algorithm, build=mlp, **shared):
+        self.data, self.algorithm, self.build, self.shared = data, algorithm, build, shared
+        self.numbers = {"mu": 0.3} if algorithm is FedProx else {"eta": 0.9} if algorithm is Scaffold else {}
+
+    def make(self, values):
+        conf = option(**{**self.shared, **values})
+        with torch.random.fork_rng():
+            torch.manual_seed(conf.seed)
+            model = self.build().double()
+        algorithm = self.algorithm()
+        step = LocalStep(algorithm, build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay), conf.clip_grad)
+        work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+        loop = LoopBackend(model, self.data, step, work, compiles=False)
+        server = server_state(model, algorithm)
+        state = RunState(server, ClientStates(algorithm.init_client(server.params), len(self.data.offsets) - 1))
+        watcher = Watcher()
+        numbers = {name: values.get(name, value) for name, value in self.numbers.items()}
+        run = rounds(loop, self.data, algorithm, numbers, conf, state, watcher)
+        member = Member(algorithm, conf.optimizer, conf.momentum, conf.weight_decay, conf.clip_grad, work, loop)
+        return run, member, state, watcher, model
+
+    def alone(self, values):
+        run, member, state, watcher, _ = self.make(values)
+        return drive(run, member.loop), state, watcher.lines
+
+    def together(self, points, is_auto=False, prepare=lambda backend: None):
+        made = [self.make(values) for values in points]
+        backend = FusedBackend(made[0][4], self.data, {i: one[1] for i, one in enumerate(made)}, is_auto)
+        prepare(backend)
+        ends = {}
+        run_together({i: one[0] for i, one in enumerate(made)}, backend.train, ends.__setitem__)
+        return [(ends[i], one[2], one[3].lines) for i, one in enumerate(made)], backend
+
+
+def assert_same(one, other, atol=1e-12):
+    (status, state, lines), (other_status, other_state, other_lines) = one, other
+    assert status == other_status
+    assert [line["round"] for line in lines] == [line["round"] for line in other_lines]
+    for a, b in zip(lines, other_lines, strict=True):
+        assert a == pytest.approx(b, rel=0, abs=atol, nan_ok=True)
+    for tensors, others in (
+        (state.server.params, other_state.server.params),
+        (state.server.buffers, other_state.server.buffers),
+    ):
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(others[name], tensor, rtol=0, atol=atol, equal_nan=True)
+    mine, theirs = state.clients.export(), other_state.clients.export()
+    assert mine["clients"] == theirs["clients"]
+    for kind, tensors in mine["rows"].items():
+        for name, rows in tensors.items():
+            torch.testing.assert_close(theirs["rows"][kind][name], rows, rtol=0, atol=atol)
+
+
+POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_rounds": 2}]
+
+
+@pytest.mark.parametrize(
+    "shared, points",
+    [
+        ({}, [{}, {}, {}]),
+        ({"optimizer": "momentum"}, [{"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.1}]),
+        ({"optimizer": "adam"}, [{"weight_decay": 0.1}, {"weight_decay": 0.01}, {"weight_decay": 0.3}]),
+        ({"batch_size": 0.5, "num_epochs": 3}, [{"clip_grad": 0.1}, {"clip_grad": 1.0}, {"clip_grad": 9.0}]),
+        ({"optimizer": "rmsprop", "batch_size": -1}, [{"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.3}]),
+        ({"num_steps": 3, "aggregate": "weighted_scale"}, [{"mu": 0.1}, {"mu": 1.0}, {"eta": 0.5}]),
+        ({"lr_schedule": "cosine"}, [{}, {"lr_schedule": "constant"}, {"eval_interval": 2}]),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold])
+def test_runs_give_the_numbers_that_they_give_alone(ragged, algorithm, shared, points):
+    runs = Runs(ragged, algorithm, **shared)
+    points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]
+    together, backend = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+    assert backend.note == {"backend": "fused", "runs": 3, "runs_at_once": 3}
+
+
+def test_a_run_does_not_depend_on_the_others(ragged):
+    runs = Runs(ragged, Scaffold)
+    (first, *_), _ = runs.together(POINTS)
+    (pair, _), _ = runs.together([POINTS[0], {"lr": 0.7, "seed": 9}])
+    assert_same(first, pair)
+
+
+def test_running_statistics(ragged):
+    """Batch normalisation mixes the samples of a batch: partial batches must not be filled up."""
+    data = type(ragged)(ragged.x_train[:22], ragged.y_train[:22], ragged.offsets[:4], ragged.valid, ragged.test, True)
+    runs = Runs(data, FedAvg, lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), batch_size=5, num_epochs=1)
+    points = [{**values, "num_steps": 1} for values in POINTS]
+    together, _ = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+
+
+def test_a_run_that_diverges_leaves_the_others(ragged):
+    runs = Runs(ragged, FedAvg, num_rounds=4)
+    points = [{"lr": 0.1}, {"lr": 1e200, "seed": 1}, {"lr": 0.05, "early_stop": 1, "seed": 5}]
+    together, _ = runs.together(points)
+    assert together[1][0] == Status.DIVERGED
+    assert not math.isfinite(together[1][2][-1]["valid_loss"])
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+
+
+def test_a_run_that_fails_leaves_the_others(ragged):
+    runs = Runs(ragged, FedAvg)
+    made = [runs.make(values) for values in POINTS]
+    made[1][3].evaluated = lambda state, is_best: 1 / (1 - state.round_num)
+    backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
+    ends = {}
+    run_together({i: one[0] for i, one in enumerate(made)}, backend.train, ends.__setitem__)
+    assert isinstance(ends[1], ZeroDivisionError)
+    assert_same(runs.alone(POINTS[0]), (ends[0], made[0][2], made[0][3].lines))
+
+
+def test_memory_runs_out_and_the_width_is_halved(ragged):
+    """Nothing was lost: the round is trained again with half as many at once."""
+    points = [{"seed": seed} for seed in range(4)]
+    widths = []
+
+    def prepare(backend):
+        train = backend._train_chunk
+
+        def limited(keys, works):
+            widths.append(len(keys))
+            servers = train(keys, works) if len(keys) < 4 else None
+            if servers is None:
+                train(keys, works)  # as far as it can get before memory runs out: nothing is kept of it
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return servers
+
+        backend._train_chunk = limited
+
+    runs = Runs(ragged, FedAvg, num_rounds=1)
+    together, backend = runs.together(points, prepare=prepare)
+    assert widths == [4, 2, 2]
+    assert backend.note["runs_at_once"] == 2
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+
+
+def test_what_vmap_cannot_do_is_refused_before_anything_is_kept(ragged):
+    class Dropout(nn.Sequential):
+        pass
+
+    runs = Runs(ragged, FedAvg, lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
+    with pytest.raises(CannotFuse, match="random"):
+        runs.together(POINTS)
+
+
+def test_what_vmap_computes_otherwise_is_noticed(ragged):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.linear(x) * (2.0 if torch._C._functorch.is_batchedtensor(x) else 1.0)
+
+    with pytest.raises(CannotFuse, match="something else"):
+        Runs(ragged, FedAvg, Odd).together(POINTS)
+
+
+@pytest.mark.parametrize(
+    "most, seconds, expected",
+    [
+        (8, {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.125}, 8),
+        (6, {1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}, 6),
+        (8, {1: 1.0, 2: 0.5, 4: 0.46, 8: 0.1}, 2),
+        (8, {1: 1.0, 2: 0.95}, 1),
+        (8, {1: 1.0, 2: 0.909}, 2),
+        (1, {}, 1),
+    ],
+)
+def test_the_width_grows_while_it_gains_a_tenth(most, seconds, expected):
+    search = WidthSearch(most)
+    tried = []
+    while not search.is_done:
+        tried.append(search.width)
+        # The first round at a width also does what is done once.
+        search.learn(seconds.get(search.width, 99.0) * (5 if tried.count(search.width) == 1 else 1))
+    assert search.width == expected
+    assert all(tried.count(width) == 2 for width in tried)
+
+
+def test_a_fixed_width_is_only_halved():
+    search = WidthSearch(6, is_fixed=True)
+    assert (search.width, search.is_done) == (6, True)
+    assert [search.does_not_fit() for _ in range(3)] == [True, True, False]
+    assert search.width == 1
+
+
+def test_auto_says_when_it_is_not_worth_it(ragged):
+    def prepare(backend):
+        backend._search.width, backend._search.is_done = 1, True
+
+    _, backend = Runs(ragged, FedAvg).together(POINTS, is_auto=True, prepare=prepare)
+    assert backend.is_not_worth_it
