@@ -291,7 +291,10 @@ class PackingLauncher(Launcher):
         # Callbacks and the working folder are a process's, not a job's.
         if self._fuse_key is None or config.hydra.get("callbacks") or config.hydra.job.get("chdir"):
             return ""
-        return str(self._fuse_key(config) or "")
+        own = config.copy()
+        with open_dict(own):
+            del own["hydra"]
+        return str(self._fuse_key(own) or "")
 
     def _number(self, config: DictConfig, num: int) -> DictConfig:
         with open_dict(config):
