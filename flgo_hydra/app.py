@@ -90,7 +90,10 @@ _VALUES_OR_0 = ("momentum", "weight_decay", "clip_grad")
 
 def fuse_key(cfg: DictConfig) -> str:
     """The same text for jobs that can run as one program, since they differ in values only; for our launcher."""
-    values = compose.deciding(compose.to_conf(cfg, has_known_keys=True))
+    conf = compose.to_conf(cfg, has_known_keys=True)
+    if isinstance(conf.algorithm, FlgoConf):
+        return ""
+    values = compose.deciding(conf)
     option = values["option"]
     for name in _VALUES:
         option.pop(name)

@@ -118,6 +118,7 @@ class PackingLauncher(Launcher):
                     self.submit(overrides, num)
                 elif queue.stop_level:
                     to_submit.clear()
+                queue.expect_more(bool(to_submit) and may_submit)
                 # With jobs still to compose, only look at what has happened meanwhile.
                 event = self.next_event(timeout_s=0.0 if to_submit and may_submit else None)
                 if event is not None and event.kind == "ended":

@@ -139,6 +139,7 @@ class Queue:
         self.waiting: list[Job] = []
         self.running: dict[int, Running] = {}  # by token
         self.devices: Sequence[Device] = ()
+        self._expects_more = False
         self.stop_level = 0  # 1: at the next round boundary; 2: now
         self._events: deque[Event] = deque()
         self._kernel_kills = self.read_kernel_kills()
@@ -170,6 +171,11 @@ class Queue:
         self._has_changed = True
         if self.stop_level:
             self._drop_waiting("stopped", "was not started: the sweep was stopped")
+
+    def expect_more(self, is_true: bool) -> None:
+        """Says whether more jobs are submitted at once: then a group that is not full waits for them."""
+        self._has_changed |= is_true != self._expects_more
+        self._expects_more = is_true
 
     def refuse(self, job: Job, failure: Failure) -> None:
         """Takes note of a job that cannot even be submitted."""
@@ -257,8 +263,9 @@ class Queue:
         for job in ready:
             by_key.setdefault(job.fuse_key, []).append(job)
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
+        held: set[int] = set()
         for key, jobs in by_key.items():
-            share = -(-len(jobs) // max(1, len(self.devices)))
+            share = MOST_FUSED if self._expects_more else -(-len(jobs) // max(1, len(self.devices)))
             most = 1 if not key or key in self._apart else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
             group: list[Job] = []
             for job in jobs:
@@ -266,7 +273,9 @@ class Queue:
                 if not group or len(group) >= min([most, *limits]):
                     group = groups[id(job)] = []
                 group.append(job)
-        return [groups[id(job)] for job in ready if id(job) in groups]
+            if most > 1 and len(group) < most and self._expects_more:
+                held.add(id(group[0]))
+        return [groups[id(job)] for job in ready if id(job) in groups and id(job) not in held]
 
     def _request(self, group: Sequence[Job]) -> Request:
         """What a group asks for: as one job, by the name of its first one."""

@@ -390,6 +390,7 @@ class _Sweep:
                     break
                 elif self._has_news:  # slots first
                     self._write_tables_now_and_then()
+                queue.expect_more(job is not None and not source.is_patient)
                 # With jobs still to submit, only look at what has happened meanwhile.
                 event = launcher.next_event(timeout_s=0.0 if job is not None else self._live.wait_s())
                 for pruned in self._live.write():

@@ -410,6 +410,38 @@ def test_sizes_of_groups(world, fuse, num_devices, expected):
     assert [len(group) for group in queue._groups(fused(world, 7))] == expected
 
 
+def test_a_group_waits_until_all_that_come_have_come(world):
+    queue = world.queue(fuse=3)
+    jobs = fused(world, 4)
+    queue.expect_more(True)
+    for job in jobs:
+        queue.submit(job)
+        assert queue.next_event(timeout_s=0) is None or job.num >= 2
+    assert sizes(queue) == [3, 3, 3]  # a full one does not wait
+    queue.expect_more(False)
+    for token in range(1, 4):
+        world.pool.finish(token)
+    world.pool.finish(4)
+    events(queue)
+    assert [job.attempts[0].group_size for job in jobs] == [3, 3, 3, 1]
+
+
+def test_jobs_that_are_sent_apart_go_again_one_by_one(world):
+    queue = world.queue(fuse=2)
+    jobs = fused(world, 3)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    for token in (1, 2):
+        world.pool.say(token, kind="end", status="apart", why="no gain")
+    world.pool.told.append([Ended(token, 0, None, b"") for token in (1, 2)])
+    for token in (3, 4, 5):
+        world.pool.finish(token)
+    events(queue)
+    assert [job.state for job in jobs] == ["done"] * 3
+    assert [[attempt.group_size for attempt in job.attempts] for job in jobs] == [[1], [1], [1]]
+
+
 def test_what_does_not_fit_goes_again_in_halves_and_then_grows_its_reservation(world):
     queue = world.queue(fuse=4, guess_mib=100)
     jobs = fused(world, 4)

@@ -1,0 +1,108 @@
+"""A grid whose points run as one program, from the command line: each point is what it would be alone."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GRID = ["lr=0.1,0.02", "seed=0,1", "num_rounds=4", "dtype=float64", "task.num_clients=5", "hydra.launcher.view=lines"]
+MINE = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+
+class Dying(nn.Sequential):
+    '''Ends its process the first time it sees the third round's batches of several runs.'''
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.calls = 0
+
+    def forward(self, x):
+        if torch._C._functorch.is_batchedtensor(x):
+            self.calls += 1
+            if self.calls > 60 and not Path("died").exists():
+                Path("died").touch()
+                os.kill(os.getpid(), 9)
+        return super().forward(x)
+"""
+
+
+def sweep(folder, name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "flgo_hydra", "-m", *GRID, *arguments, f"hydra.sweep.dir={name}"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    runs = []
+    for path in sorted(folder.glob(f"{name}/*/result.json"), key=lambda path: int(path.parent.name)):
+        lines = [json.loads(line) for line in (path.parent / "rounds.jsonl").read_text().splitlines()]
+        result = json.loads(path.read_text())
+        runs.append(
+            (result, [{k: math.nan if v is None else v for k, v in line.items() if k != "seconds"} for line in lines])
+        )
+    return done, runs
+
+
+def assert_same(runs, others):
+    assert len(runs) == len(others) > 1
+    for (one, lines), (other, other_lines) in zip(runs, others, strict=True):
+        keys = ("status", "best_round", "last_round", "seed", "fingerprint")
+        assert {key: one[key] for key in keys} == {key: other[key] for key in keys}
+        for line, other_line in zip(lines, other_lines, strict=True):
+            assert line == pytest.approx(other_line, rel=1e-12, abs=1e-12, nan_ok=True)
+
+
+def test_points_run_as_one_program_are_what_they_are_alone(tmp_path):
+    """One of them diverges, others stop early; each has its folder, log and trial."""
+    grid = ["lr=0.1,0.02,1e300", "early_stop=1", "algorithm=scaffold"]
+    done, fused = sweep(tmp_path, "fused", *grid, "hydra.launcher.fuse=6")
+    alone_done, alone = sweep(tmp_path, "alone", *grid)
+    assert (done.returncode, alone_done.returncode) == (0, 0), done.stderr + done.stdout
+    assert_same(fused, alone)
+    assert {result["status"] for result, _ in fused} >= {"diverged"}
+    assert [result["engine"]["backend"] for result, _ in fused] == ["fused"] * 6
+    assert [result["engine"]["backend"] for result, _ in alone] == ["loop"] * 6
+    for run in tmp_path.glob("fused/[0-9]"):
+        assert (run / ".hydra" / "overrides.yaml").is_file()
+        assert (
+            "best valid_loss" in (run / "flgo_hydra.log").read_text()
+            or "diverged" in (run / "flgo_hydra.log").read_text()
+        )
+        assert not (run / "checkpoint.pt").exists()
+
+
+def test_a_killed_group_goes_on_one_by_one_from_its_checkpoints(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    model = ["model=custom", "model._target_=mine.Dying", "checkpoint_interval=1", "hydra.launcher.backoff_s=0.01"]
+    done, fused = sweep(tmp_path, "fused", *model, "hydra.launcher.fuse=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "died").exists()
+    _, alone = sweep(tmp_path, "alone", *model)
+    assert_same(fused, alone)
+    assert [result["engine"]["backend"] for result, _ in fused] == ["loop"] * 4
+    for run in tmp_path.glob("fused/[0-9]"):
+        assert "going on after round" in (run / "flgo_hydra.log").read_text()
+        assert sorted(path.name for path in run.glob("attempt-*.log")) == ["attempt-1.log", "attempt-2.log"]
+
+
+def test_what_cannot_be_a_batch_runs_one_by_one(tmp_path):
+    (tmp_path / "noisy.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))\n"
+    )
+    done, runs = sweep(tmp_path, "fused", "model=custom", "model._target_=noisy.build", "hydra.launcher.fuse=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [result["engine"]["backend"] for result, _ in runs] == ["loop"] * 4
+    assert all(math.isfinite(result["best_valid_loss"]) for result, _ in runs)
+    logs = [path.read_text() for path in tmp_path.glob("fused/0/attempt-*.log")]
+    assert any("run one by one from here" in text and "random" in text for text in logs)
