@@ -266,7 +266,7 @@ def test_a_run_that_goes_on_keeps_the_backend_it_chose(make_conf, tmp_path, monk
         if vmap_s < 1:
             whole = app.run(conf, tmp_path / "whole")
             calls = iter([False, False, True])
-            monkeypatch.setattr(reporter.Reporter, "stop_requested", lambda self: next(calls, False))
+            monkeypatch.setattr(reporter.Reporter, "stop_requested", lambda self, calls=calls: next(calls, False))
             with pytest.raises(KeyboardInterrupt):
                 app.run(conf, tmp_path / "run")
     result = app.run(conf, tmp_path / "run")
