@@ -469,6 +469,8 @@ class _Watcher:
             num_rounds=self._option.num_rounds,
             best=best.best,
             best_round=best.best_round,
+            monitor=self._option.monitor,
+            is_maximized=self._option.is_maximized,
             **state.last,
         )
 

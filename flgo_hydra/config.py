@@ -68,6 +68,11 @@ class EngineConf:
         one_of("engine.compile", self.compile, COMPILES)
 
 
+def is_maximized(monitor: str, direction: str | None) -> bool:
+    """Whether more of a metric is better: as `direction` says, or by its name."""
+    return monitor.endswith("accuracy") if direction is None else direction == "maximize"
+
+
 @dataclass
 class OptionConf:
     """What every algorithm shares. These keys stand at the root: `lr=0.1`, not `option.lr=0.1`."""
@@ -171,9 +176,7 @@ class OptionConf:
     @property
     def is_maximized(self) -> bool:
         """Whether more of `monitor` is better."""
-        if self.direction is not None:
-            return self.direction == "maximize"
-        return self.monitor.endswith("accuracy")
+        return is_maximized(self.monitor, self.direction)
 
 
 @dataclass

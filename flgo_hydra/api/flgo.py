@@ -70,7 +70,7 @@ class Optimum(dict[str, Any]):
 
     @property
     def value(self) -> float:
-        """The best valid_loss."""
+        """The best valid_loss, or what `monitor` names."""
         return self.run.value
 
     @property
@@ -299,7 +299,11 @@ def _print_optimum(optimal: Mapping[str, Any], optimum: Optimum) -> None:
     rule = "-" * max([len(line) for line in lines], default=0)
     print("\nThe optimal combination of hyper-parameters is:")
     print("\n".join([rule, *lines, rule]))
-    print(f"The minimal validation loss {optimum.value:.6g} occurs at the round {optimum.round}", flush=True)
+    result = optimum.run.result
+    assert result is not None
+    least = "maximal" if result.is_maximized else "minimal"
+    what = "validation loss" if result.monitor == "valid_loss" else result.monitor
+    print(f"The {least} {what} {optimum.value:.6g} occurs at the round {optimum.round}", flush=True)
 
 
 def _torch_device(gpus: Sequence[int | str]) -> str:

@@ -39,7 +39,7 @@ class Run:
 
     @property
     def value(self) -> float:
-        """The best valid_loss; nan where the run diverged or failed."""
+        """The best valid_loss, or what `monitor` names; nan where the run diverged or failed."""
         return math.nan if self.result is None else self.result.objective
 
     @property
@@ -106,7 +106,7 @@ class Sweep:
         if not valid:
             whys = [f"{run.status}: {run.error or (run.result.message if run.result else '')}" for run in self.runs]
             raise ValueError(f"No run of {self.folder} has a finite value ({'; '.join(whys[:3])}).")
-        return min(valid, key=lambda run: run.value)
+        return min(valid, key=lambda run: run.result.score if run.result else math.inf)
 
     @property
     def study(self) -> Any:

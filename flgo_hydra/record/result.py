@@ -52,6 +52,21 @@ class RunResult:
             return math.nan
         return self.best_valid_loss if self.monitor == "valid_loss" else self.best.get(self.monitor, math.nan)
 
+    @property
+    def score(self) -> float:
+        """The objective as a study minimises it: the negative of a metric that is maximised."""
+        return -self.objective if self.is_maximized else self.objective
+
+    def score_of(self, line: Mapping[str, float]) -> float:
+        """The same of an evaluated round."""
+        return score_of(line, self.monitor, self.is_maximized)
+
+
+def score_of(line: Mapping[str, float], monitor: str, is_maximized: bool) -> float:
+    """The monitored metric of an evaluated round as a study minimises it; nan where it is not there."""
+    value = line.get(monitor, math.nan)
+    return -value if is_maximized else value
+
 
 def write_result(paths: RunPaths, result: RunResult) -> None:
     """Writes result.json last: where it lies, everything else of the run does."""

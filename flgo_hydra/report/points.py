@@ -14,7 +14,7 @@ from flgo_hydra.record.files import write_text
 
 @dataclass(frozen=True)
 class PointRow:
-    """A point and its jobs' best valid_loss."""
+    """A point and its jobs' scores: the best valid_loss, or what `monitor` names (its negative, where more is better)."""
 
     overrides: tuple[str, ...]
     jobs: tuple[int, ...]
@@ -24,6 +24,8 @@ class PointRow:
     """sample standard deviation; None of a single value"""
     message: str = ""
     """why it has no mean"""
+    monitor: str = "valid_loss"
+    is_maximized: bool = False
 
     @property
     def name(self) -> str:
@@ -32,7 +34,12 @@ class PointRow:
     @property
     def value(self) -> str:
         """`0.483698 ± 0.012034`, for people."""
-        return f"{self.mean:.6f}" if self.std is None else f"{self.mean:.6f} ± {self.std:.6f}"
+        mean = -self.mean if self.is_maximized else self.mean
+        return f"{mean:.6f}" if self.std is None else f"{mean:.6f} ± {self.std:.6f}"
+
+    @property
+    def label(self) -> str:
+        return f"best {self.monitor}"
 
     @property
     def of_jobs(self) -> str:
@@ -50,7 +57,8 @@ def write_points(path: Path, rows: Sequence[PointRow]) -> None:
     keys = list(dict.fromkeys(key for values in swept for key in values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*keys, "mean_best_valid_loss", "std", "num_replicates", "values", "jobs", "message"])
+    name = "score" if any(row.monitor != "valid_loss" for row in rows) else "best_valid_loss"
+    writer.writerow([*keys, f"mean_{name}", "std", "num_replicates", "values", "jobs", "message"])
     ranked = sort_points(rows)
     for row in [*ranked, *(row for row in rows if row not in ranked)]:
         values = dict(text.split("=", 1) for text in row.overrides)
@@ -71,7 +79,7 @@ def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str])
     content = {
         "overrides": list(best.overrides),
         "fixed": list(fixed),
-        "best_valid_loss": best.mean,
+        ("best_valid_loss" if best.monitor == "valid_loss" else "best_score"): best.mean,
         "std": best.std,
         "replicates": list(best.values),
         "jobs": list(best.jobs),
@@ -81,7 +89,7 @@ def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str])
 
 def print_best_point(best: PointRow) -> None:
     print("optimal combination:", best.name)
-    print(f"best valid_loss:     {best.value} over {len(best.jobs)} replicates ({best.of_jobs})")
+    print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicates ({best.of_jobs})")
 
 
 def print_points(rows: Sequence[PointRow], most: int) -> None:
@@ -89,7 +97,7 @@ def print_points(rows: Sequence[PointRow], most: int) -> None:
     listed = sort_points(rows)
     if len(listed) > 1:
         width = max(len("point"), *(len(row.name) for row in listed[:most]))
-        print(f"\n  {'point':{width}}  best valid_loss, mean ± std    n")
+        print(f"\n  {'point':{width}}  {f'{listed[0].label}, mean ± std':>26}    n")
         for row in listed[:most]:
             print(f"  {row.name:{width}}  {row.value:>26}  {len(row.jobs):>3}")
         if len(listed) > most:

@@ -44,12 +44,12 @@ def print_summary(
     elif best is not None:
         print("optimal combination:", " ".join(best.overrides) or "(a single point)")
         at = f" at round {best.best_round}" if best.best_round is not None else ""
-        print(f"best valid_loss:     {best.best_valid_loss:.6g}{at} (job {best.job})")
-        others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != "valid_loss"]
+        print(f"{f'best {best.monitor}:':20} {best.value:.6g}{at} (job {best.job})")
+        others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != best.monitor]
         if others:
             print(f"at that round:       {', '.join(others)}")
     elif rows:
-        print("no point has a finite valid_loss")
+        print(f"no point has a finite {rows[0].monitor}")
     if points is None:
         _print_points(rows, best)
     else:
@@ -87,16 +87,16 @@ def print_summary(
 
 def _print_points(rows: Sequence[Row], best: Row | None) -> None:
     """The points from best to worst."""
-    listed = sorted((row for row in rows if row.is_valid), key=lambda row: row.best_valid_loss)
+    listed = sorted((row for row in rows if row.is_valid), key=lambda row: row.score)
     if len(listed) < 2:
         return
     print()
     width = max(len("point"), *(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED]))
-    print(f"  job  {'point':{width}}  best valid_loss  round  of  status")
+    print(f"  job  {'point':{width}}  {f'best {listed[0].monitor}':>15}  round  of  status")
     for row in listed[:_MOST_LISTED]:
         name = " ".join(row.overrides)
         rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"
-        print(f"  {row.job:>3}  {name:{width}}  {row.best_valid_loss:>15.6f}  {rounds}  {row.status}")
+        print(f"  {row.job:>3}  {name:{width}}  {row.value:>15.6f}  {rounds}  {row.status}")
     if len(listed) > _MOST_LISTED:
         print(f"  … and {len(listed) - _MOST_LISTED} more")
     over_seeds = seeds_summary(rows)
@@ -116,7 +116,7 @@ def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> No
     print(f"\npruned: {len(pruned)} of {num_rows}, saving {saved_rounds} of their {of_rounds} rounds, ", end="")
     print(f"about {duration(saved_s)} of training")
     for row in pruned[:_MOST_LISTED]:
-        best = f"best {row.best_valid_loss:.6f} at round {row.best_round}"
+        best = f"best {row.value:.6f} at round {row.best_round}"
         print(f"  job {row.job}  {' '.join(row.overrides)}  after round {row.last_round}, {best}")
     if len(pruned) > _MOST_LISTED:
         print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")

@@ -36,11 +36,24 @@ class Row:
     message: str = ""
     num_rounds: int | None = None
     """how many it would have trained, had nothing ended it"""
+    monitor: str = "valid_loss"
+    """the metric that decides"""
+    is_maximized: bool = False
 
     @property
     def is_valid(self) -> bool:
         """Whether it may be the optimum."""
-        return self.status not in NOT_VALID and math.isfinite(self.best_valid_loss)
+        return self.status not in NOT_VALID and math.isfinite(self.value)
+
+    @property
+    def value(self) -> float:
+        """The monitored metric at the best round."""
+        return self.best_valid_loss if self.monitor == "valid_loss" else self.best.get(self.monitor, math.nan)
+
+    @property
+    def score(self) -> float:
+        """The same as a number of which less is better."""
+        return -self.value if self.is_maximized else self.value
 
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
@@ -57,6 +70,8 @@ class Row:
             result.peak_memory_mib,
             result.message,
             result.option.get("num_rounds"),
+            result.monitor,
+            result.is_maximized,
         )
 
     @staticmethod
@@ -69,8 +84,8 @@ class Row:
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
-    """The row with the lowest best valid_loss; the first of equals."""
-    return min((row for row in rows if row.is_valid), key=lambda row: row.best_valid_loss, default=None)
+    """The row with the lowest best valid_loss, or the best of what `monitor` names; the first of equals."""
+    return min((row for row in rows if row.is_valid), key=lambda row: row.score, default=None)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
@@ -104,6 +119,7 @@ def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
         "overrides": list(best.overrides),
         "fixed": list(fixed),
         "best_valid_loss": best.best_valid_loss,
+        **({} if best.monitor == "valid_loss" else {"monitor": best.monitor}),
         "best_round": best.best_round,
         "at_best_round": dict(best.best),
         "job": best.job,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flgo_hydra.record.result import score_of
 from flgo_hydra.study.pruning import Pruning
 from flgo_hydra.study.study import SweepStudy, stride
 
@@ -52,7 +53,8 @@ class LiveCurves:
             values: of the report; only evaluated rounds count.
             read_earlier: the rounds recorded before, for a run that goes on from the checkpoint of an earlier sweep.
         """
-        round_num, loss, num_rounds = values.get("round"), values.get("valid_loss"), values.get("num_rounds")
+        monitor, is_maximized = values.get("monitor", "valid_loss"), bool(values.get("is_maximized"))
+        round_num, loss, num_rounds = values.get("round"), values.get(monitor), values.get("num_rounds")
         if values.get("kind") != "round" or not isinstance(round_num, int) or not isinstance(loss, int | float):
             return
         run = self._runs.get(trial)
@@ -61,8 +63,8 @@ class LiveCurves:
             if round_num > 0:
                 for line in read_earlier():
                     if line["round"] < round_num:
-                        self._take(trial, run, int(line["round"]), line["valid_loss"])
-        self._take(trial, run, round_num, float(loss))
+                        self._take(trial, run, int(line["round"]), score_of(line, monitor, is_maximized))
+        self._take(trial, run, round_num, score_of({monitor: float(loss)}, monitor, is_maximized))
 
     def write(self) -> list[int]:
         """Writes what has come, for a moment; returns the trials that shall be pruned now."""

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flgo_hydra.config import is_maximized
+
 _MOST_NAMED = 5
 
 
@@ -16,14 +18,33 @@ class Common:
         """
         self._axes = tuple(key.lstrip("+").partition("@")[0].replace("/", ".") for key in axes)
         self._values: dict[str, Any] | None = None
+        self._followed: tuple[Any, Any] | None = None
 
     def add(self, config: Mapping[str, Any]) -> None:
-        """Takes a point's settings (plain values, nested) into account."""
+        """Takes a point's settings (plain values, nested) into account.
+
+        Raises:
+            ValueError: it follows another metric than the points before.
+        """
+        followed = config.get("monitor"), config.get("direction")
+        if self._followed not in (None, followed):
+            raise ValueError(
+                "`monitor` and `direction` must be the same in all points of a sweep, whose values are compared, but "
+                f"got {self._followed[0]} and {followed[0]}. Run one sweep for each."
+            )
+        self._followed = followed
         point = flatten(config)
         if self._values is None:
             self._values = {key: value for key, value in point.items() if not self._varies(key)}
         elif any(point.get(key, _NOTHING) != value for key, value in self._values.items()):
             self._values = {key: value for key, value in self._values.items() if point.get(key, _NOTHING) == value}
+
+    @property
+    def followed(self) -> tuple[str, bool]:
+        """The metric that the runs follow, and whether more of it is better."""
+        monitor, direction = self._followed or (None, None)
+        monitor = "valid_loss" if monitor is None else str(monitor)
+        return monitor, is_maximized(monitor, direction)
 
     @property
     def values(self) -> dict[str, Any]:

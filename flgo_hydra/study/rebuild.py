@@ -107,6 +107,7 @@ def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
     choices: dict[str, list[Value]] = {}
     for run, point in zip(runs, swept, strict=True):
         common.add(compose.settings(run.conf))
+        study.follow(*common.followed)
         for text in point:
             key, _, value = text.partition("=")
             grid[key] = list(dict.fromkeys([*grid[key], value]))

@@ -48,7 +48,7 @@ def reason_of(outcome: RunResult | Failure | float | None) -> str | None:
     if isinstance(outcome, RunResult):
         if outcome.status == "diverged":
             return f"diverged: {outcome.message}"
-        is_finite = math.isfinite(outcome.best_valid_loss)
+        is_finite = math.isfinite(outcome.score)
     elif isinstance(outcome, Failure):
         return f"{outcome.kind}: {outcome.message}"
     else:
@@ -61,4 +61,4 @@ def value_of(outcome: RunResult | Failure | float | None) -> float:
     if reason_of(outcome) is not None:
         return math.nan
     assert isinstance(outcome, RunResult | float)
-    return outcome.best_valid_loss if isinstance(outcome, RunResult) else outcome
+    return outcome.score if isinstance(outcome, RunResult) else outcome

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flgo_hydra.record.result import RunResult
+from flgo_hydra.record.result import RunResult, score_of
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
 from flgo_hydra.study.replicates import mean_and_std, value_of
@@ -102,6 +102,7 @@ class SweepStudy:
         self._storage = storage
         self._trials: dict[int, Trial] = {}
         self._curves: dict[int, dict[int, float]] = {}
+        self._followed = ("valid_loss", False)
         self._declared: dict[str, Sequence[Value]] = {}
         self._distributions: dict[str, BaseDistribution] = {}
         self._space: Grid | None = None
@@ -241,6 +242,10 @@ class SweepStudy:
         self._curves[trial.number] = {}
         return trial.number
 
+    def follow(self, monitor: str, is_maximized: bool) -> None:
+        """Says which metric the runs follow; it is minimised, or its negative is."""
+        self._followed = monitor, is_maximized
+
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Sets user attributes of a trial of this process."""
         for name, value in attributes.items():
@@ -253,10 +258,11 @@ class SweepStudy:
     def finish(self, number: int, result: RunResult, rounds: Sequence[Mapping[str, float]]) -> None:
         """Closes a trial with its run's result and curve.
 
-        COMPLETE with the best valid_loss, PRUNED when other runs were better, FAIL when it diverged.
+        COMPLETE with its score (the best valid_loss, or what `monitor` names; the negative of what is maximised),
+        PRUNED when other runs were better, FAIL when it diverged.
         """
         trial, curve = self._take(number)
-        losses = {int(line["round"]): line["valid_loss"] for line in rounds}
+        losses = {int(line["round"]): result.score_of(line) for line in rounds}
         for round_num in _thinned(list(losses), result.best_round, result.option.get("num_rounds")):
             self._report(trial, curve, round_num, losses[round_num])
         for round_num in list(curve):  # what it told before it crashed may have come out differently afterwards
@@ -276,8 +282,7 @@ class SweepStudy:
             trial.set_user_attr(name, value)
         if result.status == "pruned":
             return self._tell(number, None, TrialState.PRUNED)
-        is_valid = result.status != "diverged" and math.isfinite(result.best_valid_loss)
-        self._tell(number, result.best_valid_loss if is_valid else None)
+        self._tell(number, result.score if math.isfinite(result.score) else None)
 
     def finish_value(self, number: int, value: float) -> None:
         """Closes a trial of a job that wrote no result, with the value it returned; FAIL unless it is finite."""
@@ -325,7 +330,8 @@ class SweepStudy:
             replicates: the values of its jobs, None for those that have none.
         """
         trial, curve = self._take(number)
-        losses = {int(line["round"]): line["valid_loss"] for line in rounds if "valid_loss" in line}
+        monitor, is_maximized = self._followed
+        losses = {int(line["round"]): score_of(line, monitor, is_maximized) for line in rounds if monitor in line}
         for round_num in _thinned(list(losses), 0, None):
             self._report(trial, curve, round_num, losses[round_num])
         if replicates is not None:

@@ -229,6 +229,7 @@ class _Sweep:
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
         self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
+        self._study.follow(*plan.common.followed)
         earlier = self._study.description
         if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)
@@ -549,9 +550,11 @@ def _point_row(trial: PointTrial) -> PointRow:
     if reasons:
         message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
         return PointRow(trial.overrides, jobs, message=message)
+    one = trial.jobs[0].outcome
+    followed = (one.monitor, one.is_maximized) if isinstance(one, RunResult) else ("valid_loss", False)
     values = tuple(value_of(job.outcome) for job in trial.jobs)
     mean, std = mean_and_std(values)
-    return PointRow(trial.overrides, jobs, values, mean, std)
+    return PointRow(trial.overrides, jobs, values, mean, std, "", *followed)
 
 
 def _as_plain(value: Any) -> Any:

@@ -142,8 +142,12 @@ class Trials:
             self.study.fail(number, "; ".join(told), (), "diverged" if is_diverged else "failed", values)
             return
         outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
-        has_curves = all(isinstance(outcome, RunResult) for outcome in outcomes)
-        curve = mean_curve([read_rounds(self.run(job)) for job in jobs]) if has_curves else {}
+        results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
+        curves = [
+            [{"round": line["round"], "score": result.score_of(line)} for line in read_rounds(self.run(job))]
+            for job, result in zip(jobs, results, strict=False)
+        ]
+        curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}
         self.study.finish_mean(number, outcomes, curve)
 
     def _close_stale(self, stored: "StoredTrial") -> None:

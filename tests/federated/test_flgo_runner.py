@@ -103,8 +103,8 @@ def test_the_numbers_are_those_that_flgo_records_itself(tiny, command, made):
 @needs_flgo
 def test_its_algorithms_sweep_stop_early_and_diverge_like_ours(made):
     modules = ",".join(f"flgo.algorithm.{name}" for name in ("moon", "feddyn", "ditto"))
-    arguments = [*MOON[:1], f"algorithm.module={modules}", *MOON[2:], "num_steps=5", "num_rounds=5"]
-    arguments += ["early_stop=3", "monitor=valid_accuracy"]
+    arguments = [*MOON[:1], f"algorithm.module={modules}", *MOON[2:], "num_steps=20", "num_rounds=5"]
+    arguments += ["early_stop=3", "proportion=1.0", "monitor=test_accuracy"]
     run = [sys.executable, "-W", "ignore", "-m", "flgo_hydra", "-m", *arguments, "lr=0.5,1e-30,1e30"]
     done = subprocess.run([*run, "hydra.sweep.dir=swept"], cwd=made, capture_output=True, text=True, timeout=600)
     results = [read_result(RunPaths(made / "swept" / str(job))) for job in range(9)]

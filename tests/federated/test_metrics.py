@@ -98,3 +98,35 @@ def test_what_is_wrong_is_said_as_soon_as_it_can_be_known(run, arguments, says):
     done, rounds, result = run(*arguments)
     assert done.status == 1 and says in done.err and result is None
     assert len(rounds) == (2 if "round 2" in says else 0), "nothing is trained before round 0 is complete"
+
+
+def test_a_sweep_is_decided_by_the_monitor(command, empty_folder):
+    (empty_folder / "my_metrics.py").write_text(
+        "def score(model, record):\n    w = next(model.parameters())\n    return {'score': float(w.abs().mean())}\n"
+    )
+    arguments = ["-m", *SMALL, "model=logistic", "lr=0.001,1.0", "metrics=my_metrics.score", "monitor=score"]
+    done = command(*arguments, "direction=maximize", "hydra.sweep.dir=up")
+    assert done.status == 0, done.err
+    assert "optimal combination: lr=1.0" in done.out and "best score:" in done.out
+    results = [read_result(RunPaths(Path("up") / job)) for job in "01"]
+    assert results[1].objective > results[0].objective
+    study = open_only_study(Path("up/study.journal"))
+    assert study.best_trial.params == {"lr": 1.0} and study.best_value == -results[1].objective
+    assert study.best_trial.user_attrs["score_at_best"] == results[1].objective
+    curve = [line["score"] for line in read_rounds(RunPaths(Path("up/1")))]
+    assert study.best_trial.intermediate_values == {r: -value for r, value in enumerate(curve)}
+    table = Path("up/results.csv").read_text().splitlines()
+    assert "score_at_best" in table[0]
+
+
+def open_only_study(path):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))))
+
+
+def test_points_of_a_sweep_follow_one_metric(command):
+    done = command("-m", *SMALL, "monitor=valid_loss,test_loss", "hydra.sweep.dir=mixed")
+    assert done.status == 1 and "`monitor` and `direction` must be the same in all points" in done.err
+    assert not Path("mixed").exists()
