@@ -14,7 +14,7 @@ from flgo_hydra.record.files import write_text
 
 @dataclass(frozen=True)
 class PointRow:
-    """A point and its jobs' scores: the best valid_loss, or what `monitor` names (its negative, where more is better)."""
+    """A point and its jobs' scores: the best valid_loss, or what `monitor` names (negated where more is better)."""
 
     overrides: tuple[str, ...]
     jobs: tuple[int, ...]

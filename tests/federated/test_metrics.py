@@ -101,10 +101,10 @@ def test_what_is_wrong_is_said_as_soon_as_it_can_be_known(run, arguments, says):
 
 
 def test_a_sweep_is_decided_by_the_monitor(command, empty_folder):
-    (empty_folder / "my_metrics.py").write_text(
+    (empty_folder / "my_score.py").write_text(
         "def score(model, record):\n    w = next(model.parameters())\n    return {'score': float(w.abs().mean())}\n"
     )
-    arguments = ["-m", *SMALL, "model=logistic", "lr=0.001,1.0", "metrics=my_metrics.score", "monitor=score"]
+    arguments = ["-m", *SMALL, "model=logistic", "lr=0.001,1.0", "metrics=my_score.score", "monitor=score"]
     done = command(*arguments, "direction=maximize", "hydra.sweep.dir=up")
     assert done.status == 0, done.err
     assert "optimal combination: lr=1.0" in done.out and "best score:" in done.out
