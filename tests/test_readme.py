@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,25 @@ def test_the_study_opens_in_python_as_it_says(command, empty_folder):
     names: dict = {}
     exec(compile(code.replace("<folder>", str(empty_folder / "sweep")), "README", "exec"), names)
     assert names["study"].best_params == {"lr": 0.1}
+
+
+def test_the_python_api_runs_as_it_stands(empty_folder, capsys):
+    pytest.importorskip("pandas")
+    code = next(block for block in blocks("python") if "from flgo_hydra import run, sweep" in block)
+    names: dict = {}
+    exec(compile(code, "README", "exec"), names)
+    assert names["found"].best.overrides == ("lr=0.1",) and len(names["table"]) == 2
+    assert f"('lr=0.1',) {names['found'].best.value} 3" in capsys.readouterr().out
+
+
+def test_own_metrics_run_as_they_stand(empty_folder, command):
+    code = next(block for block in blocks("python") if "def worst_client" in block)
+    line = next(line for block in blocks("bash") for line in block.splitlines() if "metrics=my_metrics" in line)
+    (empty_folder / "my_metrics.py").write_text(code)
+    sys.modules.pop("my_metrics", None)  # of another test
+    done = command(*shlex.split(line.split("-m flgo_hydra ")[1]), "num_rounds=2", "hydra.run.dir=run")
+    assert done.status == 0 and "best worst_loss" in done.out, done.err
+    assert (empty_folder / "run" / "best_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("named", re.findall(r"`((?:flgo_hydra|conf|scripts)/[\w./]+)`", README))
