@@ -19,16 +19,18 @@ def seeds_summary(rows: Sequence[Row]) -> str:
     """
     if not any(text.startswith("seed=") for row in rows for text in row.overrides):
         return ""
+    monitor, is_max = next(((row.monitor, row.is_maximized) for row in rows if row.is_valid), ("valid_loss", False))
+    metric = "best_valid_loss" if monitor == "valid_loss" else monitor
     runs = runs_of_rows(rows)
     keys = keys_that_vary(runs)
     others = [key for key in keys if key != "seed"]
-    groups = group_runs(runs, others, ["best_valid_loss"], is_max=False)
+    groups = group_runs(runs, others, [metric], is_max=is_max)
     if all(len(group.valid) < 2 for group in groups):
         return ""
     compared = with_parameters(["algorithm"], runs) if "algorithm" in others else []
-    question = Question(tuple(keys), ("seed",), tuple(compared), ("best_valid_loss",), False)
+    question = Question(tuple(keys), ("seed",), tuple(compared), (metric,), is_max)
     text = as_text(groups_table(groups, others, question, _MOST_LISTED))
-    differences = compare(runs, compared, ["seed"], "best_valid_loss", False) if compared else []
+    differences = compare(runs, compared, ["seed"], metric, is_max) if compared else []
     if differences:
         text += "".join(f"\n  → {sentence}" for sentence in sentences(differences, question))
     return text
