@@ -1,141 +1,191 @@
-"""Time of a FedAvg round, beside a plain PyTorch loop over the same clients.
+"""Time of a FedAvg round: our backends beside a plain PyTorch loop, and other simulators where they are installed.
 
-The workload: mnist5k in 100 IID clients, cohort 10, batch 10, 5 local epochs, lr 0.1; after each round the model is
-evaluated on all validation and test samples. The two take their rounds in turn in one process, so that a machine whose
-speed drifts is the same for both; the table gives medians and their ratio.
+The workload (`peers/workload.py`): mnist5k in 100 IID clients of 40, cohort 10, batch 10, 5 local epochs, lr 0.1; after
+each round the model is evaluated on 1,000 test images.
 
-    python scripts/benchmarks/round_time.py [--model mlp|cnn] [--rounds 50] [--threads 1]
+    python scripts/benchmarks/round_time.py [--model mlp|cnn] [--threads 1] [--rounds 30] [--repeats 3] [--peers FOLDER]
 
+The plain loop and ours take their rounds in turn in one process; a peer runs in its own environment
+(`peers/make_venvs.sh FOLDER` makes them) between two such blocks. A ratio compares with the plain loop of the same
+repeat, so that a machine whose speed drifts is the same for both; the table gives medians over the repeats.
 The plain loop is what one writes by hand: an nn.Module, autograd, torch.optim.SGD, tensors that are loaded once.
 """
 
 import argparse
+import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from flgo_hydra.config import CnnConf, MlpConf, PartitionConf, SourceConf, TaskConf
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+import workload as w
+
+from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import Data, to_data
+from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
-from flgo_hydra.federated.model import build_model
+from flgo_hydra.federated.model import arrange_for_cpu
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
-from flgo_hydra.federated.task import Task, build_task
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
-BATCH, EPOCHS, LR, COHORT = 10, 5, 0.1, 10
-MODELS = {
-    "mlp": MlpConf("flgo_hydra.federated.model.mlp", "mlp", hidden=[200]),
-    "cnn": CnnConf("flgo_hydra.federated.model.cnn", "cnn"),
+PEERS = ("pfl", "flower", "fedjax")
+ENGINES = {
+    "loop, uncompiled": EngineConf("loop", "off"),
+    "loop": EngineConf("loop"),
+    "vmap": EngineConf("vmap"),
+    "auto": EngineConf("auto"),
 }
+Round = Callable[[int], float]
 
 
-def reference_task() -> Task:
-    source = SourceConf("flgo_hydra.federated.sources.mnist5k")
-    partition = PartitionConf("flgo_hydra.federated.partition.iid", "iid")
-    return build_task(TaskConf("mnist5k", source, partition, num_clients=100))
+def reference_data() -> Data:
+    x_train, y_train, x_test, y_test = map(torch.from_numpy, w.arrays())
+    test = Samples(x_test, y_test, torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64))
+    offsets = list(range(0, len(y_train) + 1, w.PER_CLIENT))
+    return Data(x_train, y_train, offsets, test, test, is_classification=True)
 
 
-def build(name: str, task: Task) -> nn.Module:
-    return build_model({**vars(MODELS[name])}, task.input_shape, task.num_outputs, seed=0)
-
-
-def our_round(name: str, task: Task, data: Data) -> Callable[[int], float]:
+def our_round(name: str, engine: EngineConf, data: Data, rounds: int) -> Round:
     """Our round, as `rounds.run_rounds` does it; returns the test accuracy."""
-    model = build(name, task)
+    model = w.torch_model(name)
+    arrange_for_cpu(model)
     algorithm = FedAvg()
-    step = LocalStep(algorithm, build_optimizer("sgd"))
-    backend = LoopBackend(model, data, step, LocalWork(BATCH, EPOCHS, None, seed=0))
+    step, work = LocalStep(algorithm, build_optimizer("sgd")), LocalWork(w.BATCH, w.EPOCHS, None, seed=0)
+    visits = rounds * w.COHORT / w.NUM_CLIENTS
+    backend = build_backend(engine, model, data, step, work, w.COHORT, visits)
     server = server_state(model, algorithm)
-    clients = ClientStates(algorithm.init_client(server.params), task.num_clients)
+    clients = ClientStates(algorithm.init_client(server.params), w.NUM_CLIENTS)
+    sizes = np.diff(data.offsets)
 
     def run(round_num: int) -> float:
         nonlocal server
         rng = numpy_generator(0, Purpose.COHORT, round_num)
-        cohort = sample_cohort(task.train_sizes, COHORT / task.num_clients, "uniform", "other", "samples", rng)
-        server = backend.train(server, clients, cohort, {"lr": LR}, round_num)
-        loaded = backend.load(server)
-        both = torch.cat([evaluate(loaded, data, data.valid), evaluate(loaded, data, data.test)]).tolist()
-        return both[3]
+        cohort = sample_cohort(sizes, w.COHORT / w.NUM_CLIENTS, "uniform", "other", "samples", rng)
+        server = backend.train(server, clients, cohort, {"lr": w.LR}, round_num)
+        _, accuracy = evaluate(backend.load(server), data, data.test).tolist()
+        return accuracy
 
     return run
 
 
-def plain_round(name: str, task: Task, data: Data) -> Callable[[int], float]:
+def plain_round(name: str, data: Data) -> Round:
     """The loop one writes by hand; returns the test accuracy."""
-    model = build(name, task)
+    model = w.torch_model(name)
     server = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     rng = np.random.default_rng(0)
 
-    def held_out(x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
+    def held_out(x: Tensor, y: Tensor) -> tuple[float, float]:
         outputs = model(x)
-        losses = functional.cross_entropy(outputs, y, reduction="none")
-        is_right = (outputs.argmax(1) == y).double()
-        return (losses * weights).sum().item(), (is_right * weights).sum().item()
+        return functional.cross_entropy(outputs, y).item(), (outputs.argmax(1) == y).float().mean().item()
 
     def run(round_num: int) -> float:
         nonlocal server
-        cohort = rng.choice(task.num_clients, COHORT, replace=False)
-        sizes = task.train_sizes[cohort] / task.train_sizes[cohort].sum()
         mean = {key: torch.zeros_like(tensor) for key, tensor in server.items()}
-        for k, share in zip(cohort.tolist(), sizes.tolist(), strict=True):
+        for k in rng.choice(w.NUM_CLIENTS, w.COHORT, replace=False).tolist():
             x, y = data.client(k)
             model.load_state_dict(server)
-            optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-            for _ in range(EPOCHS):
-                for rows in torch.randperm(len(x)).split(BATCH):
+            optimizer = torch.optim.SGD(model.parameters(), lr=w.LR)
+            for _ in range(w.EPOCHS):
+                for rows in torch.randperm(len(x)).split(w.BATCH):
                     optimizer.zero_grad()
                     functional.cross_entropy(model(x[rows]), y[rows]).backward()
                     optimizer.step()
             for key, tensor in model.state_dict().items():
-                mean[key] += share * tensor
+                mean[key] += tensor / w.COHORT
         server = mean
         model.load_state_dict(server)
         with torch.no_grad():
-            held_out(data.valid.x, data.valid.y, data.valid.weights)
-            return held_out(data.test.x, data.test.y, data.test.weights)[1]
+            return held_out(data.test.x, data.test.y)[1]
 
     return run
 
 
+def block(name: str, data: Data, rounds: int, engines: dict[str, EngineConf]) -> dict[str, tuple[float, float]]:
+    """Median seconds of a round and the last accuracy of the plain loop and of ours, rounds taken in turn."""
+    variants: dict[str, Round] = {"plain PyTorch loop": plain_round(name, data)}
+    variants |= {f"flgo_hydra {key}": our_round(name, engine, data, rounds) for key, engine in engines.items()}
+    seconds: dict[str, list[float]] = {key: [] for key in variants}
+    accuracy: dict[str, float] = {}
+    for round_num in range(1, rounds + 1):
+        for key, run in variants.items():
+            begin = time.perf_counter()
+            accuracy[key] = run(round_num)
+            seconds[key].append(time.perf_counter() - begin)
+    warm_up = min(5, rounds // 3)
+    return {key: (statistics.median(seconds[key][warm_up:]), accuracy[key]) for key in variants}
+
+
+def peer(name: str, folder: Path, given: argparse.Namespace) -> dict[str, object] | str:
+    """What the peer told of itself, or why it did not run."""
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        return "not installed"
+    script = Path(__file__).parent / "peers" / f"run_{name}.py"
+    command = [str(python), str(script), "--model", given.model, "--rounds", str(given.rounds)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    done = subprocess.run(
+        [*command, "--threads", str(given.threads)], capture_output=True, text=True, env=environment, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        return (done.stderr.strip().splitlines() or ["it told nothing"])[-1][:100]
+    found: dict[str, object] = json.loads(lines[-1].removeprefix("RESULT "))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="mlp")
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    task = reference_task()
-    data = to_data(task, torch.device("cpu"), torch.float32)
-    variants = {
-        "plain PyTorch loop": plain_round(arguments.model, task, data),
-        "flgo_hydra, loop": our_round(arguments.model, task, data),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    accuracy: dict[str, float] = {}
-    for round_num in range(1, arguments.rounds + 1):
-        for name, run in variants.items():
-            begin = time.perf_counter()
-            accuracy[name] = run(round_num)
-            seconds[name].append(time.perf_counter() - begin)
-    warm_up = min(5, arguments.rounds // 2)
-    medians = {name: statistics.median(values[warm_up:]) for name, values in seconds.items()}
-    plain = medians["plain PyTorch loop"]
-    print(f"{arguments.model}, {arguments.threads} thread(s), torch {torch.__version__}, {platform.machine()}")
-    print(f"medians of {arguments.rounds - warm_up} rounds taken in turn")
-    print(f"{'':22}{'ms/round':>10}{'of plain':>10}{'accuracy':>10}")
-    for name, median in medians.items():
-        print(f"{name:22}{median * 1e3:>10.1f}{median / plain:>10.2f}{accuracy[name]:>10.3f}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--peers", type=Path, help="folder with an environment for each peer")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    missing = {} if given.peers else dict.fromkeys(PEERS, "no --peers given")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FLGO_HYDRA_WORKLOAD"] = f"{folder}/mnist5k.npz"
+        w.make_arrays(os.environ["FLGO_HYDRA_WORKLOAD"])
+        data = reference_data()
+        for _ in range(given.repeats):
+            found = block(given.model, data, given.rounds, {key: ENGINES[key] for key in given.engines})
+            plain = found["plain PyTorch loop"][0]
+            for key, (seconds, accuracy) in found.items():
+                rows.setdefault(key, []).append((seconds, seconds / plain, accuracy))
+            for name in PEERS if given.peers else ():
+                told = peer(name, given.peers, given)
+                if isinstance(told, str):
+                    missing[name] = told
+                    continue
+                seconds, accuracy = float(told["seconds"]), float(told["accuracy"])  # type: ignore[arg-type]
+                rows.setdefault(f"{name} {told['version']}", []).append((seconds, seconds / plain, accuracy))
+    print(f"{given.model}, {given.threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {given.repeats} repeats of {given.rounds} rounds")
+    print(f"{'':28}{'ms/round':>10}{'of plain':>10}{'from':>7}{'to':>6}{'accuracy':>10}")
+    for key, values in rows.items():
+        seconds, ratio, accuracy = (statistics.median(column) for column in zip(*values, strict=True))
+        ratios = [value[1] for value in values]
+        spread = f"{min(ratios):>7.2f}{max(ratios):>6.2f}"
+        print(f"{key:28}{seconds * 1e3:>10.1f}{ratio:>10.2f}{spread}{accuracy:>10.3f}")
+    for name, why in missing.items():
+        print(f"{name}: {why}")
 
 
 if __name__ == "__main__":
