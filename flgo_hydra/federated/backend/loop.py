@@ -141,14 +141,15 @@ class LoopBackend:
             for tensors in self._slots.values():
                 for tensor in tensors:
                     tensor.zero_()
-        if self._traced is not None:
-            self._traced.start(client, hyper)
-        for count, rows in enumerate(steps, start=1):
-            if self._traced is not None and self._traced.run(rows, count):
-                continue
-            x, y = self._data.x_train[rows], self._data.y_train[rows]
-            grads = torch.autograd.grad(self._loss(x, y), self._param_list, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
+            if self._traced is not None:
+                self._traced.start(client, hyper)
+            for count, rows in enumerate(steps, start=1):
+                if self._traced is not None and self._traced.run(rows, count):
+                    continue
+                x, y = self._data.x_train[rows], self._data.y_train[rows]
+                with torch.enable_grad():
+                    loss = self._loss(x, y)
+                    grads = torch.autograd.grad(loss, self._param_list, allow_unused=True, materialize_grads=True)
                 self._apply(grads, count, client, hyper)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -73,8 +73,14 @@ def out_form(function: Any) -> tuple[Callable[..., Any], tuple[str, ...]] | None
         if [(a.name, str(a.type)) for a in arguments if not a.is_out] == wanted:
             # Python's own binding of an operation is called in half the time of the general one.
             binding = getattr(torch, str(packet).rpartition(".")[2], None) if outs == ("out",) else None
-            return binding or form, outs
+            return binding or plain_call(form), outs
     return None
+
+
+def plain_call(function: Any) -> Callable[..., Any]:
+    """An ATen operation without the Python frame around it."""
+    call: Callable[..., Any] = getattr(function, "_op", function)
+    return call
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from flgo_hydra.federated.backend.operations import (
     is_random,
     is_view,
     out_form,
+    plain_call,
     storage,
 )
 from flgo_hydra.federated.backend.tape import CannotRecord, Op, tensors_in
@@ -297,7 +298,7 @@ class _Writer:
                 self._registers[id(made[0])] = self._registers.pop(id(over))
             return
         arguments = ", ".join(self._arguments(op))
-        call = f"{self._constant(getattr(op.function, '_op', op.function))}({arguments})"
+        call = f"{self._constant(plain_call(op.function))}({arguments})"
         if not made:
             self._lines.append(call)
         elif isinstance(op.output, Tensor):

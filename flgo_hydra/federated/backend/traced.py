@@ -88,16 +88,18 @@ class TracedSteps:
             mine.copy_(found)
 
     def run(self, rows: Tensor, count: int) -> bool:
-        """Takes a step on these rows of the training samples; False if there is no program for so many."""
-        compiled = self._compiled.get(len(rows))
+        """Takes a step on these rows of the training samples; False if there is no program for so many.
+
+        To be called under `torch.no_grad`.
+        """
+        compiled = self._compiled.get(rows.numel())
         if compiled is None:
             return False
-        with torch.no_grad():
-            torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
-            torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
-            if compiled.counts:
-                self._count.fill_(count)
-            compiled.program.run(self._lr_now)
+        torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
+        torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
+        if compiled.counts:
+            self._count.fill_(count)
+        compiled.program.run(self._lr_now)
         return True
 
     def compile(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
@@ -131,9 +133,10 @@ class TracedSteps:
     def _plain_step(
         self, x: Tensor, y: Tensor, count: Tensor | int, client: Client, hyper: Hyper
     ) -> tuple[Tensors, dict[str, Slots]]:
-        grads = torch.autograd.grad(
-            self._loss(x, y), list(self._params.values()), allow_unused=True, materialize_grads=True
-        )
+        with torch.enable_grad():
+            grads = torch.autograd.grad(
+                self._loss(x, y), list(self._params.values()), allow_unused=True, materialize_grads=True
+            )
         with torch.no_grad():
             by_name = dict(zip(self._params, grads, strict=True))
             return self._step(self._params, by_name, self._slots, count, client, hyper)  # type: ignore[arg-type]
@@ -170,7 +173,8 @@ class TracedSteps:
             self.start(client, hyper)
             for count, batch in enumerate((rows, other), start=1):
                 if is_program:
-                    self.run(batch, count)
+                    with torch.no_grad():
+                        self.run(batch, count)
                     continue
                 x, y = self._data.x_train[batch], self._data.y_train[batch]
                 params, slots = self._plain_step(x, y, count, client, hyper)
