@@ -6,13 +6,17 @@ in bulk (it holds the sweep folder), entries are appended with one write each, a
 process that is killed loses nothing that was appended; a loss of power at most the entries since the last commit.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -27,10 +31,13 @@ class SingleWriterJournal(BaseJournalBackend):
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._file = open(path, "rb")
         self._next = (0, 0)  # the number of the entry that comes after those read, and where it begins
+        self._kept: list[str] | None = None  # lines of a block of `together`
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Returns the entries from a number on; a last line without its end is another process's, half written."""
         # Optuna reads after each entry that it appends: the file stays open, at the place.
+        if self._kept:
+            return
         number, place = self._next if self._next[0] <= log_number_from else (0, 0)
         self._file.seek(place)
         for line in self._file:
@@ -39,13 +46,29 @@ class SingleWriterJournal(BaseJournalBackend):
             number, place = number + 1, place + len(line)
             self._next = (number, place)
             if number > log_number_from:
-                yield json.loads(line)
+                yield _decode(line.decode())
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends entries in one write: whole lines, whoever else appends at the same time (a dashboard's notes)."""
-        if logs:
-            lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-            os.write(self._fd, lines.encode())
+        lines = [_encode(log) + "\n" for log in logs]
+        if self._kept is not None:
+            self._kept += lines
+        else:
+            self._write(lines)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Entries of the block are written, and can be read, when it ends."""
+        self._kept = []
+        try:
+            yield
+        finally:
+            lines, self._kept = self._kept, None
+            self._write(lines)
+
+    def _write(self, lines: list[str]) -> None:
+        if lines:
+            os.write(self._fd, "".join(lines).encode())
 
     def commit(self) -> None:
         """Waits until everything appended is on disk."""

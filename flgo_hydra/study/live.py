@@ -72,13 +72,14 @@ class LiveCurves:
         if not self._waiting or begin < self._not_before:
             return []
         pruned: list[int] = []
-        while self._waiting and self._clock() - begin < _SLICE_S:
-            trial, round_num, loss = self._waiting.popleft()
-            if trial not in self._runs:  # it has ended: its record is harvested
-                continue
-            self._study.report(trial, round_num, loss)
-            if self._pruning is not None and self._pruning.report(trial, round_num, loss):
-                pruned.append(trial)
+        with self._study.together():
+            while self._waiting and self._clock() - begin < _SLICE_S:
+                trial, round_num, loss = self._waiting.popleft()
+                if trial not in self._runs:  # it has ended: its record is harvested
+                    continue
+                self._study.report(trial, round_num, loss)
+                if self._pruning is not None and self._pruning.report(trial, round_num, loss):
+                    pruned.append(trial)
         end = self._clock()
         self._not_before = end + max(end - begin, _LEAST_PAUSE_S)
         return pruned

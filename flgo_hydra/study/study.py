@@ -3,10 +3,11 @@
 Only the sweep's parent process writes it. Everything in it can be rebuilt from the run folders.
 """
 
+import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,30 +26,6 @@ from flgo_hydra.study.widening import compatible, distributions, widen_database,
 MOST_REPORTS = 500
 """Rounds of a run that the study keeps: a dashboard loads them all."""
 INTERRUPTED = "interrupted"
-
-
-class PointSampler(BaseSampler):
-    """Hands out the grid's next point; which one that is, the sweeper says.
-
-    optuna.samplers.GridSampler would count failed points as done, run finished ones again when a value is added to
-    an axis, and take seconds a trial in a grid of thousands.
-    """
-
-    def __init__(self) -> None:
-        self.point: Mapping[str, Value] = {}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self.point[param_name]
 
 
 @dataclass(frozen=True)
@@ -98,7 +75,7 @@ class SweepStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._backend: Any = None
         self._journal: SingleWriterJournal | None = None
-        self._sampler = PointSampler()
+        self._sampler: BaseSampler | None = None  # the last one that was asked
         self._storage = storage
         self._trials: dict[int, Trial] = {}
         self._curves: dict[int, dict[int, float]] = {}
@@ -115,7 +92,9 @@ class SweepStudy:
             if len(existing) == 1:
                 name = existing[0]
         self.name = name
-        settings: dict[str, Any] = {"sampler": self._sampler, "pruner": optuna.pruners.NopPruner()}
+        # Optuna wants a sampler, whoever chooses the points.
+        sampler = self._sampler or optuna.samplers.RandomSampler()
+        settings: dict[str, Any] = {"sampler": sampler, "pruner": optuna.pruners.NopPruner()}
         try:
             self._study = optuna.load_study(study_name=name, storage=self._backend, **settings)
         except KeyError:
@@ -193,14 +172,21 @@ class SweepStudy:
         """
         if any(self._declared.get(name) is not values for name, values in choices.items()):
             self.declare(choices)
-        self._sampler.point = point
-        self._study.sampler = self._sampler
-        # `Study.ask` would look through all trials for an enqueued one, and write each attribute apart.
-        template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
-        trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template))
-        for name in choices:
-            trial._suggest(name, self._distributions[name])
-        return self._note(trial)
+        return self._start(point, {name: self._distributions[name] for name in choices}, attributes)
+
+    def _start(
+        self, point: Mapping[str, Value], kinds: Mapping[str, BaseDistribution], attributes: Mapping[str, Any]
+    ) -> int:
+        # As one entry. `optuna.samplers.GridSampler` would count failed points as done, run finished ones again when a
+        # value is added to an axis, and take seconds a trial in a grid of thousands; `Study.ask` would look through all
+        # trials for an enqueued one.
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params={name: point[name] for name in kinds},
+            distributions=dict(kinds),
+            user_attrs=dict(attributes),
+        )
+        return self._note(Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template)))
 
     def ask(
         self, sampler: str, seed: int, space: Grid, point: Mapping[str, Value] | None = None
@@ -218,10 +204,11 @@ class SweepStudy:
             self._space = space
         kinds = {name: self._distributions[name] for name in kinds_of(space)}
         if point is not None:
-            self._sampler.point = point
-            return self._ask(self._sampler, kinds)
+            return self._start(point, kinds, {}), dict(point)
         number = len(self._study.get_trials(deepcopy=False))
-        return self._ask(make_sampler(sampler, seed, number, space, kinds), kinds)
+        self._study.sampler = self._sampler = make_sampler(sampler, seed, number, space, kinds)
+        trial = self._study.ask(kinds)
+        return self._note(trial), trial.params
 
     def _declare_space(self, kinds: Mapping[str, BaseDistribution]) -> None:
         try:
@@ -231,11 +218,6 @@ class SweepStudy:
                 f"The study {self.name!r} has other kinds of values: {error}. "
                 "Choose another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
             ) from error
-
-    def _ask(self, sampler: BaseSampler, kinds: dict[str, BaseDistribution]) -> tuple[int, dict[str, Value]]:
-        self._study.sampler = sampler
-        trial = self._study.ask(kinds)
-        return self._note(trial), trial.params
 
     def _note(self, trial: Trial) -> int:
         self._trials[trial.number] = trial
@@ -251,6 +233,12 @@ class SweepStudy:
         for name, value in attributes.items():
             self._trials[number].set_user_attr(name, value)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written in the block goes to a journal in one write, at its end."""
+        with contextlib.nullcontext() if self._journal is None else self._journal.together():
+            yield
+
     def report(self, number: int, round_num: int, loss: float) -> None:
         """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
         self._report(self._trials[number], self._curves[number], round_num, loss)
@@ -261,12 +249,7 @@ class SweepStudy:
         COMPLETE with its score (the best valid_loss, or what `monitor` names; the negative of what is maximised),
         PRUNED when other runs were better, FAIL when it diverged.
         """
-        trial, curve = self._take(number)
         losses = {int(line["round"]): result.score_of(line) for line in rounds}
-        for round_num in _thinned(list(losses), result.best_round, result.option.get("num_rounds")):
-            self._report(trial, curve, round_num, losses[round_num])
-        for round_num in list(curve):  # what it told before it crashed may have come out differently afterwards
-            self._report(trial, curve, round_num, losses.get(round_num, math.nan))
         attributes: dict[str, Any] = {
             "status": result.status,
             "best_round": result.best_round,
@@ -278,18 +261,22 @@ class SweepStudy:
             attributes["reason"] = result.message
         if result.status == "pruned":
             attributes["best_valid_loss"] = result.best_valid_loss
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        if result.status == "pruned":
-            return self._tell(number, None, TrialState.PRUNED)
-        self._tell(number, result.score if math.isfinite(result.score) else None)
+        is_valid = result.status != "pruned" and math.isfinite(result.score)
+        self._close(
+            number,
+            losses,
+            _thinned(list(losses), result.best_round, result.option.get("num_rounds")),
+            attributes,
+            result.score if is_valid else None,
+            otherwise=TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL,
+            is_whole=True,
+        )
 
     def finish_value(self, number: int, value: float) -> None:
         """Closes a trial of a job that wrote no result, with the value it returned; FAIL unless it is finite."""
         if not math.isfinite(value):
             return self.fail(number, f"the job returned {value}", status="diverged")
-        self._take(number)
-        self._tell(number, value)
+        self._close(number, {}, (), {}, value)
 
     def finish_mean(self, number: int, outcomes: Sequence[RunResult | float], curve: Mapping[int, float]) -> None:
         """Closes a trial of replicates, all of which have a value: COMPLETE with the mean."""
@@ -308,13 +295,8 @@ class SweepStudy:
                 metrics = [result.best.get(name, math.nan) for result in results]
                 if all(map(math.isfinite, metrics)):
                     attributes[f"{name}_at_best"] = mean_and_std(metrics)[0]
-        trial, told = self._take(number)
         best_round = min(curve, key=lambda r: curve[r] if math.isfinite(curve[r]) else math.inf, default=0)
-        for round_num in _thinned(list(curve), best_round, num_rounds):
-            self._report(trial, told, round_num, curve[round_num])
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        self._tell(number, mean)
+        self._close(number, curve, _thinned(list(curve), best_round, num_rounds), attributes, mean)
 
     def fail(
         self,
@@ -329,16 +311,11 @@ class SweepStudy:
         Args:
             replicates: the values of its jobs, None for those that have none.
         """
-        trial, curve = self._take(number)
         monitor, is_maximized = self._followed
         losses = {int(line["round"]): score_of(line, monitor, is_maximized) for line in rounds if monitor in line}
-        for round_num in _thinned(list(losses), 0, None):
-            self._report(trial, curve, round_num, losses[round_num])
-        if replicates is not None:
-            trial.set_user_attr("replicates", list(replicates))
-        trial.set_user_attr("status", status)
-        trial.set_user_attr("reason", reason)
-        self._tell(number, None)
+        known = {} if replicates is None else {"replicates": list(replicates)}
+        attributes = {**known, "status": status, "reason": reason}
+        self._close(number, losses, _thinned(list(losses), 0, None), attributes, None)
 
     def interrupt(self, number: int) -> None:
         """Closes a trial whose jobs were stopped before they had ended: it will be tried again."""
@@ -351,12 +328,35 @@ class SweepStudy:
             self._study._storage.set_trial_intermediate_value(trial._trial_id, round_num, loss)
             curve[round_num] = loss
 
-    def _tell(self, number: int, value: float | None, otherwise: TrialState = TrialState.FAIL) -> None:
-        """Closes a trial: COMPLETE with the value, or another state where there is none."""
-        if value is not None:
-            self._study.tell(number, value)
-        else:
-            self._study.tell(number, state=otherwise)
+    def _close(
+        self,
+        number: int,
+        losses: Mapping[int, float],
+        rounds: Iterable[int],
+        attributes: Mapping[str, Any],
+        value: float | None,
+        otherwise: TrialState = TrialState.FAIL,
+        is_whole: bool = False,
+    ) -> None:
+        """Ends a trial with its curve and attributes: COMPLETE with the value, or another state where there is none.
+
+        Args:
+            losses: by round.
+            rounds: those that the study keeps.
+            is_whole: what was told of other rounds does not count: after a crash they came out differently, or not.
+        """
+        trial, told = self._take(number)
+        is_sampled = self._sampler is not None or otherwise is TrialState.PRUNED
+        with self.together():
+            for round_num in (*rounds, *(told if is_whole else ())):
+                self._report(trial, told, round_num, losses.get(round_num, math.nan))
+            for name, attribute in attributes.items():
+                trial.set_user_attr(name, attribute)
+            if not is_sampled:  # `Study.tell` would copy the trial, for a sampler that need not hear of it
+                state, values = (otherwise, None) if value is None else (TrialState.COMPLETE, [value])
+                self._study._storage.set_trial_state_values(trial._trial_id, state, values)
+        if is_sampled:
+            self._study.tell(number, value, state=otherwise if value is None else None)
         if self._journal is not None:
             self._journal.commit()
 

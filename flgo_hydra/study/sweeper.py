@@ -26,7 +26,7 @@ from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
-from flgo_hydra.record.result import Failure, RunResult, read_rounds
+from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow, write_best_point, write_points
 from flgo_hydra.report.summary import print_summary
@@ -409,7 +409,7 @@ class _Sweep:
                         elif self._pruning is not None and self._pruning.is_pruned(trial):
                             self._prune(launcher, event.job)  # its process died before it could heed
                 elif event.kind == "report" and (trial := job.live_trial) is not None:
-                    self._live.hear(trial, event.values, functools.partial(read_rounds, self._trials.run(job)))
+                    self._live.hear(trial, event.values, functools.partial(self._trials.read_rounds, job))
                 elif event.kind == "ended":
                     returned = launcher.job_return(event.job)
                     returns.append(returned)

@@ -24,13 +24,15 @@ class Trials:
         self.jobs = Jobs(paths)
         self._paths = paths
         self._attempts: Counter[str] = Counter()
-        for stored in study.stored_trials():
+        self.stored: list[StoredTrial] = study.stored_trials()
+        for stored in self.stored:
             for job in stored.jobs:
                 self.jobs.know(job.number, Point(job.overrides, job.identity))
             self._attempts[stored.identity] += 1
             if stored.is_running:
                 self._close_stale(stored)
-        self.stored: list[StoredTrial] = study.stored_trials()
+        if any(stored.is_running for stored in self.stored):
+            self.stored = study.stored_trials()
         self._over = {stored.identity for stored in self.stored if stored.is_over}
         self._values = {
             job.identity: job.value for stored in self.stored for job in stored.jobs if job.value is not None
@@ -122,13 +124,17 @@ class Trials:
         else:
             outcome = trial.jobs[0].outcome
             if isinstance(outcome, RunResult):
-                self.study.finish(trial.number, outcome, read_rounds(self.run(trial.jobs[0])))
+                self.study.finish(trial.number, outcome, self.read_rounds(trial.jobs[0]))
             elif isinstance(outcome, Failure):
-                rounds = read_rounds(self.run(trial.jobs[0]))
+                rounds = self.read_rounds(trial.jobs[0])
                 self.study.fail(trial.number, f"{outcome.kind}: {outcome.message}", rounds)
             else:
                 assert outcome is not None
                 self.study.finish_value(trial.number, outcome)
+
+    def read_rounds(self, job: Job) -> list[dict[str, float]]:
+        """What a job has recorded so far."""
+        return read_rounds(self.run(job))
 
     def run(self, job: Job) -> RunPaths:
         return self._paths.run(job.number)
@@ -144,7 +150,7 @@ class Trials:
         outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
         results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
         curves = [
-            [{"round": line["round"], "score": result.score_of(line)} for line in read_rounds(self.run(job))]
+            [{"round": line["round"], "score": result.score_of(line)} for line in self.read_rounds(job)]
             for job, result in zip(jobs, results, strict=False)
         ]
         curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}

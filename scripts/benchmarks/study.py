@@ -40,7 +40,8 @@ class Idle(real.PackingLauncher):
     """Jobs that are done when they start."""
 
     num_rounds = 20
-    points: dict[int, Any] = {}
+    identity = ""
+    """of the point that is submitted next"""
     times: list[float] = []
     """CPU seconds of the parent outside this class, between the ends of jobs"""
 
@@ -62,7 +63,7 @@ class Idle(real.PackingLauncher):
     def submit(self, overrides: Sequence[str], num: int, config: Any = None, name: str | None = None) -> Any:
         self._leave()
         job = SimpleNamespace(num=num, state="done", is_ended=True)
-        write_record(RunPaths(Path(str(self._config.hydra.sweep.dir)) / str(num)), self.points[num], self.num_rounds)
+        write_record(RunPaths(Path(str(self._config.hydra.sweep.dir)) / str(num)), self.identity, self.num_rounds)
         self._events += [SimpleNamespace(kind="started", job=job, values={})]
         for round_num in range(self.num_rounds + 1):
             values = {"kind": "round", "round": round_num, "num_rounds": self.num_rounds, "valid_loss": loss(round_num)}
@@ -124,22 +125,22 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     Idle.num_rounds = given.rounds
-    check, number = points.check_points, sweeper._Sweep._number
+    check, announce = points.check_points, sweeper._Sweep._announce
     took: dict[str, float] = {}
 
     def timed_check(*arguments: Any) -> Any:
         begin, wall = time.process_time(), time.perf_counter()
         found = check(*arguments)
         took["check"], took["check wall"] = time.process_time() - begin, time.perf_counter() - wall
+        took["points"] = len(found)
         return found
 
-    def remembering(sweep: Any, found: Any) -> Any:
-        jobs = number(sweep, found)
-        Idle.points = {job.number: job.point.identity for job in jobs}
-        return jobs
+    def telling(sweep: Any, job: Any) -> None:
+        Idle.identity = job.point.identity
+        announce(sweep, job)
 
     sweeper.check_points = timed_check
-    sweeper._Sweep._number = remembering  # type: ignore[method-assign]
+    sweeper._Sweep._announce = telling  # type: ignore[method-assign]
     sweeper.PackingLauncher = Idle  # type: ignore[misc]
     sys.modules["flgo_hydra.launch.launcher"].PackingLauncher = Idle  # type: ignore[attr-defined]
     axes = ["algorithm=fedavg,fedprox", "lr=0.1,0.05,0.02,0.01,0.005", f"seed=range({max(1, given.points // 10)})"]
@@ -155,7 +156,7 @@ def main() -> None:
                 status = __main__._run([])
             cpu, wall = time.process_time() - begin, time.perf_counter() - wall
             print(f"{what}: status {status}, {cpu:.1f} s CPU, {wall:.1f} s; of it composing and checking ", end="")
-            print(f"{len(Idle.points)} points {took['check']:.1f} s CPU, {took['check wall']:.1f} s", flush=True)
+            print(f"{took['points']:.0f} points {took['check']:.1f} s CPU, {took['check wall']:.1f} s", flush=True)
         first, last = Idle.times[:1000], Idle.times[-1000:]
         for name, times in (("first", first), ("last", last)):
             ms = sorted(1e3 * seconds for seconds in times)
@@ -173,7 +174,7 @@ def profiling(is_wanted: bool) -> Iterator[None]:
     import cProfile
     import pstats
 
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(time.process_time)
     if is_wanted:
         profile.enable()
     yield
