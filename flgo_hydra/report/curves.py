@@ -32,8 +32,12 @@ def prepare() -> None:
     import matplotlib.ticker  # noqa: F401
 
 
-def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
-    """Draws the curves into a PNG. Values that are not finite are gaps."""
+def draw_curves(path: Path, curves: Sequence[Curve], metric: str, num_left_out: int = 0) -> None:
+    """Draws the curves into a PNG. Values that are not finite are gaps.
+
+    Args:
+        num_left_out: points that are not among the curves; the legend says so.
+    """
     # Without pyplot: it would set a user's own plots aside.
     import matplotlib
     from matplotlib.figure import Figure
@@ -70,7 +74,10 @@ def draw_curves(path: Path, curves: Sequence[Curve], metric: str) -> None:
         axes.plot(curve.rounds, [v if math.isfinite(v) else math.nan for v in curve.values], **look)
     if is_crowded:
         others = len(curves) - sum(curve.is_best for curve in curves)
-        axes.plot([], [], color="gray", linewidth=0.8, label=f"{others} other points")
+        label = f"{others} other points"
+        if num_left_out:
+            label = f"{others} of {others + num_left_out} other points: the best, and some at random"
+        axes.plot([], [], color="gray", linewidth=0.8, label=label)
     if "loss" in metric:
         top = top_of([curve.values for curve in curves])
         low, high = axes.get_ylim()

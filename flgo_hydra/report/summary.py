@@ -1,5 +1,6 @@
 """What is printed at the end of a sweep."""
 
+import random
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
 
 _MOST_LISTED = 20
+_MOST_DRAWN = 300
+"""Curves of curves.png: to read and draw thousands takes a minute, and nobody can tell them apart."""
+_BEST_DRAWN = 50
 
 
 def print_summary(
@@ -36,8 +40,9 @@ def print_summary(
     """
     ranked = None if points is None else sort_points(points)
     best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
-    rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in rows}
-    is_drawn = _draw(paths.curves, rows, rounds, best, curve)
+    drawn = rows_to_draw(rows, best)
+    rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in drawn}
+    is_drawn = _draw(paths.curves, drawn, rounds, best, curve, len(rows) - len(drawn))
     print()
     if ranked:
         print_best_point(ranked[0])
@@ -122,8 +127,24 @@ def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> No
         print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")
 
 
+def rows_to_draw(rows: Sequence[Row], best: Row | None) -> Sequence[Row]:
+    """The rows whose curves are drawn: of very many the best, and some of the others at random."""
+    if len(rows) <= _MOST_DRAWN:
+        return rows
+    ranked = sorted((row for row in rows if row.is_valid and row is not best), key=lambda row: row.score)
+    chosen = {row.job for row in ([] if best is None else [best]) + ranked[: _BEST_DRAWN - 1]}
+    others = [row.job for row in rows if row.job not in chosen]
+    chosen.update(random.Random(0).sample(others, _MOST_DRAWN - len(chosen)))
+    return [row for row in rows if row.job in chosen]
+
+
 def _draw(
-    path: Path, rows: Sequence[Row], rounds: Mapping[int, list[dict[str, float]]], best: Row | None, metric: str
+    path: Path,
+    rows: Sequence[Row],
+    rounds: Mapping[int, list[dict[str, float]]],
+    best: Row | None,
+    metric: str,
+    num_left_out: int,
 ) -> bool:
     curves = []
     for row in rows:
@@ -140,7 +161,7 @@ def _draw(
             )
     if not curves:
         return False
-    draw_curves(path, curves, metric)
+    draw_curves(path, curves, metric, num_left_out)
     return True
 
 

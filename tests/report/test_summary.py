@@ -5,7 +5,7 @@ import pytest
 
 from flgo_hydra.record.files import append_json_line, write_text
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.summary import print_summary, rows_to_draw
 from flgo_hydra.report.table import Row
 
 
@@ -170,3 +170,13 @@ def test_seeds_are_taken_together_at_the_end(paths: SweepPaths, capsys: pytest.C
 def test_without_seeds_nothing_is_taken_together(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
     _print(paths, [_completed(paths, job, [1.0], (f"lr=0.{job}", f"seed={job}")) for job in range(2)])
     assert "over seed" not in capsys.readouterr().out
+
+
+def test_of_thousands_of_curves_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
+    rows = [Row(job, (), tmp_path, "completed", float(-job)) for job in range(2000)]
+    rows[1000] = Row(1000, (), tmp_path, "diverged", math.nan)
+    jobs = [row.job for row in rows_to_draw(rows, rows[7])]  # of replicates the best one need not have the lowest value
+    assert len(jobs) == 300 and jobs == sorted(jobs) and 7 in jobs
+    assert set(range(1951, 2000)) <= set(jobs)
+    assert 50 < len([job for job in jobs if job < 1000]) < 200
+    assert rows_to_draw(rows[:300], rows[7]) == rows[:300]
