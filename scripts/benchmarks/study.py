@@ -48,7 +48,7 @@ class Idle(real.PackingLauncher):
     def setup(self, **given: Any) -> None:
         super().setup(**given)
         self._events: deque[Any] = deque()
-        self._queue_state = SimpleNamespace(is_idle=True, stop_level=0, waiting=[])
+        self._queue_state = SimpleNamespace(is_idle=True, stop_level=0, waiting=[], expect_more=lambda _: None)
         self._left = 0.0
         self._since = time.process_time()
 
