@@ -3,7 +3,7 @@
 import optuna
 from sqlalchemy.pool import NullPool
 
-FIXED = ("model=logistic", "num_rounds=2", "num_steps=1", "task.num_clients=3", "hydra/launcher=basic")
+FIXED = ("model=logistic", "num_rounds=1", "num_steps=1", "task.num_clients=3", "hydra/launcher=basic")
 
 
 def trials(url):
