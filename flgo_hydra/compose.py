@@ -150,8 +150,12 @@ def fingerprint(conf: Conf) -> str:
 
 def group(conf: Conf) -> str:
     """A hash that runs share whose losses may be compared round by round: of the same task, task.seed and seed."""
-    values = deciding(conf)
-    return hash_of({"task": values["task"], "seed": conf.seed})
+    return group_of(deciding(conf))
+
+
+def group_of(values: Mapping[str, Any]) -> str:
+    """The same, given what decides the run's numbers."""
+    return hash_of({"task": values["task"], "seed": values["option"]["seed"]})
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ class PointChecker:
         if conf is not None:
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
-            group, num_rounds = compose.group(conf), conf.num_rounds
+            group, num_rounds = compose.group_of(parts), conf.num_rounds
         else:
             parts = settings = _plain(cfg)
             group, num_rounds = "", 0
