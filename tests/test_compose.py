@@ -44,6 +44,7 @@ TOGETHER = [[names[i % len(names)] for names in CHOICES] for i in range(max(map(
 def test_every_choice_becomes_a_conf(choices: list[str]) -> None:
     chosen = dict(zip(GROUPS, choices, strict=True))
     own = [text for group, choice in chosen.items() if choice == "custom" for text in OWN[group]]
+    own += ["algorithm.module=flgo.algorithm.moon"] if chosen["algorithm"] == "flgo" else []
     conf = _conf(*(f"{group}={choice}" for group, choice in chosen.items()), *own)
     parts = {"task": conf.task, "task/partition": conf.task.partition, "model": conf.model, "algorithm": conf.algorithm}
     assert {group: compose.parameters(part)["name"] for group, part in parts.items()} == {

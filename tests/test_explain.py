@@ -29,9 +29,9 @@ from flgo_hydra.explain import explain
         ("task.partition.alpa=1", "Did you mean `task.partition.alpha` (of task/partition=dirichlet)"),
         ("+algorithm.mu=1", "it is a key of algorithm=fedprox."),
         # choices
-        ("algorithm=fedpox", "It has custom, fedavg, fedprox, scaffold. Did you mean `algorithm=fedprox`?"),
+        ("algorithm=fedpox", "It has custom, fedavg, fedprox, flgo, scaffold. Did you mean `algorithm=fedprox`?"),
         ("task/partition=dirichle", "Did you mean `task/partition=dirichlet`?"),
-        ("model=null", "`model` has no choice 'null'. It has cnn, custom, logistic, mlp, resnet."),
+        ("model=null", "`model` has no choice 'null'. It has cnn, custom, flgo, logistic, mlp, resnet."),
         ("task=3", "`task` has no choice '3'. It has cifar10, "),
         # values
         ("num_rounds=abc", "`num_rounds`: Value 'abc' of type 'str' could not be converted to Integer."),

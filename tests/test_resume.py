@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(command, monkeypatch):
     arguments = ("num_rounds=4", *SMALL[1:], "checkpoint_interval=1")
     assert command(*arguments, "hydra.run.dir=whole").status == 0
     stops = iter([False, False, True])
-    monkeypatch.setattr(app.reporter, "stop_requested", lambda: next(stops, False))
+    monkeypatch.setattr(app.reporter.Reporter, "stop_requested", lambda self: next(stops, False))
     done = command(*arguments, "hydra.run.dir=run")
     assert done.status == 130 and "python -m flgo_hydra.resume" in done.err
     assert Path("run/checkpoint.pt").exists()

@@ -119,7 +119,7 @@ def test_table_shows_devices_jobs_and_counts():
     clock = Clock()
     table = Table(queue, 9, Console(file=out, width=140, height=40), clock)
     job = make_job(attempts=[ENDED])
-    queue.running[1] = Running(job, 1, Placement(3, GPU.id), 2, Path("log"), 960.0, memory_mib=2048)
+    queue.running[1] = Running(job, 1, Placement(3, GPU.id), 2, Path("log"), 960.0, leader=1, memory_mib=2048)
     for num, round_num in enumerate((1, 3)):
         job.progress = {"round": round_num, "num_rounds": 11, "valid_loss": 0.51234567, "best": 0.25 + num}
         clock.now += 10.0
