@@ -276,6 +276,6 @@ def test_a_preset_draws_the_metric_it_is_about(command, monkeypatch):
     from flgo_hydra.report import summary
 
     drawn = []
-    monkeypatch.setattr(summary, "draw_curves", lambda path, curves, metric: drawn.append((len(curves), metric)))
+    monkeypatch.setattr(summary, "draw_curves", lambda path, curves, metric, *_: drawn.append((len(curves), metric)))
     command("-m", *SMALL, "experiment=algorithms")
     assert drawn == [(2, "test_loss")]
