@@ -24,7 +24,7 @@ from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.scheduler import CPU, BasicScheduler, Device
-from flgo_hydra.launch.worker import MemoryReport
+from flgo_hydra.launch.worker import MemoryReport, make_reporter
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds
@@ -36,12 +36,7 @@ def work(channel: Channel) -> int:
     """A worker: it reports and notes what that took, connected as `worker.run` connects a job."""
     order = json.loads(channel.read_payload())
     memory = MemoryReport(channel)
-
-    def send(message: dict[str, object]) -> None:
-        memory.tell()
-        channel.send(message)
-
-    reporter.connect(send, channel.is_stopping, channel.prune_reason)
+    reporter.connect(make_reporter(channel, memory))
     run = RunPaths(Path(order["folder"]))
     delays, switches = [], []
     begin = time.perf_counter()
@@ -102,6 +97,7 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
         result = SimpleNamespace(
             status="completed", best_round=num_rounds, best_valid_loss=rounds[-1]["valid_loss"], last_round=num_rounds,
             seconds=seconds, best={}, message="", option={"num_rounds": num_rounds},
+            score=rounds[-1]["valid_loss"], score_of=lambda line: line["valid_loss"],
         )  # fmt: skip
         study.finish(trials[job.num], result, rounds)  # type: ignore[arg-type]
         expected = studies._thinned(list(range(num_rounds + 1)), num_rounds, num_rounds)
