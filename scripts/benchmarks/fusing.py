@@ -9,24 +9,29 @@ drifts is the same for all. On a GPU, with the memory that torch had reserved at
 """
 
 import argparse
+import os
 import platform
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from round_time import BATCH, COHORT, EPOCHS, LR, build, reference_task
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+import workload as w
 
 from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.data import Data, to_data
+from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import Run, RunState, Status, rounds
-from flgo_hydra.federated.task import Task
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 FOREVER = 10**9
@@ -42,30 +47,46 @@ class Silent:
         return None
 
 
-def make_run(name: str, task: Task, data: Data, seed: int) -> tuple[Run, Member, torch.nn.Module]:
-    model = build(name, task).to(data.x_train.device)
+def reference_data(device: torch.device) -> Data:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FLGO_HYDRA_WORKLOAD"] = f"{folder}/workload.npz"
+        w.make_arrays(os.environ["FLGO_HYDRA_WORKLOAD"])
+        x_train, y_train, x_test, y_test = (torch.from_numpy(array).to(device) for array in w.arrays())
+    weights = torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64, device=device)
+    test = Samples(x_test, y_test, weights)
+    offsets = list(range(0, len(y_train) + 1, w.PER_CLIENT))
+    return Data(x_train, y_train, offsets, test, test, is_classification=True)
+
+
+def make_run(name: str, data: Data, seed: int) -> tuple[Run, Member, torch.nn.Module]:
+    model = w.torch_model(name).to(data.x_train.device)
     option = OptionConf(
-        num_rounds=FOREVER, proportion=COHORT / 100, batch_size=BATCH, num_epochs=EPOCHS, lr=LR / (1 + seed), seed=seed
+        num_rounds=FOREVER,
+        proportion=w.COHORT / w.NUM_CLIENTS,
+        batch_size=w.BATCH,
+        num_epochs=w.EPOCHS,
+        lr=w.LR / (1 + seed),
+        seed=seed,
     )
     algorithm = FedAvg()
-    work = LocalWork(BATCH, EPOCHS, None, seed)
+    work = LocalWork(w.BATCH, w.EPOCHS, None, seed)
     loop = LoopBackend(model, data, LocalStep(algorithm, build_optimizer("sgd")), work)
     server = server_state(model, algorithm)
-    state = RunState(server, ClientStates({}, task.num_clients))
+    state = RunState(server, ClientStates({}, w.NUM_CLIENTS))
     member = Member(algorithm, "sgd", 0.0, 0.0, 0.0, work, loop)
     return rounds(loop, data, algorithm, {}, option, state, Silent()), member, model
 
 
-def run_alone(name: str, task: Task, data: Data) -> Iterator[None]:
-    run, member, _ = make_run(name, task, data, 0)
+def run_alone(name: str, data: Data) -> Iterator[None]:
+    run, member, _ = make_run(name, data, 0)
     work = next(run)
     while True:
         work = run.send(member.loop.train(work.server, work.clients, work.cohort, work.hyper, work.round_num))
         yield
 
 
-def run_fused(name: str, task: Task, data: Data, num_runs: int) -> Iterator[None]:
-    made = [make_run(name, task, data, seed) for seed in range(num_runs)]
+def run_fused(name: str, data: Data, num_runs: int) -> Iterator[None]:
+    made = [make_run(name, data, seed) for seed in range(num_runs)]
     backend = FusedBackend(made[0][2], data, {i: one[1] for i, one in enumerate(made)}, is_auto=False)
     works = {i: next(one[0]) for i, one in enumerate(made)}
     while True:
@@ -84,12 +105,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    task = reference_task()
-    data = to_data(task, device, torch.float32)
+    data = reference_data(device)
     sizes = [int(text) for text in arguments.runs.split(",")]
-    programs = {"loop": (1, run_alone(arguments.model, task, data))}
+    programs = {"loop": (1, run_alone(arguments.model, data))}
     for size in sizes:
-        programs[f"fused {size}"] = (size, run_fused(arguments.model, task, data, size))
+        programs[f"fused {size}"] = (size, run_fused(arguments.model, data, size))
     times: dict[str, list[float]] = {label: [] for label in programs}
     peaks: dict[str, float] = dict.fromkeys(programs, 0.0)
     for turn in range(arguments.rounds + 1):
