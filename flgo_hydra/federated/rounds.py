@@ -79,21 +79,6 @@ class Watcher(Protocol):
         """Called after each round; `PRUNED` or `STOPPED` ends the run here."""
 
 
-def run_rounds(
-    backend: Backend,
-    data: Data,
-    algorithm: Algorithm,
-    numbers: Mapping[str, float],
-    option: OptionConf,
-    state: RunState,
-    watcher: Watcher,
-    own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Status:
-    """Trains from `state` on, changing it, until the run ends. For the arguments see `rounds`."""
-    return drive(rounds(backend, data, algorithm, numbers, option, state, watcher, own_metrics, clock), backend)
-
-
 def drive(run: Run, backend: Backend) -> Status:
     """Trains every round that a run asks for, until it ends."""
     try:

@@ -61,7 +61,7 @@ def reference_data() -> Data:
 
 
 def our_round(name: str, engine: EngineConf, data: Data, rounds: int) -> Round:
-    """Our round, as `rounds.run_rounds` does it; returns the test accuracy."""
+    """Our round, as `rounds.rounds` has it done; returns the test accuracy."""
     model = w.torch_model(name)
     arrange_for_cpu(model)
     algorithm = FedAvg()
