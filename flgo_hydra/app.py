@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,9 @@ def fuse_key(cfg: DictConfig) -> str:
     conf = compose.to_conf(cfg, has_known_keys=True)
     if isinstance(conf.algorithm, FlgoConf):
         return ""
-    values = compose.deciding(conf)
+    if conf.engine.backend != "auto":  # one was asked for
+        return ""
+    values = {**compose.deciding(conf), "engine": asdict(conf.engine)}
     option = values["option"]
     for name in _VALUES:
         option.pop(name)
@@ -166,7 +168,9 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
     if not runs:
         return
     first = next(iter(runs.values()))
-    backend = FusedBackend(first.model, first.data, members, is_auto)
+    engine = first.conf.engine
+    switches = (switch == "auto" for switch in (engine.compile, engine.dual, engine.graph))
+    backend = FusedBackend(first.model, first.data, members, is_auto, *switches)
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
         if backend.is_not_worth_it:
@@ -176,7 +180,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
         return backend.train(works)
 
     try:
-        run_together({i: run.rounds for i, run in runs.items()}, train, ended)
+        run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     except CannotFuse as error:
         raise reporter.RunApart(str(error)) from error
     if stopped:
@@ -317,7 +321,7 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     with _ctrl_c_at_round_boundary() as is_interrupted:
         run = _prepare(conf, paths, task, reporter.current(), is_interrupted)
         try:
-            status = drive(run.rounds, run.backend)
+            status = drive(run.rounds, run.backend, run.data)
         finally:
             run.watcher.progress.close()
     return run.end(status)

@@ -27,7 +27,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DEFAULT_LR_DECAY = 0.998
 MEMORY_KEYS = ("task", "model", "algorithm._target_", "batch_size", "proportion", "optimizer", "dtype")
 BACKENDS = ("auto", "loop", "vmap")
-COMPILES = ("auto", "off")
+SWITCHES = ("auto", "off")
 # by the name of Optuna's class
 PRUNERS = {
     "median": "MedianPruner",
@@ -62,10 +62,17 @@ class EngineConf:
     # auto: local steps are recorded once and replayed as a flat program, for batch sizes that a run takes often enough;
     # off: plain autograd
     compile: str = "auto"
+    # auto: clients side by side keep a dense layer on the samples as what it does to the samples that they visit, where
+    # that is less work; off: as its weights
+    dual: str = "auto"
+    # auto: on a GPU, a local step is captured as a CUDA graph; off: launched operation by operation
+    graph: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("engine.backend", self.backend, BACKENDS)
-        one_of("engine.compile", self.compile, COMPILES)
+        one_of("engine.compile", self.compile, SWITCHES)
+        one_of("engine.dual", self.dual, SWITCHES)
+        one_of("engine.graph", self.graph, SWITCHES)
 
 
 def is_maximized(monitor: str, direction: str | None) -> bool:

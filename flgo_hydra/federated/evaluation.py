@@ -1,12 +1,52 @@
 """The server's model on held-out samples."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.training import ServerState
 
 CHUNK = {"cpu": 128, "cuda": 8192, "mps": 2048}
 """Samples evaluated at once: what fits the CPU's cache; on a GPU, what fills it."""
+Metrics = dict[str, float]
+"""valid_loss, test_loss, and their accuracies for classification"""
+
+
+def metrics_of(model: nn.Module, data: Data) -> Metrics:
+    """The model's losses and accuracies on the validation and test samples."""
+    # One tensor, so that the device is waited for once.
+    return _named(torch.cat([evaluate(model, data, data.valid), evaluate(model, data, data.test)]).tolist(), data)
+
+
+def evaluate_many(model: nn.Module, data: Data, servers: Sequence[ServerState]) -> list[Metrics]:
+    """The same of several servers' models at once, where one after another would be bound by launches.
+
+    Args:
+        model: gives the architecture.
+    """
+    was_training = model.training
+    model.eval()
+    stacked = {
+        name: torch.stack([{**server.params, **server.buffers}[name] for server in servers])
+        for name in {**servers[0].params, **servers[0].buffers}
+    }
+    chunk = max(1, CHUNK[data.test.x.device.type] // len(servers))
+
+    def one(tensors: dict[str, Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return _sums(functional_call(model, tensors, (x,)), data, Samples(x, y, weights))
+
+    with torch.no_grad():
+        both = []
+        for samples in (data.valid, data.test):
+            total = samples.weights.new_zeros(len(servers), 2)
+            for part in _parts(samples, chunk):
+                total += torch.vmap(one, in_dims=(0, None, None, None))(stacked, part.x, part.y, part.weights)
+            both.append(total)
+    model.train(was_training)
+    return [_named(values, data) for values in torch.cat(both, dim=1).tolist()]
 
 
 @torch.no_grad()
@@ -18,14 +58,32 @@ def evaluate(model: nn.Module, data: Data, samples: Samples) -> Tensor:
     was_training = model.training
     model.eval()
     total = samples.weights.new_zeros(2)
-    if not data.is_classification:
-        total[1] = torch.nan
-    chunk = CHUNK[samples.x.device.type]
-    for begin in range(0, len(samples.x), chunk):
-        x, y, weights = (part[begin : begin + chunk] for part in (samples.x, samples.y, samples.weights))
-        outputs = model(x)
-        total[0] += (data.criterion(outputs, y).to(weights.dtype) * weights).sum()
-        if data.is_classification:
-            total[1] += weights[outputs.argmax(dim=1) == y].sum()
+    for part in _parts(samples, CHUNK[samples.x.device.type]):
+        total += _sums(model(part.x), data, part)
     model.train(was_training)
     return total
+
+
+def _parts(samples: Samples, size: int) -> list[Samples]:
+    tensors = (samples.x, samples.y, samples.weights)
+    return [Samples(*(tensor[begin : begin + size] for tensor in tensors)) for begin in range(0, len(samples.x), size)]
+
+
+def _sums(outputs: Tensor, data: Data, samples: Samples) -> Tensor:
+    loss = (data.criterion(outputs, samples.y).to(samples.weights.dtype) * samples.weights).sum()
+    if not data.is_classification:
+        return torch.stack([loss, torch.full_like(loss, torch.nan)])
+    is_right = outputs.argmax(dim=-1) == samples.y
+    return torch.stack([loss, (samples.weights * is_right).sum()])
+
+
+def _named(values: Sequence[float], data: Data) -> Metrics:
+    valid_loss, valid_accuracy, test_loss, test_accuracy = values
+    if not data.is_classification:
+        return {"valid_loss": valid_loss, "test_loss": test_loss}
+    return {
+        "valid_loss": valid_loss,
+        "valid_accuracy": valid_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+    }

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
@@ -16,15 +15,12 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort, sample_cohort
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.evaluation import evaluate
+from flgo_hydra.federated.evaluation import Metrics, metrics_of
 from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.patience import Patience
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.schedule import lr_at
 from flgo_hydra.federated.training import Backend, ServerState
-
-Metrics = dict[str, float]
-"""valid_loss, test_loss, and their accuracies for classification"""
 
 
 class Status(StrEnum):
@@ -65,8 +61,15 @@ class RoundWork:
     round_num: int
 
 
-Run = Generator[RoundWork, ServerState, Status]
-"""yields what is to be trained, takes the server's next state, and returns how it ended"""
+@dataclass(frozen=True)
+class Evaluation:
+    """A model whose metrics on held-out samples are wanted."""
+
+    server: ServerState
+
+
+Run = Generator[RoundWork | Evaluation, Any, Status]
+"""yields what is to be trained or evaluated, takes the server's next state or the metrics, returns how it ended"""
 
 
 class Watcher(Protocol):
@@ -79,12 +82,16 @@ class Watcher(Protocol):
         """Called after each round; `PRUNED` or `STOPPED` ends the run here."""
 
 
-def drive(run: Run, backend: Backend) -> Status:
-    """Trains every round that a run asks for, until it ends."""
+def drive(run: Run, backend: Backend, data: Data) -> Status:
+    """Trains and evaluates what a run asks for, until it ends."""
     try:
-        work = next(run)
+        asked = next(run)
         while True:
-            work = run.send(backend.train(work.server, work.clients, work.cohort, work.hyper, work.round_num))
+            if isinstance(asked, Evaluation):
+                asked = run.send(metrics_of(backend.load(asked.server), data))
+                continue
+            trained = backend.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num)
+            asked = run.send(trained)
     except StopIteration as end:
         status: Status = end.value
         return status
@@ -101,13 +108,13 @@ def rounds(
     own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """A run from `state` on, changing it: yields what is to be trained, and takes the server's next state.
+    """A run from `state` on, changing it: yields what is to be trained and evaluated, and takes what came of it.
 
     Round 0 is the untrained model. It counts: a run that only gets worse has its best round there. The patience of
     `early_stop` is counted in rounds, whatever `eval_interval` is (FLGo counts stale values, and not round 0).
 
     Args:
-        backend: evaluates; who trains is the caller's choice.
+        backend: loads models for `own_metrics`; who trains and evaluates is the caller's choice.
         numbers: the algorithm's hyper-parameters by name.
         own_metrics: the user's, of the model that `state.last` has our metrics of.
     Raises:
@@ -130,7 +137,7 @@ def rounds(
         state.round_num = r
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
-            state.last = _metrics(backend, data, state.server)
+            state.last = yield Evaluation(state.server)
             if own_metrics is not None:
                 state.last = {**state.last, **own_metrics(backend.load(state.server), state)}
             state.seconds = clock() - started
@@ -147,17 +154,3 @@ def rounds(
         asked = watcher.finished_round(state) if r < option.num_rounds else None
         if asked is not None:
             return asked
-
-
-def _metrics(backend: Backend, data: Data, server: ServerState) -> Metrics:
-    model = backend.load(server)
-    both = torch.cat([evaluate(model, data, data.valid), evaluate(model, data, data.test)])
-    valid_loss, valid_accuracy, test_loss, test_accuracy = both.tolist()  # the one wait for the device
-    if not data.is_classification:
-        return {"valid_loss": valid_loss, "test_loss": test_loss}
-    return {
-        "valid_loss": valid_loss,
-        "valid_accuracy": valid_accuracy,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
-    }

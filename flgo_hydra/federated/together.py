@@ -1,9 +1,10 @@
-"""Several runs in lockstep: each round of all of them is trained as one program."""
+"""Several runs in lockstep: each round of all of them is trained, and evaluated, as one program."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from flgo_hydra.federated.rounds import RoundWork, Run, Status
+from flgo_hydra.federated.evaluation import Metrics
+from flgo_hydra.federated.rounds import Evaluation, RoundWork, Run, Status
 from flgo_hydra.federated.training import ServerState
 
 Key = TypeVar("Key", bound=Hashable)
@@ -12,6 +13,7 @@ Key = TypeVar("Key", bound=Hashable)
 def run_together(
     runs: Mapping[Key, Run],
     train: Callable[[Mapping[Key, RoundWork]], Mapping[Key, ServerState]],
+    evaluate: Callable[[Mapping[Key, ServerState]], Mapping[Key, Metrics]],
     ended: Callable[[Key, Status | Exception], None],
 ) -> None:
     """Runs all to their ends. Each keeps its own rounds, patience and end; one that ends or fails leaves the others.
@@ -20,25 +22,39 @@ def run_together(
         runs: of `rounds`, none begun.
         train: the next server states of the runs that still go, for their next rounds; may be of different numbers.
             What it raises is raised here: no run has lost more than the round under way.
+        evaluate: the metrics of runs' models.
         ended: told of each run how it ended, or what it raised.
     """
     live = dict(runs)
     works: dict[Key, RoundWork] = {}
+    evaluations: dict[Key, ServerState] = {}
 
-    def go_on(key: Key, server: ServerState | None) -> None:
+    def go_on(key: Key, answer: Any) -> None:
         try:
-            works[key] = next(live[key]) if server is None else live[key].send(server)
+            asked = live[key].send(answer)
         except StopIteration as end:
             del live[key]
             ended(key, end.value)
         except Exception as error:
             del live[key]
             ended(key, error)
+        else:
+            if isinstance(asked, Evaluation):
+                evaluations[key] = asked.server
+            else:
+                works[key] = asked
 
     for key in list(live):
         go_on(key, None)
     while live:
-        servers = train(works)
-        works.clear()
-        for key, server in servers.items():
-            go_on(key, server)
+        # All that are to be evaluated are, before any goes on: so they stay in step.
+        while evaluations:
+            asked = dict(evaluations)
+            evaluations.clear()
+            for key, metrics in evaluate(asked).items():
+                go_on(key, metrics)
+        if works:
+            trained = train(works)
+            works.clear()
+            for key, server in trained.items():
+                go_on(key, server)

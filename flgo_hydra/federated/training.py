@@ -69,6 +69,11 @@ class LocalWork:
         rng = numpy_generator(self.seed, Purpose.BATCH_ORDER, round_num, client)
         return batch_order(num_samples, size, num_steps, rng)
 
+    def rows(self, offsets: list[int], client: int, round_num: int) -> list[np.ndarray]:
+        """The same as rows of the training samples, of which client k holds `offsets[k]` to `offsets[k + 1]`."""
+        begin, end = offsets[client], offsets[client + 1]
+        return [begin + rows for rows in self.order(end - begin, client, round_num)]
+
 
 @dataclass
 class ServerState:

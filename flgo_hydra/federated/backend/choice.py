@@ -47,12 +47,12 @@ def build_backend(
     cohort_size: clients in a round, at most.
     visits: rounds of the run in which a client is expected to take part.
     """
-    compiles = engine.compile == "auto"
-    loop = LoopBackend(model, data, step, work, compiles, visits)
+    compiles, dual, graphs = (switch == "auto" for switch in (engine.compile, engine.dual, engine.graph))
+    loop = LoopBackend(model, data, step, work, compiles, visits, graphs)
     lanes = count_lanes(cohort_size, _bytes_per_lane(loop, step, data, work), _budget(data.x_train.device))
 
     def vmap() -> VmapBackend:
-        return VmapBackend(model, data, step, work, lanes, compiles, visits, loop)
+        return VmapBackend(model, data, step, work, lanes, compiles, visits, loop, dual, graphs)
 
     chosen = ChosenBackend(loop, vmap)
     steps = sum(work.size(n)[1] for n in np.diff(data.offsets).tolist()) * visits

@@ -4,8 +4,13 @@ A local step of SGD ends in `p - lr * g`, where `g` is most often a product of t
 product and what the algorithm corrects: `g + mu * (p - anchor)`. Done as written, that makes the product, scales it
 and subtracts it: three passes over as much memory as the model. As a sum of terms, each goes straight into `p`:
 `p.addmm_(a, b, alpha=-lr)`. The result differs from the written one in the order of rounding only.
+
+A factor may be a number that comes with each call, or a tensor: of one element, or with one number for each lane (the
+first dimension). Products are then scaled through their smaller part. A value that is chosen by a mask, `where(active,
+new, old)`, is a sum whose terms are nothing where the mask says no.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,18 +19,27 @@ from torch import Tensor
 from flgo_hydra.federated.backend.tape import Op
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factor:
-    """A number times hyper-parameters, whose values come with each call of a program."""
+    """A number times hyper-parameters: numbers whose values come with each call of a program, and tensors."""
 
     number: float = 1.0
     names: tuple[str, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
 
     def times(self, number: float, *names: str) -> "Factor":
-        return Factor(self.number * number, tuple(sorted((*self.names, *names))))
+        return Factor(self.number * number, tuple(sorted((*self.names, *names))), self.tensors)
+
+    def times_tensor(self, tensor: Tensor) -> "Factor":
+        return Factor(self.number, self.names, (*self.tensors, tensor))
+
+    @property
+    def is_one(self) -> bool:
+        return self.number == 1.0 and not self.names and not self.tensors
 
     @property
     def code(self) -> str:
+        """The part of it that is a number of Python."""
         return " * ".join([repr(self.number), *self.names])
 
 
@@ -53,11 +67,27 @@ class Sum:
     own: list[Factor] = field(default_factory=list)
     rest: list[Term] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    mask: Tensor | None = None
+    """bool, of the state's number of dimensions, all but the first of size 1: where it is False, nothing is added"""
 
     @property
     def reads(self) -> list[Tensor]:
         """Tensors that must be there when the terms are added."""
+        factors = [*self.own, *(term.factor for term in self.rest), *(p.factor for p in self.products)]
+        return [
+            *self.values,
+            *(tensor for factor in factors for tensor in factor.tensors),
+            *([] if self.mask is None else [self.mask]),
+        ]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """What is added: the terms and the products' parts."""
         return [term.value for term in self.rest] + [t for p in self.products for t in (p.a, p.b)]
+
+    def of(self, state: Tensor, rest: list[Term], products: list[Product]) -> "Sum":
+        """The same change with other terms, of another state."""
+        return dataclasses.replace(self, state=state, rest=rest, products=products)
 
 
 def as_sum(
@@ -76,20 +106,35 @@ def as_sum(
     if not is_used_once(value) or not state.is_floating_point():
         return None
     found = Sum(state)
+    op = producers.get(id(value))
+    if op is not None and op.name == "aten.where.self" and op.args[2] is state and op.args[1].shape == state.shape:
+        mask = op.args[0]
+        if mask.dim() != state.dim() or mask.numel() != len(mask) or not is_used_once(op.args[1]):
+            return None
+        found.mask, value = mask, op.args[1]
     for term in _terms(value, producers, scalars, is_used_once):
         product = _as_product(term, producers, is_used_once) if state.dim() in (2, 3) else None
         if term.value is state:
             found.own.append(term.factor)
         elif product is not None and product.a.dim() == state.dim():
+            # A factor for each row of a matrix would have to scale the one part or the other.
+            if state.dim() == 2 and (found.mask is not None or any(t.dim() for t in term.factor.tensors)):
+                return None
             found.products.append(product)
-        elif term.value.shape == state.shape:
+        elif _fits(term.value, state):
             found.rest.append(term)
         else:
             return None
-    if Factor() not in found.own or any(t.dtype != state.dtype for t in found.reads):
+    unit = next((factor for factor in found.own if factor.is_one), None)
+    if unit is None or any(t.dtype != state.dtype for t in found.values):
         return None
-    found.own.remove(Factor())
+    found.own.remove(unit)
     return found
+
+
+def _fits(value: Tensor, state: Tensor) -> bool:
+    """The value has the state's shape, or the shape of each of its lanes."""
+    return value.shape == state.shape or (value.dim() > 0 and value.shape == state.shape[-value.dim() :])
 
 
 def _terms(
@@ -123,7 +168,17 @@ def _scaled(op: Op, factor: Factor, scalars: Mapping[int, str]) -> Term | None:
             return Term(factor.times(number), tensor)
         if isinstance(tensor, Tensor) and id(number) in scalars:
             return Term(factor.times(1.0, scalars[id(number)]), tensor)
+    for number, tensor in (op.args, op.args[::-1]):
+        if isinstance(tensor, Tensor) and isinstance(number, Tensor) and _is_number(number, tensor):
+            return Term(factor.times_tensor(number), tensor)
     return None
+
+
+def _is_number(tensor: Tensor, like: Tensor) -> bool:
+    """One element, or one for each lane of `like`."""
+    if not tensor.is_floating_point() or like.dim() < 2:
+        return tensor.dim() == 0 and like.dim() > 0
+    return tensor.dim() == 0 or (tensor.dim() == like.dim() and tensor.numel() == len(tensor) == len(like))
 
 
 def _as_product(term: Term, producers: Mapping[int, Op], is_used_once: Callable[[Tensor], bool]) -> Product | None:

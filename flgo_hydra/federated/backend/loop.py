@@ -42,11 +42,13 @@ class LoopBackend:
         work: LocalWork,
         compiles: bool = True,
         visits: float = float("inf"),
+        graphs: bool = True,
     ) -> None:
         """
         Args:
             compiles: record steps as programs where it pays.
             visits: rounds of the run in which a client is expected to take part.
+            graphs: on CUDA, capture graphs of them.
         """
         self._model = model
         self._data = data
@@ -63,7 +65,7 @@ class LoopBackend:
         self._traced: TracedSteps | None = None
         self._why_not_compiled = "engine.compile=off"
         if compiles:
-            self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data)
+            self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data, graphs)
             self._why_not_compiled = "" if self._paying else "the run is too short"
 
     @property
@@ -71,6 +73,8 @@ class LoopBackend:
         """What ran, for result.json."""
         sizes = sorted(self._traced.sizes) if self._traced is not None else []
         note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": sizes}
+        if self._traced is not None and self._data.x_train.device.type == "cuda":
+            note |= self._traced.graph_note
         return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
 
     def load(self, server: ServerState) -> nn.Module:
@@ -125,10 +129,7 @@ class LoopBackend:
 
     def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
-        orders = [
-            [self._data.offsets[k] + rows for rows in self._work.order(self._data.num_samples(k), k, round_num)]
-            for k in ids
-        ]
+        orders = [self._work.rows(self._data.offsets, k, round_num) for k in ids]
         flat = torch.from_numpy(np.concatenate([rows for order in orders for rows in order]))
         lengths = [len(rows) for order in orders for rows in order]
         steps = torch.split(flat.to(self._data.x_train.device), lengths)

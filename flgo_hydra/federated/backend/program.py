@@ -10,12 +10,13 @@ Intermediates share memory when they are not alive together; programs that run o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.linear import Sum, as_sum
+from flgo_hydra.federated.backend.linear import Factor, Sum, Term, as_sum
 from flgo_hydra.federated.backend.operations import (
     fills_with_zeros,
     geometry,
@@ -30,16 +31,21 @@ from flgo_hydra.federated.backend.operations import (
 )
 from flgo_hydra.federated.backend.tape import CannotRecord, Op, tensors_in
 
+if TYPE_CHECKING:
+    from flgo_hydra.federated.backend.dual import VisitedSamples
+
 _ALIGN = 64
 
 
 class Program:
     """A callable that does a recorded step in place, given the hyper-parameters as floats."""
 
-    def __init__(self, step: Callable[..., None], source: str, inputs: set[int]) -> None:
+    def __init__(self, step: Callable[..., None], source: str, inputs: set[int], is_random: bool) -> None:
         self.run = step
         self.source = source
         """the lines that run, to look at"""
+        self.is_random = is_random
+        """it draws random numbers"""
         self._inputs = inputs
 
     def reads(self, tensor: Tensor) -> bool:
@@ -52,6 +58,7 @@ def compile_program(
     results: Sequence[tuple[Tensor, Tensor]],
     scalars: Mapping[str, Tensor],
     arena: "Arena",
+    samples: "VisitedSamples | None" = None,
 ) -> Program:
     """Makes a program of recorded operations.
 
@@ -59,16 +66,19 @@ def compile_program(
         results: pairs of a state tensor, read by the operations, and the recorded tensor of its next value.
         scalars: hyper-parameters by name, as the tensors without dimensions that stood for them. `Program.run` takes
             their values in this order; whoever calls it also fills the tensors, where the program `reads` them.
+        samples: keeps the weights of layers on the samples themselves in another form (`dual.py`).
     Raises:
         CannotRecord: the operations cannot be replayed in place.
     """
     ops, same = _without_copies(ops)
     results = [(state, same(value)) for state, value in results]
     results = [(state, value) for state, value in results if value is not state]
-    ops = _needed(ops, [value for _, value in results])
+    ops = needed(ops, [value for _, value in results])
     sums, copies = _split(ops, results, {id(t): name for name, t in scalars.items()})
+    if samples is not None:
+        ops, sums = samples.rewrite(ops, sums, [value for _, value in copies])
     late = [t for one in sums for t in one.reads] + [value for _, value in copies]
-    ops = _needed(ops, late)
+    ops = needed(ops, late)
     return _Writer(ops, sums, copies, late, list(scalars), arena).write()
 
 
@@ -76,7 +86,7 @@ def _mutated(ops: Sequence[Op]) -> set[int]:
     return {storage(t) for op in ops for t in op.mutated}
 
 
-def _producers(ops: Sequence[Op]) -> dict[int, Op]:
+def producers_of(ops: Sequence[Op]) -> dict[int, Op]:
     """The operation that made a tensor, by the tensor's id."""
     return {id(t): op for op in ops for t in op.outputs if all(t is not one for one in op.inputs)}
 
@@ -105,7 +115,7 @@ def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Ten
     return kept, resolve
 
 
-def _needed(ops: Sequence[Op], wanted: Sequence[Tensor]) -> list[Op]:
+def needed(ops: Sequence[Op], wanted: Sequence[Tensor]) -> list[Op]:
     """The operations that the wanted tensors come from, and those that change something or draw numbers."""
     mutated = _mutated(ops)
     needed = {id(t) for t in wanted}
@@ -126,7 +136,7 @@ def _split(
     ops: Sequence[Op], results: Sequence[tuple[Tensor, Tensor]], scalars: Mapping[int, str]
 ) -> tuple[list[Sum], list[tuple[Tensor, Tensor]]]:
     """The next values that are sums with the old one, and those that are written over it."""
-    producers = _producers(ops)
+    producers = producers_of(ops)
     num_uses: dict[int, int] = {}
     for t in [t for op in ops for t in op.inputs] + [value for _, value in results]:
         num_uses[id(t)] = num_uses.get(id(t), 0) + 1
@@ -142,6 +152,10 @@ def _split(
         else:
             copies.append((state, value))
     return sums, copies
+
+
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    return torch.Size(np.broadcast_shapes(*shapes))
 
 
 class Arena:
@@ -205,7 +219,7 @@ class _Writer:
     ) -> None:
         self._ops, self._sums, self._copies, self._late, self._scalars = ops, sums, copies, late, scalars
         self._places = arena.places()
-        self._producers = _producers(ops)
+        self._producers = producers_of(ops)
         self._mutated = _mutated(ops)
         self._last_use = {storage(t): i for i, op in enumerate(ops) for t in [*op.inputs, *op.outputs]}
         self._last_use |= {storage(t): len(ops) for t in late}
@@ -218,6 +232,8 @@ class _Writer:
         self._object_names: dict[int, str] = {}
         self._lines: list[str] = []
         self._inputs: set[int] = set()
+        self._scaled_parts: dict[tuple[int, ...], str] = {}
+        self._numbers: dict[tuple[int, torch.dtype], str] = {}
 
     def write(self) -> Program:
         self._in_place = self._results_in_place()
@@ -237,7 +253,7 @@ class _Writer:
         source = f"def make({constants}):\n    def step({', '.join(self._scalars)}):\n        {body}\n    return step\n"
         namespace: dict[str, Any] = {}
         exec(compile(source, "<a recorded step>", "exec"), namespace)
-        return Program(namespace["make"](*self._objects), source, self._inputs)
+        return Program(namespace["make"](*self._objects), source, self._inputs, any(map(is_random, self._ops)))
 
     def _results_in_place(self) -> dict[int, Tensor]:
         """Values that can be computed right over the state they replace, by id: nobody reads the old one later."""
@@ -328,13 +344,16 @@ class _Writer:
         return None
 
     def _write_sums(self) -> None:
-        added: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for one in self._sums:
             if one.own:
-                factor = " + ".join(["1.0", *(factor.code for factor in one.own)])
-                self._call(torch.Tensor.mul_, self._name(one.state), factor)
+                self._call(torch.Tensor.mul_, self._name(one.state), self._own_factor(one))
+        added: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for one in self._sums:
             for term in one.rest:
-                added.setdefault(term.factor.code, []).append((one.state, term.value))
+                if one.mask is None and not term.factor.tensors and term.value.shape == one.state.shape:
+                    added.setdefault(term.factor.code, []).append((one.state, term.value))
+                else:
+                    self._add_term(one, term)
         for code, pairs in added.items():
             # One call for all states; a state with two terms of one factor has a call of its own for the second.
             first = {id(pair[0]): pair for pair in reversed(pairs)}
@@ -352,8 +371,81 @@ class _Writer:
             for product in one.products:
                 function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
                 into = one.state.mT if product.is_transposed else one.state
-                factors = self._name(product.a), self._name(product.b)
-                self._call(function, self._constant(into), *factors, f"alpha={product.factor.code}")
+                a, b = self._name(product.a), self._name(product.b)
+                if product.a.numel() <= product.b.numel():
+                    a = self._scaled(product.a, product.factor, one.mask)
+                else:
+                    b = self._scaled(product.b, product.factor, one.mask)
+                self._call(function, self._constant(into), a, b, f"alpha={product.factor.code}")
+
+    def _own_factor(self, one: Sum) -> str:
+        """What the state is multiplied with: 1 + the sum of `own`, and 1 where the mask says no."""
+        total = " + ".join(["1.0" if one.mask is None else "0.0", *(f.code for f in one.own if not f.tensors)])
+        shape = torch.Size()
+        for factor in one.own:
+            if factor.tensors:
+                product, its = self._product_of(factor.tensors, one.state)
+                product = self._temporary(its, one.state, torch.mul, product, factor.code)
+                shape = _broadcast(shape, its)
+                total = self._temporary(shape, one.state, torch.add, product, total)
+        if one.mask is None:
+            return total
+        shape = one.mask.shape
+        scaled = self._temporary(shape, one.state, torch.mul, self._as_number(one.mask, one.state), total)
+        return self._temporary(shape, one.state, torch.add, scaled, "1.0")
+
+    def _add_term(self, one: Sum, term: Term) -> None:
+        """A term that a mask, a tensor, or another shape keeps from being added with others."""
+        value, state, mask = self._name(term.value), one.state, one.mask
+        scale, shape = self._product_of(term.factor.tensors, state) if term.factor.tensors else ("", torch.Size())
+        if mask is not None and id(term.value) in self._producers:
+            # What an idle lane computes may not be finite: 0 times it would not be 0.
+            value = self._temporary(state.shape, state, torch.where, self._name(mask), value, self._zero(state))
+        elif mask is not None:
+            active = self._as_number(mask, state)
+            shape = _broadcast(shape, mask.shape)
+            scale = self._temporary(shape, state, torch.mul, scale, active) if scale else active
+        if scale:
+            self._call(torch.Tensor.addcmul_, self._name(state), value, scale, f"value={term.factor.code}")
+        else:
+            self._call(torch.Tensor.add_, self._name(state), value, f"alpha={term.factor.code}")
+
+    def _scaled(self, part: Tensor, factor: Factor, mask: Tensor | None) -> str:
+        """A part of a product with the tensors among its factor, and zeros where the mask says no."""
+        key = (id(part), *map(id, factor.tensors), id(mask))
+        if key not in self._scaled_parts:
+            name = self._name(part)
+            if mask is not None:
+                name = self._temporary(part.shape, part, torch.where, self._name(mask), name, self._zero(part))
+            for tensor in factor.tensors:
+                name = self._temporary(part.shape, part, torch.mul, name, self._name(tensor))
+            self._scaled_parts[key] = name
+        return self._scaled_parts[key]
+
+    def _product_of(self, tensors: Sequence[Tensor], like: Tensor) -> tuple[str, torch.Size]:
+        name, shape = self._name(tensors[0]), tensors[0].shape
+        for other in tensors[1:]:
+            shape = _broadcast(shape, other.shape)
+            name = self._temporary(shape, like, torch.mul, name, self._name(other))
+        return name, shape
+
+    def _as_number(self, mask: Tensor, like: Tensor) -> str:
+        """A mask as zeros and ones."""
+        key = (id(mask), like.dtype)
+        if key not in self._numbers:
+            number = torch.empty(mask.shape, dtype=like.dtype, device=like.device)
+            self._numbers[key] = self._constant(number)
+            self._call(torch.Tensor.copy_, self._numbers[key], self._name(mask))
+        return self._numbers[key]
+
+    def _zero(self, like: Tensor) -> str:
+        return self._constant(torch.zeros((), dtype=like.dtype, device=like.device))
+
+    def _temporary(self, shape: torch.Size, like: Tensor, function: Callable[..., Any], *arguments: str) -> str:
+        """Calls the function into memory of its own, which has the dtype of `like`."""
+        out = self._constant(torch.empty(shape, dtype=like.dtype, device=like.device))
+        self._call(function, *arguments, f"out={out}")
+        return out
 
     def _call(self, function: Callable[..., Any], *arguments: str) -> None:
         self._lines.append(f"{self._constant(function)}({', '.join(arguments)})")

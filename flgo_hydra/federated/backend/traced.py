@@ -7,13 +7,14 @@ they differ by more than rounding the model or algorithm does something that a r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
+from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.data import Data
@@ -32,6 +33,9 @@ class _Compiled:
     program: Program
     counts: bool
     """the program reads the number of the step"""
+    rows: Tensor
+    """of the batch, where a graph finds them"""
+    graph: Graph | None = None
 
 
 class TracedSteps:
@@ -45,11 +49,13 @@ class TracedSteps:
         loss: Callable[[Tensor, Tensor], Tensor],
         step: LocalStep,
         data: Data,
+        graphs: bool = True,
     ) -> None:
         """
         Args:
             params, buffers: the working model's own tensors; slots: the optimizer's. Programs change them.
             loss: mean loss of the working model on a batch.
+            graphs: on CUDA, capture programs as graphs.
         """
         self._params, self._buffers, self._slots = params, buffers, slots
         self._loss, self._step, self._data = loss, step, data
@@ -69,6 +75,10 @@ class TracedSteps:
         self._arena = Arena(self._device)
         self._compiled: dict[int, _Compiled] = {}
         self._lr_now = 0.0
+        self._is_cuda = self._device.type == "cuda"
+        self._why_no_graph = "" if graphs else "engine.graph=off"
+        # A graph's calls bring no numbers: it reads the learning rate from its tensor.
+        self._scalars = {} if self._is_cuda else {"lr": self._lr}
         self._read: list[tuple[Tensor, int, tuple[str, ...]]] = []
 
     @property
@@ -95,12 +105,25 @@ class TracedSteps:
         compiled = self._compiled.get(rows.numel())
         if compiled is None:
             return False
-        torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
-        torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
         if compiled.counts:
             self._count.fill_(count)
-        compiled.program.run(self._lr_now)
+        if compiled.graph is not None:
+            compiled.rows.copy_(rows)
+            compiled.graph.replay()
+        else:
+            self._take(compiled, rows)
         return True
+
+    def _take(self, compiled: _Compiled, rows: Tensor) -> None:
+        torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
+        torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
+        compiled.program.run(*([self._lr_now] if self._scalars else []))
+
+    @property
+    def graph_note(self) -> dict[str, Any]:
+        """Whether steps run as CUDA graphs, and why not."""
+        has_graph = any(compiled.graph is not None for compiled in self._compiled.values())
+        return {"cuda_graph": has_graph} | ({"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {})
 
     def compile(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
         """Makes the program for batches of this size.
@@ -118,17 +141,37 @@ class TracedSteps:
             ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
             results = [(self._params[name], value) for name, value in params.items()]
             results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
-            program = compile_program(ops, results, {"lr": self._lr}, self._arena)
+            program = compile_program(ops, results, self._scalars, self._arena)
         except CannotRecord as error:
             return str(error)
         except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._compiled[len(rows)] = _Compiled(x, y, program, program.reads(self._count))
+        compiled = _Compiled(x, y, program, program.reads(self._count), rows.clone())
+        self._compiled[len(rows)] = self._with_graph(compiled)
         self._find_what_is_read()
         why_not = self._check(rows, reset, server, hyper)
         if why_not:
             self._compiled.clear()
         return why_not
+
+    def _with_graph(self, compiled: _Compiled) -> _Compiled:
+        if not self._is_cuda or self._why_no_graph:
+            return compiled
+        if compiled.program.is_random:
+            # A generator that is seeded for each client would have to be seeded inside the graph.
+            self._why_no_graph = "the model draws random numbers"
+            return compiled
+
+        def take() -> None:
+            self._take(compiled, compiled.rows)
+
+        try:
+            return replace(compiled, graph=Graph(take, lambda: None, self._device))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what CUDA does not let be captured runs as it is
+            self._why_no_graph = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return compiled
 
     def _plain_step(
         self, x: Tensor, y: Tensor, count: Tensor | int, client: Client, hyper: Hyper

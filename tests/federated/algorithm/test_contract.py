@@ -11,6 +11,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
@@ -49,6 +50,8 @@ BACKENDS = {
     "vmap": partial(VmapBackend, lanes=2),  # three clients: two, and one beside an empty lane
     "vmap, all at once": partial(VmapBackend, lanes=3),
     "vmap, plain": partial(VmapBackend, lanes=3, compiles=False),
+    "vmap, steps lie ready": partial(VmapBackend, lanes=2, plans=True),  # as on a GPU
+    "vmap, plain, steps lie ready": partial(VmapBackend, lanes=3, compiles=False, plans=True),
 }
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -93,8 +96,12 @@ def test_the_same_seed_gives_the_same_numbers(ragged, make_mlp, name):
 @each_algorithm
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_grad, weight_decay", [(0.0, 0.0), (0.5, 0.01)])
-def test_backends_give_the_same_rounds(ragged, make_mlp, name, optimizer, clip_grad, weight_decay):
+@pytest.mark.parametrize("dual_pays", [0.0, 1e9])
+def test_backends_give_the_same_rounds(
+    ragged, make_mlp, monkeypatch, name, optimizer, clip_grad, weight_decay, dual_pays
+):
     """Clients of 7, 3, 12 and 1 samples, whose last batches are partial; lr changes from round to round."""
+    monkeypatch.setattr(lanes, "_DUAL_PAYS", dual_pays)
     ends = {}
     for backend in BACKENDS:
         federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, 5, weight_decay, backend)
@@ -103,9 +110,11 @@ def test_backends_give_the_same_rounds(ragged, make_mlp, name, optimizer, clip_g
             federation.run([r], proportion=0.75)
         ends[backend] = federation
     assert ends["compiled"].backend.note == {"backend": "loop", "compiled_batch_sizes": [1, 2, 3, 5]}
-    for backend in ("vmap", "vmap, all at once"):
+    is_dual = dual_pays > 0 and optimizer == "sgd" and clip_grad == 0
+    for backend in ("vmap", "vmap, all at once", "vmap, steps lie ready"):
         note = ends[backend].backend.note
         assert note["backend"] == "vmap" and note["compiled_with_masks"] and "why_not_compiled" not in note
+        assert note["dual_layers"] == (["0.weight"] if is_dual else [])
     plain = ends.pop("plain")
     for end in ends.values():
         assert difference(plain.server.params, end.server.params) < 1e-12

@@ -10,10 +10,12 @@ from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
+from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import RunState, Status, drive, rounds
 from flgo_hydra.federated.together import run_together
@@ -68,14 +70,14 @@ class Runs:
 
     def alone(self, values):
         run, member, state, watcher, _ = self.make(values)
-        return drive(run, member.loop), state, watcher.lines
+        return drive(run, member.loop, self.data), state, watcher.lines
 
     def together(self, points, is_auto=False, prepare=lambda backend: None):
         made = [self.make(values) for values in points]
         backend = FusedBackend(made[0][4], self.data, {i: one[1] for i, one in enumerate(made)}, is_auto)
         prepare(backend)
         ends = {}
-        run_together({i: one[0] for i, one in enumerate(made)}, backend.train, ends.__setitem__)
+        run_together({i: one[0] for i, one in enumerate(made)}, backend.train, backend.evaluate, ends.__setitem__)
         return [(ends[i], one[2], one[3].lines) for i, one in enumerate(made)], backend
 
 
@@ -98,6 +100,18 @@ def assert_same(one, other, atol=1e-12):
             torch.testing.assert_close(theirs["rows"][kind][name], rows, rtol=0, atol=atol)
 
 
+def has_dual_form(algorithm, shared):
+    """Plain SGD, which knows the gradient as a product only."""
+    return shared.get("optimizer", "sgd") == "sgd" and "clip_grad" not in shared
+
+
+@pytest.fixture(params=[True, False], ids=["dual", "plain"])
+def dual(request, monkeypatch):
+    """The first layer in its dual form, whether that is less work or not; or never."""
+    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9 if request.param else 0.0)
+    return request.param
+
+
 POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_rounds": 2}]
 
 
@@ -107,7 +121,11 @@ POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_roun
         ({}, [{}, {}, {}]),
         ({"optimizer": "momentum"}, [{"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.1}]),
         ({"optimizer": "adam"}, [{"weight_decay": 0.1}, {"weight_decay": 0.01}, {"weight_decay": 0.3}]),
-        ({"batch_size": 0.5, "num_epochs": 3}, [{"clip_grad": 0.1}, {"clip_grad": 1.0}, {"clip_grad": 9.0}]),
+        ({}, [{"weight_decay": 0.1}, {"weight_decay": 0.01}, {"weight_decay": 0.3}]),
+        (
+            {"batch_size": 0.5, "num_epochs": 3, "clip_grad": 1.0},
+            [{"clip_grad": 0.1}, {"clip_grad": 1.0}, {"clip_grad": 9.0}],
+        ),
         ({"optimizer": "rmsprop", "batch_size": -1}, [{"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.3}]),
         ({"num_steps": 3, "aggregate": "weighted_scale"}, [{"mu": 0.1}, {"mu": 1.0}, {"eta": 0.5}]),
         ({"lr_schedule": "cosine"}, [{}, {"lr_schedule": "constant"}, {"eval_interval": 2}]),
@@ -115,13 +133,14 @@ POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_roun
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold])
-def test_runs_give_the_numbers_that_they_give_alone(ragged, algorithm, shared, points):
+def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, shared, points):
     runs = Runs(ragged, algorithm, **shared)
     points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]
     together, backend = runs.together(points)
     for values, one in zip(points, together, strict=True):
         assert_same(runs.alone(values), one)
-    assert backend.note == {"backend": "fused", "runs": 3, "runs_at_once": 3}
+    assert backend.note.items() >= {"backend": "fused", "runs": 3, "runs_at_once": 3}.items()
+    assert backend.note["dual_layers"] == (["0.weight"] if dual and has_dual_form(algorithm, shared) else [])
 
 
 def test_a_run_does_not_depend_on_the_others(ragged):
@@ -131,13 +150,17 @@ def test_a_run_does_not_depend_on_the_others(ragged):
     assert_same(first, pair)
 
 
-def test_running_statistics(ragged):
+@pytest.mark.parametrize("sizes, is_fused", [((8, 8, 8), True), ((7, 3, 12), False)])
+def test_running_statistics(make_ragged_task, sizes, is_fused):
     """Batch normalisation mixes the samples of a batch: partial batches must not be filled up."""
-    data = type(ragged)(ragged.x_train[:22], ragged.y_train[:22], ragged.offsets[:4], ragged.valid, ragged.test, True)
-    runs = Runs(data, FedAvg, lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), batch_size=5, num_epochs=1)
-    points = [{**values, "num_steps": 1} for values in POINTS]
-    together, _ = runs.together(points)
-    for values, one in zip(points, together, strict=True):
+    data = to_data(make_ragged_task(sizes), torch.device("cpu"), torch.float64)
+    runs = Runs(data, FedAvg, lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), num_rounds=2)
+    if not is_fused:
+        with pytest.raises(CannotFuse, match="mixes"):
+            runs.together(POINTS)
+        return
+    together, _ = runs.together(POINTS)
+    for values, one in zip(POINTS, together, strict=True):
         assert_same(runs.alone(values), one)
 
 
@@ -157,7 +180,7 @@ def test_a_run_that_fails_leaves_the_others(ragged):
     made[1][3].evaluated = lambda state, is_best: 1 / (1 - state.round_num)
     backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
     ends = {}
-    run_together({i: one[0] for i, one in enumerate(made)}, backend.train, ends.__setitem__)
+    run_together({i: one[0] for i, one in enumerate(made)}, backend.train, backend.evaluate, ends.__setitem__)
     assert isinstance(ends[1], ZeroDivisionError)
     assert_same(runs.alone(POINTS[0]), (ends[0], made[0][2], made[0][3].lines))
 

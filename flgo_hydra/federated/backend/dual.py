@@ -1,0 +1,265 @@
+"""A dense layer on the samples themselves, as what it does to the samples that a client visits.
+
+The gradient of such a layer's weights is delta^T X_B: local steps add to the weights only what lies in the span of the
+client's samples, W_t = W_0 + D_t^T X (the representer theorem's dual form: Schölkopf and Smola, Learning with Kernels,
+2002, chapter 4). So a local step needs neither W nor X, only the products A_t = X W_t^T, which a step moves by the
+Gram matrix's rows of its batch:
+
+    A_{t+1} = A_t - lr (X X_B^T) delta,    D_{t+1} = D_t - lr S_B^T delta,
+
+where S_B picks the batch's rows. A step on B of n samples then costs B n per output instead of B times the number of
+features, and touches a few KiB instead of the weights; W is there again when the round ends, or only its mean over the
+cohort, which is one product for all clients. Terms that shrink W or pull it to a tensor that does not change (weight
+decay, FedProx, SCAFFOLD) are carried along: W_t = s_t W_0 + sum_j c_tj R_j + D_t^T X. Rounding aside, the numbers are
+those of plain steps.
+
+Optimizers that compute with single elements of the gradient (Adam) or keep it (momentum), and clipping, need the
+gradient itself: their programs stay as they are.
+
+P runs of K clients each are H = P K lanes; n samples a client visits at most, B a batch; I features, O outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flgo_hydra.federated.backend.linear import Product, Sum, Term
+from flgo_hydra.federated.backend.operations import geometry, is_view, storage
+from flgo_hydra.federated.backend.program import needed, producers_of
+from flgo_hydra.federated.backend.tape import Op
+
+_ATEN = torch.ops.aten
+
+
+@dataclass
+class _Constant:
+    """R_j of a layer."""
+
+    tensor: Tensor  # (O, I), or (H, O, I)
+    projected: Tensor  # (H, 2n, O): X R^T above zeros
+    coefficient: Tensor  # (H, 1, 1)
+
+
+@dataclass
+class _Layer:
+    name: str
+    state: Tensor  # (H, O, I)
+    dual: Tensor  # (H, 2n, O): A above D
+    scale: Tensor  # (H, 1, 1): s
+    constants: list[_Constant] = field(default_factory=list)
+    is_scaled: bool = False
+
+    def sums(self, one: Sum, products: list[Product]) -> list[Sum]:
+        """What a step does to the layer's own tensors, from what it would do to the weights."""
+        rest: list[Term] = []
+        pulls: dict[int, list[Term]] = {}
+        for term in one.rest:
+            constant = self._constant(term.value)
+            rest.append(Term(term.factor, constant.projected))
+            pulls.setdefault(id(constant.coefficient), []).append(Term(term.factor, torch.ones_like(self.scale)))
+        sums = [one.of(self.dual, rest, products)]
+        sums += [one.of(c.coefficient, pulls.get(id(c.coefficient), []), []) for c in self.constants]
+        if one.own:
+            self.is_scaled = True
+            sums.append(one.of(self.scale, [], []))
+        return sums
+
+    def _constant(self, tensor: Tensor) -> _Constant:
+        for constant in self.constants:
+            if storage(constant.tensor) == storage(tensor) and geometry(constant.tensor) == geometry(tensor):
+                return constant
+        constant = _Constant(tensor, torch.zeros_like(self.dual), torch.zeros_like(self.scale))
+        self.constants.append(constant)
+        return constant
+
+
+class DualLayers:
+    """The dual form of the lanes' first layers, shared by the programs for all sizes of batches.
+
+    Args:
+        x_train: training samples, (N, *input_shape).
+        most: n.
+        parameters: names of those that may be weights of such layers, by the ids of the lanes' tensors.
+    """
+
+    def __init__(
+        self, x_train: Tensor, num_runs: int, clients_per_run: int, most: int, parameters: Mapping[int, str]
+    ) -> None:
+        self._x_train, self.parameters = x_train, parameters
+        self._runs, self._lanes, self._most = num_runs, num_runs * clients_per_run, most
+        # Rows n to 2n are never read: they make a sample's row the same one here and in A above D.
+        self.gram = x_train.new_zeros(self._lanes, 2 * most, 2 * most)
+        self.gram[:, :most, most:] = torch.eye(most, dtype=x_train.dtype, device=x_train.device)
+        self._x = x_train.new_empty(0)
+        self._layers: dict[str, _Layer] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """Parameters that are kept in this form."""
+        return set(self._layers)
+
+    @property
+    def rows_per_lane(self) -> int:
+        """A program finds the i-th sample that lane h visits in row `h * rows_per_lane + i`."""
+        return 2 * self._most
+
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether a layer is pulled to this tensor."""
+        pulls = [constant for layer in self._layers.values() for constant in layer.constants]
+        return any(storage(constant.tensor) == storage(tensor) for constant in pulls)
+
+    def add(self, state: Tensor) -> _Layer:
+        """The dual form of the lanes' weights `state`, (H, O, I)."""
+        name = self.parameters[id(state)]
+        if name not in self._layers:
+            dual = state.new_zeros(self._lanes, 2 * self._most, state.shape[1])
+            self._layers[name] = _Layer(name, state, dual, state.new_ones(self._lanes, 1, 1))
+        return self._layers[name]
+
+    def begin(self, rows: Tensor, start: Mapping[str, Tensor]) -> None:
+        """Starts from the servers' weights.
+
+        Args:
+            rows: of the training samples that each lane visits, (H, n), filled up with any.
+            start: W_0 of each run by parameter, (P, O, I).
+        """
+        n = self._most
+        self._x = self._x_train.index_select(0, rows.flatten()).view(self._lanes, n, -1)
+        self.gram[:, :n, :n] = torch.bmm(self._x, self._x.mT)
+        for name, layer in self._layers.items():
+            products = torch.bmm(self._x.view(self._runs, -1, self._x.shape[-1]), start[name].mT)
+            layer.dual[:, :n] = products.view(self._lanes, n, -1)
+            layer.dual[:, n:] = 0
+            layer.scale.fill_(1)
+            for constant in layer.constants:
+                constant.projected[:, :n] = torch.matmul(self._x, constant.tensor.mT)
+                constant.coefficient.zero_()
+
+    def put_weights(self, start: Mapping[str, Tensor]) -> None:
+        """Writes the weights that the lanes have come to into the lanes' own tensors."""
+        for name, layer in self._layers.items():
+            w = layer.state.detach()
+            w.view(self._runs, -1, *w.shape[1:]).copy_(start[name].unsqueeze(1))
+            if layer.constants or layer.is_scaled:
+                w.mul_(layer.scale)
+                for constant in layer.constants:
+                    w.addcmul_(constant.tensor, constant.coefficient)
+            w.baddbmm_(layer.dual[:, self._most :].mT, self._x)
+
+    def mean_changes(self, start: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        """The weighted sum over each run's lanes of what the steps have changed, (P, O, I) by parameter.
+
+        Args:
+            weights: of the lanes, (H,).
+        """
+        changes = {}
+        for name, layer in self._layers.items():
+            weighted = layer.dual[:, self._most :] * weights.view(-1, 1, 1)
+            per_run = weighted.view(self._runs, -1, weighted.shape[-1])
+            change = torch.bmm(per_run.mT, self._x.view(self._runs, -1, self._x.shape[-1]))
+            if layer.constants or layer.is_scaled:
+                change.addcmul_(start[name], self._sum(layer.scale - 1, weights))
+                for constant in layer.constants:
+                    if constant.tensor.dim() == 2:
+                        change.addcmul_(constant.tensor, self._sum(constant.coefficient, weights))
+                        continue
+                    pulls = (constant.coefficient.view(-1) * weights).view(self._runs, 1, -1)
+                    change += torch.bmm(pulls, constant.tensor.reshape(self._runs, pulls.shape[-1], -1)).view_as(change)
+            changes[name] = change
+        return changes
+
+    def _sum(self, per_lane: Tensor, weights: Tensor) -> Tensor:
+        return (per_lane.view(-1) * weights).view(self._runs, -1).sum(1).view(-1, 1, 1)
+
+
+class VisitedSamples:
+    """Rewrites a program's step of a layer on its batch."""
+
+    def __init__(self, layers: DualLayers, x: Tensor, index: Tensor) -> None:
+        self._layers, self._x, self._index = layers, x, index
+        self.names: list[str] = []
+        """parameters that the program keeps in the dual form"""
+
+    def rewrite(self, ops: Sequence[Op], sums: Sequence[Sum], others: Sequence[Tensor]) -> tuple[list[Op], list[Sum]]:
+        """Returns the operations and sums with layers in their dual form, where that is possible.
+
+        Args:
+            others: what is needed of the operations beside the sums.
+        """
+        ops, kept = list(ops), list(sums)
+        gathered: Tensor | None = None
+        for one in sums:
+            unchanged = [other for other in kept if other is not one]
+            live = needed(ops, [t for other in kept for t in other.reads] + list(others))
+            uses = self._uses(one.state, live, [t for other in unchanged for t in other.reads] + list(others))
+            if id(one.state) not in self._layers.parameters or not uses or not self._is_layer(one, ops):
+                continue
+            layer = self._layers.add(one.state)
+            self.names.append(layer.name)
+            ops = [new for op in ops for new in (self._look_up(op, layer) if id(op) in uses else [op])]
+            if gathered is None:
+                gathered = self._gather(ops)
+            products = []
+            for product in one.products:
+                delta = product.b
+                if not product.is_transposed:  # what is there is delta^T
+                    delta = product.a.mT
+                    ops.append(Op(_ATEN.transpose.int, (product.a, 1, 2), {}, delta))
+                products.append(Product(product.factor, gathered, delta, False))
+            kept = unchanged + layer.sums(one, products)
+        return ops, kept
+
+    def _is_layer(self, one: Sum, ops: Sequence[Op]) -> bool:
+        """The weights change by delta^T X_B and by tensors that do not change themselves."""
+        producers = producers_of(ops)
+        changed = {storage(t) for op in ops for t in op.mutated}
+        for product in one.products:
+            batch = product.a.mT if product.is_transposed else product.b
+            if not self._is_batch(batch):
+                return False
+        for term in one.rest:
+            if id(term.value) in producers or storage(term.value) in changed or term.value.dim() < 2:
+                return False
+        return bool(one.products)
+
+    def _uses(self, state: Tensor, live: Sequence[Op], late: Sequence[Tensor]) -> set[int]:
+        """Ids of the operations that compute X_B W^T; none where the weights are used in any other way."""
+        found = set()
+        if any(storage(t) == storage(state) for t in late):
+            return set()
+        for op in live:
+            if all(storage(t) != storage(state) for t in op.inputs) or is_view(op):
+                continue
+            is_product = op.name == "aten.bmm.default" and geometry(op.args[1]) == geometry(state.mT)
+            if not is_product or not self._is_batch(op.args[0]) or not op.output.is_contiguous():
+                return set()
+            found.add(id(op))
+        return found
+
+    def _is_batch(self, t: Tensor) -> bool:
+        lanes, size = self._x.shape[:2]
+        flat = (lanes, size, self._x[0, 0].numel())
+        return storage(t) == storage(self._x) and t.shape == flat and t.is_contiguous()
+
+    def _look_up(self, op: Op, layer: "_Layer") -> list[Op]:
+        """The operations that find a batch's rows of A instead of computing X_B W^T."""
+        rows = op.output.view(-1, op.output.shape[-1])
+        return [
+            Op(_ATEN.index_select.default, (layer.dual.flatten(0, 1), 0, self._index), {}, rows),
+            Op(_ATEN.view.default, (rows, list(op.output.shape)), {}, op.output),
+        ]
+
+    def _gather(self, ops: list[Op]) -> Tensor:
+        """Adds the operations that find (X X_B^T above S_B^T), (H, 2n, B); returns it."""
+        gram = self._layers.gram.flatten(0, 1)
+        rows = gram.new_empty(len(self._index), gram.shape[1])
+        batches = rows.view(*self._x.shape[:2], -1)
+        turned = batches.mT
+        ops += [
+            Op(_ATEN.index_select.default, (gram, 0, self._index), {}, rows),
+            Op(_ATEN.view.default, (rows, list(batches.shape)), {}, batches),
+            Op(_ATEN.transpose.int, (batches, 1, 2), {}, turned),
+        ]
+        return turned

@@ -1,0 +1,647 @@
+"""Clients side by side: one operation does a step of many clients, of one run or of several.
+
+Clients are lanes: their models lie stacked, and `torch.vmap` makes of the step of one client the step of all. Lanes
+that differ are masked. A smaller batch is filled up with its own first sample, which then counts nothing; a client
+that has taken its last step keeps its model, its optimizer's slots and its buffers while others go on. Where all lanes
+take a batch of the same size, nothing is masked. A lane without a client does what another lane does, and counts
+nothing.
+
+A step is recorded and compiled as in the loop (`traced.py`), for each batch size that all lanes share, and once with
+masks; layers on the samples themselves in their dual form, where that is less work (`dual.py`). On CUDA the steps of a
+round lie ready on the device, and a graph fetches the next one and takes it: one launch (`graph.py`). Before its first
+use each kind of step is taken twice beside the loop.
+
+P runs of K clients each are H = P K lanes, those of a run side by side; B samples a batch.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
+from flgo_hydra.federated.backend.graph import Graph
+from flgo_hydra.federated.backend.lane_schedule import MASKED, Order, StepArrays, kinds_of, positions, schedule, visited
+from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.program import Arena, Program, compile_program
+from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.federated.backend.timing import seconds_of
+from flgo_hydra.federated.backend.transfer import to_device
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.optimizer import Slots
+from flgo_hydra.federated.training import LocalStep, ServerState
+
+_log = logging.getLogger(__name__)
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_DUAL_PAYS = 0.7
+"""The dual form is taken where it needs at most this share of the multiplications."""
+_PLAN_BYTES = 2**25
+"""Of the steps that lie ready on a GPU."""
+Numbers = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much the clients compute, at most. It is fixed for a run, and so are the programs' shapes."""
+
+    width: int
+    """samples of the largest batch"""
+    most_steps: int
+    most_samples: int
+    """different ones that a client visits in a round"""
+    sizes: frozenset[int]
+    """batch sizes that are worth a program of their own"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the lanes compute."""
+
+    algorithm: Algorithm
+    num_slots: int
+    """of the optimizer"""
+    step: Callable[[Numbers], LocalStep]
+    """the local step with these numbers: of all lanes, or, where runs differ, of one lane"""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of all lanes, as it stands on the device."""
+
+    kind: int
+    count: int
+    """its number in the round, from 1"""
+    rows: Tensor
+    index: Tensor | None
+    weights: Tensor | None
+    is_active: Tensor | None
+
+
+@dataclass
+class _Kind:
+    """Steps of one kind: where they find their samples, and their program."""
+
+    rows: Tensor
+    """of the training samples, (H * B,)"""
+    x: Tensor
+    y: Tensor
+    weights: Tensor | None
+    """of each sample in its batch's mean, (H, B)"""
+    is_active: Tensor | None
+    """(H,)"""
+    index: Tensor
+    """of the samples in the dual form, (H * B,)"""
+    program: Program | None = None
+    reads_x: bool = True
+    counts: bool = True
+    """the step reads its number"""
+    plan: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """by the name of a step's part: this kind's own tensor of it, and those of the steps to come, (steps, …)"""
+    position: Tensor | None = None
+    """of the next step in the plan"""
+    graph: Graph | None = None
+
+
+class Lanes:
+    """The tensors of H clients, and the programs of their steps.
+
+    Args:
+        model: gives the architecture.
+        like: has the parameters and buffers of one client.
+        num_runs, clients_per_run: P and K.
+        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+        compiles: record and compile the steps.
+        dual: keep layers on the samples in their dual form, where that pays and steps are compiled.
+        graphs: capture CUDA graphs of compiled steps.
+        plans: let a round's steps lie ready on the device, as graphs want it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        like: LoopBackend,
+        recipe: Recipe,
+        extent: Extent,
+        num_runs: int,
+        clients_per_run: int,
+        numbers: Sequence[str] = (),
+        compiles: bool = True,
+        dual: bool = True,
+        graphs: bool = True,
+        plans: bool | None = None,
+    ) -> None:
+        self._model, self._data, self._recipe, self._extent = model, data, recipe, extent
+        self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
+        self._compiles = compiles
+        self._device = data.x_train.device
+        self._plans = self._device.type == "cuda" if plans is None else plans
+        # As exact as a float of Python, which is what the loop uses.
+        self._exact = torch.float32 if self._device.type == "mps" else torch.float64
+        self._dtype = next(iter(like.params.values())).dtype
+        algorithm = recipe.algorithm
+        self._is_shared = not numbers
+        with torch.no_grad():
+            self._params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
+            self._buffers = {n: self._stack(b) for n, b in like.buffers.items()}
+            self._slots: dict[str, Slots] = {
+                n: tuple(self._stack(torch.zeros_like(p)) for _ in range(recipe.num_slots))
+                for n, p in like.params.items()
+            }
+            self._kept = {
+                s: {n: self._stack(t) for n, t in ts.items()} for s, ts in algorithm.init_client(like.params).items()
+            }
+            # What the clients of a run share: one for all lanes where there is one run, else one for each lane.
+            each = torch.clone if self._is_shared else self._stack
+            self._anchor = {n: each(p.detach()) for n, p in like.params.items()}
+            self._server = {
+                s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
+            }
+        self._numbers: dict[str, Any] = {
+            name: torch.zeros(self.size, dtype=self._dtype, device=self._device) for name in numbers
+        }
+        if self._is_shared:
+            self._numbers["lr"] = torch.zeros((), dtype=self._exact, device=self._device)
+        # Where steps lie ready nobody brings the learning rate with a call: it is read from its tensor.
+        self._scalars = {"lr": self._numbers["lr"]} if self._is_shared and not self._plans else {}
+        self._lr = 0.0
+        self._count = torch.zeros((), dtype=self._exact, device=self._device)
+        self._run_of = torch.arange(self.size, device=self._device) // clients_per_run
+        self._arena = Arena(self._device)
+        self._kinds: dict[int, _Kind] = {}
+        self._servers: Sequence[ServerState] = ()
+        self._start: Tensors = {}
+        self._visited = np.empty((0, 0), np.int64)
+        self._dual = self._make_dual(like.params) if compiles and dual else None
+        self._why_not_compiled = "" if compiles else "engine.compile=off"
+        self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
+
+    def _stack(self, t: Tensor) -> Tensor:
+        return t.detach().expand(self.size, *t.shape).clone(memory_format=torch.contiguous_format)
+
+    def _make_dual(self, params: Tensors) -> DualLayers | None:
+        n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
+        samples = self._extent.width * self._extent.most_steps
+        names = {}
+        for name, p in params.items():
+            if p.dim() == 2 and p.shape[1] == num_inputs:
+                plain = 2 * samples * p.numel()
+                dual = 2 * n * p.numel() + n * n * num_inputs + 2 * n * samples * len(p)
+                if dual <= _DUAL_PAYS * plain:
+                    names[id(self._params[name])] = name
+        return DualLayers(self._data.x_train, self._runs, self._clients, n, names) if names else None
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What runs, for result.json."""
+        compiled = [number for number, kind in self._kinds.items() if kind.program is not None]
+        note: dict[str, Any] = {
+            "compiled_batch_sizes": sorted(number for number in compiled if number != MASKED),
+            "compiled_with_masks": MASKED in compiled,
+            "dual_layers": sorted(self._dual.names) if self._dual is not None else [],
+        }
+        if self._why_not_compiled:
+            note["why_not_compiled"] = self._why_not_compiled
+        if self._device.type == "cuda":
+            note["cuda_graph"] = any(kind.graph is not None for kind in self._kinds.values())
+            note |= {"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {}
+        return note
+
+    # A round.
+
+    def begin(
+        self, servers: Sequence[ServerState], numbers: Sequence[Numbers], orders: Sequence[Order], kept: State
+    ) -> None:
+        """Puts what the clients start from into the lanes.
+
+        Args:
+            servers: of each run, P.
+            numbers: the hyper-parameters of each run, P.
+            orders: of each lane, H; a lane without a client has another one's.
+            kept: what the clients kept, (H, …); the last lanes' may be missing.
+        """
+        self._servers = servers
+        self._start = {name: self._of_runs([s.params[name] for s in servers]) for name in self._params}
+        dual = self._dual.names if self._dual is not None else set()
+        for name, p in self._params.items():
+            if name not in dual:
+                self._by_run(p.detach()).copy_(self._start[name].unsqueeze(1))
+        for name, b in self._buffers.items():
+            self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
+        for slots in self._slots.values():
+            for slot in slots:
+                slot.zero_()
+        for name, tensor in self._anchor.items():
+            self._share(tensor, [s.params[name] for s in servers])
+        for state, tensors in self._server.items():
+            for name, tensor in tensors.items():
+                self._share(tensor, [s.state[state][name] for s in servers])
+        for state, tensors in self._kept.items():
+            for name, tensor in tensors.items():
+                tensor[: len(kept[state][name])] = kept[state][name]
+        self._set_numbers(numbers)
+        if self._dual is not None:
+            self._visited = visited(orders, self._extent.most_samples)
+            self._dual.begin(to_device(torch.from_numpy(self._visited), self._device), self._start)
+
+    def run(self, orders: Sequence[Order]) -> None:
+        """Takes all local steps of the clients in the lanes."""
+        self._run(self._steps(orders))
+
+    def mean(self, weights: np.ndarray, num_steps: Sequence[int]) -> tuple[State, Tensors, State]:
+        """What each run's server receives, and what the clients keep.
+
+        Args:
+            weights: float64 of shape (2, H): of the clients' messages and of their buffers; 0 without a client.
+            num_steps: of each lane, H.
+        Returns:
+            the weighted sums over each run's lanes of the messages and of the buffers, (P, …), and the clients' new
+            state, (H, …), nothing if they keep what they had.
+        """
+        of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self._exact), self._device)
+        buffers = {name: self._sum(b, of_buffers) for name, b in self._buffers.items()}
+        if type(self._recipe.algorithm).finish is not Algorithm.finish:
+            sent, new = self._finish(num_steps)
+            return {s: {n: self._sum(t, of_messages) for n, t in ts.items()} for s, ts in sent.items()}, buffers, new
+        # Their mean change, without each client's weights where those are in the dual form.
+        dual = {} if self._dual is None else self._dual.mean_changes(self._start, of_messages.to(self._dtype))
+        update = {}
+        for name, p in self._params.items():
+            if name in dual:
+                update[name] = dual[name]
+            else:
+                change = self._by_run(p.detach()) - self._start[name].unsqueeze(1)
+                update[name] = self._sum(change.flatten(0, 1), of_messages)
+        return {"update": update}, buffers, {}
+
+    def _finish(self, num_steps: Sequence[int]) -> tuple[State, State]:
+        """What the clients in the lanes send and keep, (H, …)."""
+        if self._dual is not None:
+            self._dual.put_weights(self._start)
+        # One number where all lanes took as many steps: exact, and no tensor to multiply with.
+        counts: Any = num_steps[0]
+        if len(set(num_steps)) > 1:
+            dtype = self._exact if self._is_shared else self._dtype
+            counts = to_device(torch.tensor(num_steps, dtype=dtype), self._device)
+        anchor, server = self._anchor, self._server
+        for name, tensor in anchor.items():
+            self._share(tensor, [s.params[name] for s in self._servers], is_wanted=True)
+        for state, tensors in server.items():
+            for name, tensor in tensors.items():
+                self._share(tensor, [s.state[state][name] for s in self._servers], is_wanted=True)
+
+        def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
+            return self._recipe.algorithm.finish(params, Client(anchor, server, kept), count, numbers)
+
+        shared = None if self._is_shared else 0
+        in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
+        params = {name: p.detach() for name, p in self._params.items()}
+        result: tuple[State, State] = torch.vmap(lane, in_dims=in_dims)(
+            params, self._kept, anchor, server, self._plain_numbers(), counts
+        )
+        return result
+
+    def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum over each run's lanes; counters (integers) in float64, as in the loop.
+
+        No run's lanes touch another's: infinite numbers stay where they are.
+        """
+        lanes = lanes if lanes.is_floating_point() else lanes.double()
+        rows = lanes.reshape(self._runs, self._clients, -1)
+        weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
+        return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])
+
+    def _by_run(self, lanes: Tensor) -> Tensor:
+        return lanes.view(self._runs, self._clients, *lanes.shape[1:])
+
+    def _of_runs(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors) if self._runs > 1 else tensors[0].unsqueeze(0)
+
+    def _share(self, mine: Tensor, of_runs: list[Tensor], is_wanted: bool = False) -> None:
+        """Gives the lanes what their runs share, if a program reads it."""
+        if not is_wanted and not self._is_read(mine):
+            return
+        if self._is_shared:
+            mine.copy_(of_runs[0])
+        else:
+            self._by_run(mine).copy_(self._of_runs(of_runs).unsqueeze(1))
+
+    def _is_read(self, tensor: Tensor) -> bool:
+        if self._dual is not None and self._dual.reads(tensor):
+            return True
+        return any(kind.program is None or kind.program.reads(tensor) for kind in self._kinds.values())
+
+    def _set_numbers(self, numbers: Sequence[Numbers]) -> None:
+        if self._is_shared:
+            self._lr = float(numbers[0]["lr"])
+            self._numbers["lr"].fill_(self._lr)
+            self._numbers |= {name: value for name, value in numbers[0].items() if name != "lr"}
+            return
+        names = [*self._numbers]
+        values = np.array([[float(one[name]) for one in numbers] for name in names]).repeat(self._clients, axis=1)
+        for name, lanes in zip(names, to_device(torch.from_numpy(values).to(self._dtype), self._device), strict=True):
+            self._numbers[name].copy_(lanes)
+
+    def _plain_numbers(self) -> dict[str, Any]:
+        return {**self._numbers, "lr": self._lr} if self._is_shared else self._numbers
+
+    # Steps.
+
+    def kinds_of(self, orders: Sequence[Order]) -> list[int]:
+        """The kind of each step of these clients."""
+        return kinds_of(orders, self._extent.sizes)
+
+    def _steps(self, orders: Sequence[Order]) -> list[_Step]:
+        """The steps of the lanes' clients, on the device."""
+        return self._to_device(schedule(orders, self._extent.sizes, self._extent.width))
+
+    def _to_device(self, arrays: Sequence[StepArrays]) -> list[_Step]:
+        """Brings a round's steps to the device in one go."""
+        rows = self._bring([step.rows for step in arrays])
+        index: Sequence[Tensor | None] = [None] * len(arrays)
+        if self._dual is not None:
+            index = self._bring(positions(arrays, self._visited, self._dual.rows_per_lane))
+        masked = [step for step in arrays if step.kind == MASKED]
+        weights: Iterator[Tensor] = iter(())
+        is_active: Iterator[Tensor] = iter(())
+        if masked:
+            weights = iter(self._bring_stacked([step.weights for step in masked], self._dtype))
+            is_active = iter(self._bring_stacked([step.is_active for step in masked], torch.bool))
+        return [
+            _Step(step.kind, count, r, i, next(weights), next(is_active))
+            if step.kind == MASKED
+            else _Step(step.kind, count, r, i, None, None)
+            for count, (step, r, i) in enumerate(zip(arrays, rows, index, strict=True), start=1)
+        ]
+
+    def _bring(self, arrays: Sequence[np.ndarray]) -> Sequence[Tensor]:
+        flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+        return torch.split(to_device(flat, self._device), [array.size for array in arrays])
+
+    def _bring_stacked(self, arrays: Sequence[np.ndarray | None], dtype: torch.dtype) -> Sequence[Tensor]:
+        return to_device(torch.from_numpy(np.stack(arrays)).to(dtype), self._device).unbind()  # type: ignore[arg-type]
+
+    def _run(self, steps: Sequence[_Step]) -> None:
+        if not self._plans:
+            for step in steps:
+                self._take(step)
+            return
+        while steps:
+            part = _as_many(steps, {number: len(kind.plan["rows"][1]) for number, kind in self._kinds.items()})
+            for number in {step.kind for step in part}:
+                self._fill_plan(self._kinds[number], [step for step in part if step.kind == number])
+            for step in part:
+                kind = self._kinds[step.kind]
+                if kind.graph is not None:
+                    kind.graph.replay()
+                else:
+                    self._take_next(kind)
+            steps = steps[len(part) :]
+
+    def _take(self, step: _Step) -> None:
+        kind = self._kinds[step.kind]
+        if kind.weights is not None and kind.is_active is not None:
+            kind.weights.copy_(step.weights)  # type: ignore[arg-type]
+            kind.is_active.copy_(step.is_active)  # type: ignore[arg-type]
+        if kind.counts:
+            self._count.fill_(step.count)
+        if step.index is not None:
+            kind.index.copy_(step.index)
+        self._compute(kind, step.rows, step.count)
+
+    def _take_next(self, kind: _Kind) -> None:
+        """Takes the step at the plan's position, and moves on; nothing is asked of the host."""
+        assert kind.position is not None
+        for mine, planned in kind.plan.values():
+            torch.index_select(planned, 0, kind.position, out=mine.unsqueeze(0))
+        kind.position.add_(1)
+        self._compute(kind, kind.rows, self._count)
+
+    def _compute(self, kind: _Kind, rows: Tensor, count: Any) -> None:
+        if kind.reads_x:
+            torch.index_select(self._data.x_train, 0, rows, out=kind.x.flatten(0, 1))
+        torch.index_select(self._data.y_train, 0, rows, out=kind.y.flatten(0, 1))
+        if kind.program is not None:
+            kind.program.run(*([self._lr] if self._scalars else []))
+            return
+        for state, value in self._next(kind, count, self._plain_numbers()):
+            state.copy_(value)
+
+    def _next(self, kind: _Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
+        algorithm, data = self._recipe.algorithm, self._data
+        is_masked = kind.is_active is not None
+        buffers = {name: b.clone() for name, b in self._buffers.items()} if is_masked else self._buffers
+
+        def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+            outputs = functional_call(self._model, {**params, **buffers}, (x,))
+            losses = algorithm.loss(outputs, y, _cross_entropy if data.is_classification else data.criterion)
+            return losses.mean() if weights is None else (losses * weights).sum()
+
+        def lane(
+            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, own: Numbers
+        ) -> Any:
+            return self._recipe.step(own)(params, grads, slots, count, Client(anchor, server, kept), own)
+
+        with torch.enable_grad():
+            losses = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
+                self._params, buffers, kind.x, kind.y, kind.weights
+            )
+            grads = torch.autograd.grad(
+                losses.sum(), list(self._params.values()), allow_unused=True, materialize_grads=True
+            )
+        with torch.no_grad():
+            by_name = dict(zip(self._params, grads, strict=True))
+            shared = None if self._is_shared else 0
+            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared))(
+                self._params, by_name, self._slots, self._kept, self._anchor, self._server, dict(numbers)
+            )
+        pairs = [(self._params[name], value) for name, value in params.items()]
+        pairs += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
+        if kind.is_active is None:
+            return pairs
+        pairs += [(self._buffers[name], value) for name, value in buffers.items()]
+        with torch.no_grad():
+            return [(old, _choose(kind.is_active, new, old)) for old, new in pairs]
+
+    # Programs.
+
+    def prepare(
+        self,
+        kinds: set[int],
+        servers: Sequence[ServerState],
+        numbers: Sequence[Numbers],
+        loops: Sequence[LoopBackend],
+    ) -> str:
+        """Makes ready the kinds of steps that are new; says why that cannot be, or nothing.
+
+        Args:
+            servers, numbers, loops: of the runs, P, to try a step with.
+        """
+        new = [kind for kind in sorted(kinds) if kind not in self._kinds]
+        if new:
+            self._set_numbers(numbers)
+        with torch.no_grad():
+            for number in new:
+                if why_not := self._add(number):
+                    return why_not
+            for number in new:
+                if why_not := self._check(number, servers, numbers, loops):
+                    return why_not
+        return ""
+
+    def _add(self, number: int) -> str:
+        """Records the steps of a kind; says why they cannot be, or nothing."""
+        kind = self._empty_kind(number)
+        samples = VisitedSamples(self._dual, kind.x, kind.index) if self._dual is not None else None
+        try:
+            ops, results = record(lambda: self._next(kind, self._count, self._numbers))
+            if self._compiles:
+                kind.program = compile_program(ops, results, self._scalars, self._arena, samples)
+        except CannotRecord as error:
+            self._why_not_compiled = str(error)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
+            return _one_line(error)
+        if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
+            # All kinds of steps must keep a layer in one form.
+            self._dual = None
+            again = [*self._kinds, number]
+            self._kinds.clear()
+            return next((why for one in again if (why := self._add(one))), "")
+        if kind.program is not None:
+            kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
+        self._kinds[number] = kind
+        if self._plans:
+            self._add_plan(kind)
+        return ""
+
+    def _empty_kind(self, number: int) -> _Kind:
+        shape = (self.size, number or self._extent.width)
+        x, y = self._data.x_train, self._data.y_train
+        rows = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=self._device)
+        weights = torch.zeros(shape, dtype=self._dtype, device=self._device) if number == MASKED else None
+        is_active = torch.zeros(self.size, dtype=torch.bool, device=self._device) if number == MASKED else None
+        x, y = x.new_zeros(*shape, *x.shape[1:]), y.new_zeros(*shape, *y.shape[1:])
+        return _Kind(rows, x, y, weights, is_active, torch.zeros_like(rows))
+
+    def _add_plan(self, kind: _Kind) -> None:
+        """Makes room for the steps of a round, and the graph that takes the next one."""
+        mine = {"rows": kind.rows}
+        if kind.weights is not None and kind.is_active is not None:
+            mine |= {"weights": kind.weights, "is_active": kind.is_active}
+        if self._dual is not None:
+            mine["index"] = kind.index
+        if kind.counts:
+            mine["count"] = self._count
+        room = max(1, min(self._extent.most_steps, _PLAN_BYTES // sum(t.nbytes for t in mine.values())))
+        kind.plan = {part: (t, t.new_zeros(room, *t.shape)) for part, t in mine.items()}
+        kind.position = position = torch.zeros(1, dtype=torch.int64, device=self._device)
+        if self._device.type != "cuda" or kind.program is None or self._why_no_graph:
+            return
+
+        def restart() -> None:
+            position.zero_()
+
+        try:
+            kind.graph = Graph(partial(self._take_next, kind), restart, self._device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what CUDA does not let be captured runs as it is
+            self._why_no_graph = _one_line(error)
+            _log.warning("local steps run without a CUDA graph: %s", self._why_no_graph)
+
+    def _fill_plan(self, kind: _Kind, steps: Sequence[_Step]) -> None:
+        assert kind.position is not None
+        for part, (_, planned) in kind.plan.items():
+            if part == "count":
+                counts = torch.tensor([step.count for step in steps], dtype=planned.dtype)
+                planned[: len(steps)].copy_(to_device(counts, self._device))
+            else:
+                torch.stack([getattr(step, part) for step in steps], out=planned[: len(steps)])
+        kind.position.zero_()
+
+    def _check(
+        self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers], loops: Sequence[LoopBackend]
+    ) -> str:
+        """Takes two steps in the lanes, and those of the first and last lane in the loop; says how they differ."""
+        n = number or self._extent.width
+        some = np.arange(n * self.size) % len(self._data.x_train)
+        orders = [[some[i * n : (i + 1) * n], some[i * n : (i + 1) * n][::-1].copy()] for i in range(self.size)]
+        if number == MASKED:  # the last lane: one step on a part of a batch
+            orders[-1] = [orders[-1][0][: max(1, n // 2)]]
+        # Not zero: a client's state of zeros would hide what is done with it.
+        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self._kept.items()}
+        try:
+            self.begin(servers, numbers, orders, kept)
+            self._run(self._to_device(schedule(orders, {number}, n)))
+            if self._dual is not None:
+                self._dual.put_weights(self._start)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return _one_line(error)
+        for lane in {0, self.size - 1}:
+            run = lane // self._clients
+            loop, server = loops[run], servers[run]
+            loop.load(server).train()
+            state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
+            rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane]]
+            loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
+            pairs = [(server.params[name], p, self._params[name][lane]) for name, p in loop.params.items()]
+            pairs += [(server.buffers[name], b, self._buffers[name][lane]) for name, b in loop.buffers.items()]
+            if any(_differ(before, theirs.detach(), ours.detach()) for before, theirs, ours in pairs):
+                why = "clients side by side compute something else than one after another"
+                hint = " (a model that mixes the samples of a batch does, where batches differ in size)"
+                return why + (hint if number == MASKED else "")
+        return ""
+
+    def estimate(self, orders: Sequence[Order]) -> float:
+        """Seconds that these clients would take, from a few steps of each kind, after `prepare` and `begin`."""
+        steps = self._steps(orders)
+        num_steps = Counter(step.kind for step in steps)
+        seconds = 0.0
+        for kind, step in {step.kind: step for step in steps}.items():
+            again = [step] * (4 if self._plans else 1)
+            seconds += num_steps[kind] * seconds_of(partial(self._run, again), self._device) / len(again)
+        return seconds
+
+
+def _as_many(steps: Sequence[_Step], room: Mapping[int, int]) -> Sequence[_Step]:
+    """The first steps, as many as there is room for steps of each kind."""
+    used: Counter[int] = Counter()
+    for i, step in enumerate(steps):
+        if used[step.kind] == room[step.kind]:
+            return steps[:i]
+        used[step.kind] += 1
+    return steps
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each sample, in fewer operations than vmap makes of torch's."""
+    return -outputs.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _choose(is_active: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(is_active.view(-1, *[1] * (old.dim() - 1)), new, old)
+
+
+def _differ(before: Tensor, a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    change = (a - before).abs().max() + 1e-3 * a.abs().max()
+    is_close = bool((a - b).abs().max() <= _TOLERANCE[a.dtype] * change)
+    return not is_close and bool(torch.isfinite(a).all())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
