@@ -30,8 +30,9 @@ from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.evaluation import metrics_of
 from flgo_hydra.federated.optimizer import build_optimizer
-from flgo_hydra.federated.rounds import Run, RunState, Status, rounds
+from flgo_hydra.federated.rounds import Evaluation, Run, RunState, Status, rounds
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 FOREVER = 10**9
@@ -79,20 +80,24 @@ def make_run(name: str, data: Data, seed: int) -> tuple[Run, Member, torch.nn.Mo
 
 def run_alone(name: str, data: Data) -> Iterator[None]:
     run, member, _ = make_run(name, data, 0)
-    work = next(run)
+    asked = next(run)
     while True:
-        work = run.send(member.loop.train(work.server, work.clients, work.cohort, work.hyper, work.round_num))
-        yield
+        if isinstance(asked, Evaluation):
+            asked = run.send(metrics_of(member.loop.load(asked.server), data))
+            yield
+        else:
+            asked = run.send(member.loop.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num))
 
 
 def run_fused(name: str, data: Data, num_runs: int) -> Iterator[None]:
     made = [make_run(name, data, seed) for seed in range(num_runs)]
     backend = FusedBackend(made[0][2], data, {i: one[1] for i, one in enumerate(made)}, is_auto=False)
-    works = {i: next(one[0]) for i, one in enumerate(made)}
+    asked = {i: next(one[0]) for i, one in enumerate(made)}
     while True:
-        servers = backend.train(works)
-        works = {i: made[i][0].send(server) for i, server in servers.items()}
+        metrics = backend.evaluate({i: one.server for i, one in asked.items()})
+        works = {i: made[i][0].send(one) for i, one in metrics.items()}
         yield
+        asked = {i: made[i][0].send(server) for i, server in backend.train(works).items()}
 
 
 def main() -> None:

@@ -5,16 +5,17 @@ each round the model is evaluated on 1,000 test images.
 
     python scripts/benchmarks/round_time.py [--model mlp|cnn] [--threads 1] [--rounds 30] [--repeats 3] [--peers FOLDER]
 
-The plain loop and ours take their rounds in turn in one process; a peer runs in its own environment
-(`peers/make_venvs.sh FOLDER` makes them) between two such blocks. A ratio compares with the plain loop of the same
-repeat, so that a machine whose speed drifts is the same for both; the table gives medians over the repeats.
+The plain loop and ours take their rounds in turn in one process; a peer (pfl-research, Flower, FedJAX, FLGo) runs in
+its own environment, which `peers/make_venvs.sh FOLDER` makes, between two such blocks. A ratio compares with the plain
+loop of the same repeat, so that a machine whose speed drifts is the same for both; the table gives medians over the
+repeats.
+
 The plain loop is what one writes by hand: an nn.Module, autograd, torch.optim.SGD, tensors that are loaded once.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import workload as w
+from machine import machine, versions
 
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -43,7 +45,7 @@ from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
-PEERS = ("pfl", "flower", "fedjax")
+PEERS = ("pfl", "flower", "fedjax", "flgo")
 ENGINES = {
     "loop, uncompiled": EngineConf("loop", "off"),
     "loop": EngineConf("loop"),
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="folder with an environment for each peer")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    where = machine()
     rows: dict[str, list[tuple[float, float, float]]] = {}
     missing = {} if given.peers else dict.fromkeys(PEERS, "no --peers given")
     with tempfile.TemporaryDirectory() as folder:
@@ -176,8 +179,8 @@ def main() -> None:
                     continue
                 seconds, accuracy = float(told["seconds"]), float(told["accuracy"])  # type: ignore[arg-type]
                 rows.setdefault(f"{name} {told['version']}", []).append((seconds, seconds / plain, accuracy))
-    print(f"{given.model}, {given.threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {given.repeats} repeats of {given.rounds} rounds")
+    print(f"{given.model}, {given.threads} thread(s), {given.repeats} repeats of {given.rounds} rounds")
+    print(f"{where}\n{versions('torch', 'numpy')}")
     print(f"{'':28}{'ms/round':>10}{'of plain':>10}{'from':>7}{'to':>6}{'accuracy':>10}")
     for key, values in rows.items():
         seconds, ratio, accuracy = (statistics.median(column) for column in zip(*values, strict=True))

@@ -14,23 +14,13 @@ GRID = ["lr=0.1,0.02", "seed=0,1", "num_rounds=4", "dtype=float64", "task.num_cl
 MINE = """
 import os
 from pathlib import Path
-import torch
-from torch import nn
 
-class Dying(nn.Sequential):
-    '''Ends its process the first time it sees the third round's batches of several runs.'''
-
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(64, 10))
-        self.calls = 0
-
-    def forward(self, x):
-        if torch._C._functorch.is_batchedtensor(x):
-            self.calls += 1
-            if self.calls > 60 and not Path("died").exists():
-                Path("died").touch()
-                os.kill(os.getpid(), 9)
-        return super().forward(x)
+def dying(record):
+    '''Ends its process the first time that a run comes to round 3.'''
+    if record[-1]["round"] == 3 and not Path("died").exists():
+        Path("died").touch()
+        os.kill(os.getpid(), 9)
+    return {"alive": 1.0}
 """
 
 
@@ -83,11 +73,11 @@ def test_points_run_as_one_program_are_what_they_are_alone(tmp_path):
 
 def test_a_killed_group_goes_on_one_by_one_from_its_checkpoints(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    model = ["model=custom", "model._target_=mine.Dying", "checkpoint_interval=1", "hydra.launcher.backoff_s=0.01"]
-    done, fused = sweep(tmp_path, "fused", *model, "hydra.launcher.fuse=4")
+    options = ["metrics=mine.dying", "checkpoint_interval=1", "hydra.launcher.backoff_s=0.01"]
+    done, fused = sweep(tmp_path, "fused", *options, "hydra.launcher.fuse=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "died").exists()
-    _, alone = sweep(tmp_path, "alone", *model)
+    _, alone = sweep(tmp_path, "alone", *options)
     assert_same(fused, alone)
     assert [result["engine"]["backend"] for result, _ in fused] == ["loop"] * 4
     for run in tmp_path.glob("fused/[0-9]"):
