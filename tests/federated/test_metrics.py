@@ -127,6 +127,6 @@ def open_only_study(path):
 
 
 def test_points_of_a_sweep_follow_one_metric(command):
-    done = command("-m", *SMALL, "monitor=valid_loss,test_loss", "hydra.sweep.dir=mixed")
+    done = command("-m", *SMALL, "monitor=valid_loss,test_loss", "hydra.sweep.dir=mixed", "hydra/launcher=basic")
     assert done.status == 1 and "`monitor` and `direction` must be the same in all points" in done.err
     assert not Path("mixed").exists()

@@ -2,8 +2,8 @@
 
 `auto` measures: before the first round it takes a few steps of each kind that the first cohort needs, one client at a
 time and side by side, and keeps what would take the round less time. Which one that is depends on the device, the
-model, the cohort and the threads: on two cores clients side by side won for small dense models and lost for
-convolutions. Short runs are not worth a measurement and take the loop. The choice is noted in result.json and kept in
+model, the cohort and the threads: on a CPU clients side by side win for dense models, whose first layer they may keep
+in its dual form, and lose for convolutions. Short runs are not worth a measurement and take the loop. The choice is noted in result.json and kept in
 the checkpoint: a run that goes on gives the numbers it would have given.
 """
 
@@ -58,8 +58,6 @@ def build_backend(
     steps = sum(work.size(n)[1] for n in np.diff(data.offsets).tolist()) * visits
     if engine.backend != "auto":
         chosen.choose(engine.backend, "engine.backend")
-    elif cohort_size == 1:
-        chosen.choose("loop", "one client a round")
     elif steps < _SHORT:
         chosen.choose("loop", "too short to measure")
     return chosen

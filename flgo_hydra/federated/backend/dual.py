@@ -10,11 +10,12 @@ Gram matrix's rows of its batch:
 where S_B picks the batch's rows. A step on B of n samples then costs B n per output instead of B times the number of
 features, and touches a few KiB instead of the weights; W is there again when the round ends, or only its mean over the
 cohort, which is one product for all clients. Terms that shrink W or pull it to a tensor that does not change (weight
-decay, FedProx, SCAFFOLD) are carried along: W_t = s_t W_0 + sum_j c_tj R_j + D_t^T X. Rounding aside, the numbers are
-those of plain steps.
+decay, FedProx, SCAFFOLD) are carried along: W_t = s_t W_0 + sum_j c_tj R_j + D_t^T X. The
+momentum of such a layer has the same form, V_t = E_t^T X + …, and moves with it. Rounding aside, the numbers are those
+of plain steps.
 
-Optimizers that compute with single elements of the gradient (Adam) or keep it (momentum), and clipping, need the
-gradient itself: their programs stay as they are.
+Optimizers that compute with single elements of the gradient (Adam), and clipping, need the gradient itself: their
+programs stay as they are.
 
 P runs of K clients each are H = P K lanes; n samples a client visits at most, B a batch; I features, O outputs.
 """
@@ -33,46 +34,98 @@ from flgo_hydra.federated.backend.tape import Op
 _ATEN = torch.ops.aten
 
 
+START = 0
+"""Number of W_0 among the tensors that a layer is a sum of; others are those that it is pulled to."""
+
+
 @dataclass
 class _Constant:
     """R_j of a layer."""
 
     tensor: Tensor  # (O, I), or (H, O, I)
     projected: Tensor  # (H, 2n, O): X R^T above zeros
-    coefficient: Tensor  # (H, 1, 1)
+
+
+@dataclass
+class _Form:
+    """A tensor of the layer's form: its weights, or their momentum."""
+
+    state: Tensor  # (H, O, I)
+    dual: Tensor  # (H, 2n, O): A above D
+    coefficients: dict[int, Tensor]  # (H, 1, 1) by number: of W_0 and of each R_j that it can come to contain
 
 
 @dataclass
 class _Layer:
     name: str
-    state: Tensor  # (H, O, I)
-    dual: Tensor  # (H, 2n, O): A above D
-    scale: Tensor  # (H, 1, 1): s
-    constants: list[_Constant] = field(default_factory=list)
-    is_scaled: bool = False
+    forms: dict[int, _Form]
+    """by the ids of their states, the weights first"""
+    constants: dict[int, _Constant] = field(default_factory=dict)
+    """R_j by number, from 1"""
+    moves: bool = False
+    """W_0's coefficient may change"""
 
-    def sums(self, one: Sum, products: list[Product]) -> list[Sum]:
-        """What a step does to the layer's own tensors, from what it would do to the weights."""
-        rest: list[Term] = []
-        pulls: dict[int, list[Term]] = {}
-        for term in one.rest:
-            constant = self._constant(term.value)
-            rest.append(Term(term.factor, constant.projected))
-            pulls.setdefault(id(constant.coefficient), []).append(Term(term.factor, torch.ones_like(self.scale)))
-        sums = [one.of(self.dual, rest, products)]
-        sums += [one.of(c.coefficient, pulls.get(id(c.coefficient), []), []) for c in self.constants]
-        if one.own:
-            self.is_scaled = True
-            sums.append(one.of(self.scale, [], []))
-        return sums
+    @property
+    def weights(self) -> _Form:
+        return next(iter(self.forms.values()))
 
-    def _constant(self, tensor: Tensor) -> _Constant:
-        for constant in self.constants:
+    def sums(self, group: Sequence[Sum], products: Mapping[int, list[Product]]) -> list[Sum]:
+        """What a step does to the layer's forms, from what it would do to their states.
+
+        Args:
+            products: of each sum in the group, by its state's id.
+        """
+        numbers = {
+            id(term.value): self._number(term.value) for one in group for term in one.rest if not self._has(term)
+        }
+        self._spread(group, numbers)
+        found = []
+        for one in group:
+            form = self.forms[id(one.state)]
+            rest = [
+                Term(
+                    t.factor,
+                    self.forms[id(t.value)].dual if self._has(t) else self.constants[numbers[id(t.value)]].projected,
+                )
+                for t in one.rest
+            ]
+            found.append(one.of(form.dual, rest, products[id(one.state)]))
+            for number, coefficient in form.coefficients.items():
+                pulls = []
+                for t in one.rest:
+                    if self._has(t):
+                        if number in self.forms[id(t.value)].coefficients:
+                            pulls.append(Term(t.factor, self.forms[id(t.value)].coefficients[number]))
+                    elif numbers[id(t.value)] == number:
+                        pulls.append(Term(t.factor, torch.ones_like(coefficient)))
+                found.append(one.of(coefficient, pulls, []))
+                self.moves |= form is self.weights and bool(pulls or one.own or not one.keeps)
+        return found
+
+    def _has(self, term: Term) -> bool:
+        return id(term.value) in self.forms
+
+    def _spread(self, group: Sequence[Sum], numbers: Mapping[int, int]) -> None:
+        """Gives each form the coefficients that a step can make other than 0."""
+        before = -1
+        while before != (before := sum(len(form.coefficients) for form in self.forms.values())):
+            for one in group:
+                form = self.forms[id(one.state)]
+                for term in one.rest:
+                    mine = (
+                        list(self.forms[id(term.value)].coefficients) if self._has(term) else [numbers[id(term.value)]]
+                    )
+                    for number in mine:
+                        if number not in form.coefficients:
+                            form.coefficients[number] = one.state.new_zeros(len(one.state), 1, 1)
+
+    def _number(self, tensor: Tensor) -> int:
+        for number, constant in self.constants.items():
             if storage(constant.tensor) == storage(tensor) and geometry(constant.tensor) == geometry(tensor):
-                return constant
-        constant = _Constant(tensor, torch.zeros_like(self.dual), torch.zeros_like(self.scale))
-        self.constants.append(constant)
-        return constant
+                return number
+        number = len(self.constants) + 1
+        self.constants[number] = _Constant(tensor, torch.zeros_like(self.weights.dual))
+        return number
 
 
 class DualLayers:
@@ -107,16 +160,21 @@ class DualLayers:
 
     def reads(self, tensor: Tensor) -> bool:
         """Whether a layer is pulled to this tensor."""
-        pulls = [constant for layer in self._layers.values() for constant in layer.constants]
+        pulls = [constant for layer in self._layers.values() for constant in layer.constants.values()]
         return any(storage(constant.tensor) == storage(tensor) for constant in pulls)
 
-    def add(self, state: Tensor) -> _Layer:
-        """The dual form of the lanes' weights `state`, (H, O, I)."""
-        name = self.parameters[id(state)]
+    def add(self, states: Sequence[Tensor]) -> _Layer:
+        """The dual form of the lanes' weights, (H, O, I), and of what moves with them."""
+        name = self.parameters[id(states[0])]
         if name not in self._layers:
-            dual = state.new_zeros(self._lanes, 2 * self._most, state.shape[1])
-            self._layers[name] = _Layer(name, state, dual, state.new_ones(self._lanes, 1, 1))
-        return self._layers[name]
+            self._layers[name] = _Layer(name, {})
+        layer = self._layers[name]
+        for state in states:
+            if id(state) not in layer.forms:
+                dual = state.new_zeros(self._lanes, 2 * self._most, state.shape[1])
+                ones = {} if layer.forms else {START: state.new_ones(self._lanes, 1, 1)}
+                layer.forms[id(state)] = _Form(state, dual, ones)
+        return layer
 
     def begin(self, rows: Tensor, start: Mapping[str, Tensor]) -> None:
         """Starts from the servers' weights.
@@ -129,24 +187,28 @@ class DualLayers:
         self._x = self._x_train.index_select(0, rows.flatten()).view(self._lanes, n, -1)
         self.gram[:, :n, :n] = torch.bmm(self._x, self._x.mT)
         for name, layer in self._layers.items():
-            products = torch.bmm(self._x.view(self._runs, -1, self._x.shape[-1]), start[name].mT)
-            layer.dual[:, :n] = products.view(self._lanes, n, -1)
-            layer.dual[:, n:] = 0
-            layer.scale.fill_(1)
-            for constant in layer.constants:
+            for constant in layer.constants.values():
                 constant.projected[:, :n] = torch.matmul(self._x, constant.tensor.mT)
-                constant.coefficient.zero_()
+            for form in layer.forms.values():
+                form.dual.zero_()
+                for coefficient in form.coefficients.values():
+                    coefficient.zero_()
+            products = torch.bmm(self._x.view(self._runs, -1, self._x.shape[-1]), start[name].mT)
+            layer.weights.dual[:, :n] = products.view(self._lanes, n, -1)
+            layer.weights.coefficients[START].fill_(1)
 
     def put_weights(self, start: Mapping[str, Tensor]) -> None:
         """Writes the weights that the lanes have come to into the lanes' own tensors."""
         for name, layer in self._layers.items():
-            w = layer.state.detach()
+            form = layer.weights
+            w = form.state.detach()
             w.view(self._runs, -1, *w.shape[1:]).copy_(start[name].unsqueeze(1))
-            if layer.constants or layer.is_scaled:
-                w.mul_(layer.scale)
-                for constant in layer.constants:
-                    w.addcmul_(constant.tensor, constant.coefficient)
-            w.baddbmm_(layer.dual[:, self._most :].mT, self._x)
+            if layer.moves:
+                w.mul_(form.coefficients[START])
+                for number, coefficient in form.coefficients.items():
+                    if number != START:
+                        w.addcmul_(layer.constants[number].tensor, coefficient)
+            w.baddbmm_(form.dual[:, self._most :].mT, self._x)
 
     def mean_changes(self, start: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
         """The weighted sum over each run's lanes of what the steps have changed, (P, O, I) by parameter.
@@ -156,17 +218,21 @@ class DualLayers:
         """
         changes = {}
         for name, layer in self._layers.items():
-            weighted = layer.dual[:, self._most :] * weights.view(-1, 1, 1)
+            form = layer.weights
+            weighted = form.dual[:, self._most :] * weights.view(-1, 1, 1)
             per_run = weighted.view(self._runs, -1, weighted.shape[-1])
             change = torch.bmm(per_run.mT, self._x.view(self._runs, -1, self._x.shape[-1]))
-            if layer.constants or layer.is_scaled:
-                change.addcmul_(start[name], self._sum(layer.scale - 1, weights))
-                for constant in layer.constants:
-                    if constant.tensor.dim() == 2:
-                        change.addcmul_(constant.tensor, self._sum(constant.coefficient, weights))
+            if layer.moves:
+                change.addcmul_(start[name], self._sum(form.coefficients[START] - 1, weights))
+                for number, coefficient in form.coefficients.items():
+                    if number == START:
                         continue
-                    pulls = (constant.coefficient.view(-1) * weights).view(self._runs, 1, -1)
-                    change += torch.bmm(pulls, constant.tensor.reshape(self._runs, pulls.shape[-1], -1)).view_as(change)
+                    tensor = layer.constants[number].tensor
+                    if tensor.dim() == 2:
+                        change.addcmul_(tensor, self._sum(coefficient, weights))
+                    else:
+                        pulls = (coefficient.view(-1) * weights).view(self._runs, 1, -1)
+                        change += torch.bmm(pulls, tensor.reshape(self._runs, pulls.shape[-1], -1)).view_as(change)
             changes[name] = change
         return changes
 
@@ -190,39 +256,53 @@ class VisitedSamples:
         """
         ops, kept = list(ops), list(sums)
         gathered: Tensor | None = None
-        for one in sums:
-            unchanged = [other for other in kept if other is not one]
-            live = needed(ops, [t for other in kept for t in other.reads] + list(others))
-            uses = self._uses(one.state, live, [t for other in unchanged for t in other.reads] + list(others))
-            if id(one.state) not in self._layers.parameters or not uses or not self._is_layer(one, ops):
+        for weights in sums:
+            if id(weights.state) not in self._layers.parameters:
                 continue
-            layer = self._layers.add(one.state)
+            group = _group_of(weights, kept)
+            unchanged = [one for one in kept if all(one is not other for other in group)]
+            live = needed(ops, [t for one in kept for t in one.reads] + list(others))
+            late = [t for one in unchanged for t in one.reads] + list(others)
+            uses = self._uses(weights.state, live, late)
+            if not uses or not self._is_layer(group, weights.state, live, late, ops):
+                continue
+            layer = self._layers.add([weights.state, *(one.state for one in group if one is not weights)])
             self.names.append(layer.name)
             ops = [new for op in ops for new in (self._look_up(op, layer) if id(op) in uses else [op])]
             if gathered is None:
                 gathered = self._gather(ops)
-            products = []
-            for product in one.products:
-                delta = product.b
-                if not product.is_transposed:  # what is there is delta^T
-                    delta = product.a.mT
-                    ops.append(Op(_ATEN.transpose.int, (product.a, 1, 2), {}, delta))
-                products.append(Product(product.factor, gathered, delta, False))
-            kept = unchanged + layer.sums(one, products)
+            products: dict[int, list[Product]] = {}
+            for one in group:
+                products[id(one.state)] = []
+                for product in one.products:
+                    delta = product.b
+                    if not product.is_transposed:  # what is there is delta^T
+                        delta = product.a.mT
+                        ops.append(Op(_ATEN.transpose.int, (product.a, 1, 2), {}, delta))
+                    products[id(one.state)].append(Product(product.factor, gathered, delta, False))
+            kept = unchanged + layer.sums(group, products)
         return ops, kept
 
-    def _is_layer(self, one: Sum, ops: Sequence[Op]) -> bool:
-        """The weights change by delta^T X_B and by tensors that do not change themselves."""
+    def _is_layer(
+        self, group: Sequence[Sum], weights: Tensor, live: Sequence[Op], late: Sequence[Tensor], ops: Sequence[Op]
+    ) -> bool:
+        """All in the group change by delta^T X_B, by one another, and by tensors that do not change themselves."""
+        states = {id(one.state) for one in group}
         producers = producers_of(ops)
         changed = {storage(t) for op in ops for t in op.mutated}
-        for product in one.products:
-            batch = product.a.mT if product.is_transposed else product.b
-            if not self._is_batch(batch):
-                return False
-        for term in one.rest:
-            if id(term.value) in producers or storage(term.value) in changed or term.value.dim() < 2:
-                return False
-        return bool(one.products)
+        used = {storage(t) for op in live for t in op.inputs} | {storage(t) for t in late}
+        if any(storage(one.state) in used for one in group if one.state is not weights):
+            return False
+        for one in group:
+            for product in one.products:
+                if not self._is_batch(product.a.mT if product.is_transposed else product.b):
+                    return False
+            for term in one.rest:
+                if id(term.value) not in states and (
+                    id(term.value) in producers or storage(term.value) in changed or term.value.dim() < 2
+                ):
+                    return False
+        return any(one.products for one in group)
 
     def _uses(self, state: Tensor, live: Sequence[Op], late: Sequence[Tensor]) -> set[int]:
         """Ids of the operations that compute X_B W^T; none where the weights are used in any other way."""
@@ -247,7 +327,7 @@ class VisitedSamples:
         """The operations that find a batch's rows of A instead of computing X_B W^T."""
         rows = op.output.view(-1, op.output.shape[-1])
         return [
-            Op(_ATEN.index_select.default, (layer.dual.flatten(0, 1), 0, self._index), {}, rows),
+            Op(_ATEN.index_select.default, (layer.weights.dual.flatten(0, 1), 0, self._index), {}, rows),
             Op(_ATEN.view.default, (rows, list(op.output.shape)), {}, op.output),
         ]
 
@@ -263,3 +343,15 @@ class VisitedSamples:
             Op(_ATEN.transpose.int, (batches, 1, 2), {}, turned),
         ]
         return turned
+
+
+def _group_of(weights: Sum, sums: Sequence[Sum]) -> list[Sum]:
+    """The weights' sum and those that it has to do with, in their order."""
+    states = {id(weights.state)}
+    before = 0
+    while before != (before := len(states)):
+        for one in sums:
+            theirs = {id(term.value) for term in one.rest}
+            if id(one.state) in states or theirs & states:
+                states |= {id(one.state)} | {id(other.state) for other in sums if id(other.state) in theirs}
+    return [one for one in sums if id(one.state) in states]

@@ -236,8 +236,8 @@ class Lanes:
                 self._by_run(p.detach()).copy_(self._start[name].unsqueeze(1))
         for name, b in self._buffers.items():
             self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
-        for slots in self._slots.values():
-            for slot in slots:
+        for name, slots in self._slots.items():
+            for slot in slots if name not in dual else ():
                 slot.zero_()
         for name, tensor in self._anchor.items():
             self._share(tensor, [s.params[name] for s in servers])

@@ -59,14 +59,17 @@ class Product:
     is_transposed: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Sum:
-    """The next value of `state` is state * (1 + the sum of `own`) + rest + products."""
+    """The next value of `state` is state * (1 + the sum of `own`) + rest + products; without the 1 if not `keeps`."""
 
     state: Tensor
+    value: Tensor
+    """the recorded tensor of the next value, where no mask has chosen it yet"""
     own: list[Factor] = field(default_factory=list)
     rest: list[Term] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    keeps: bool = True
     mask: Tensor | None = None
     """bool, of the state's number of dimensions, all but the first of size 1: where it is False, nothing is added"""
 
@@ -99,20 +102,22 @@ def as_sum(
 ) -> Sum | None:
     """The next value as a sum with the old one, taken apart as far as nobody else needs the parts; None if it is not.
 
+    Others may need the next value itself.
+
     Args:
         producers: the operation that made a tensor, by its id.
         scalars: names of the hyper-parameters, by their tensors' ids.
     """
-    if not is_used_once(value) or not state.is_floating_point():
+    if not state.is_floating_point():
         return None
-    found = Sum(state)
+    found = Sum(state, value)
     op = producers.get(id(value))
     if op is not None and op.name == "aten.where.self" and op.args[2] is state and op.args[1].shape == state.shape:
         mask = op.args[0]
-        if mask.dim() != state.dim() or mask.numel() != len(mask) or not is_used_once(op.args[1]):
+        if mask.dim() != state.dim() or mask.numel() != len(mask) or not is_used_once(value):
             return None
-        found.mask, value = mask, op.args[1]
-    for term in _terms(value, producers, scalars, is_used_once):
+        found.mask, found.value = mask, op.args[1]
+    for term in _terms(found.value, producers, scalars, is_used_once):
         product = _as_product(term, producers, is_used_once) if state.dim() in (2, 3) else None
         if term.value is state:
             found.own.append(term.factor)
@@ -125,10 +130,12 @@ def as_sum(
             found.rest.append(term)
         else:
             return None
-    unit = next((factor for factor in found.own if factor.is_one), None)
-    if unit is None or any(t.dtype != state.dtype for t in found.values):
+    if not found.own or any(t.dtype != state.dtype for t in found.values):
         return None
-    found.own.remove(unit)
+    unit = next((factor for factor in found.own if factor.is_one), None)
+    found.keeps = unit is not None
+    if unit is not None:
+        found.own.remove(unit)
     return found
 
 
@@ -144,7 +151,7 @@ def _terms(
 
     def visit(part: Tensor, factor: Factor) -> None:
         op = producers.get(id(part))
-        if op is None or part.shape != value.shape or not is_used_once(part):
+        if op is None or part.shape != value.shape or not (part is value or is_used_once(part)):
             terms.append(Term(factor, part))
         elif op.name in ("aten.add.Tensor", "aten.sub.Tensor") and isinstance(op.args[1], Tensor):
             sign = 1 if op.name == "aten.add.Tensor" else -1

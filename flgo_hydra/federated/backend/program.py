@@ -10,6 +10,7 @@ Intermediates share memory when they are not alive together; programs that run o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,23 +136,69 @@ def _is_constant(op: Op, mutated: set[int]) -> bool:
 def _split(
     ops: Sequence[Op], results: Sequence[tuple[Tensor, Tensor]], scalars: Mapping[int, str]
 ) -> tuple[list[Sum], list[tuple[Tensor, Tensor]]]:
-    """The next values that are sums with the old one, and those that are written over it."""
+    """The next values that are sums with the old one, in the order to be added, and those that are written over it.
+
+    A sum may read another's next value (a parameter, that of its momentum) or old one (a momentum, that of its decaying
+    parameter): what a step makes of an optimizer's slots comes first.
+    """
     producers = producers_of(ops)
     num_uses: dict[int, int] = {}
     for t in [t for op in ops for t in op.inputs] + [value for _, value in results]:
         num_uses[id(t)] = num_uses.get(id(t), 0) + 1
-    states = {storage(state) for state, _ in results} | _mutated(ops)
-    sums, copies = [], []
-    for state, value in results:
+    changed = {storage(state) for state, _ in results} | _mutated(ops)
+    found = []
+    for state, value in reversed(results):
         one = as_sum(state, value, producers, scalars, lambda t: num_uses.get(id(t)) == 1)
-        # What is added at the end must still be there then.
-        if one is not None and not any(storage(t) in states for t in one.reads):
-            sums.append(one)
-        elif storage(value) in states:
-            raise CannotRecord("the state moves from one tensor to another")
-        else:
-            copies.append((state, value))
-    return sums, copies
+        if one is not None:
+            found.append(one)
+    while (wrong := _first_wrong(found, num_uses, changed)) is not None:
+        found = [one for one in found if one is not wrong]
+    states = {id(one.state) for one in found}
+    copies = [(state, value) for state, value in results if id(state) not in states]
+    if any(storage(value) in changed for _, value in copies):
+        raise CannotRecord("the state moves from one tensor to another")
+    new = {id(one.value): one.state for one in found}
+    for one in found:
+        one.rest = [replace(term, value=new.get(id(term.value), term.value)) for term in one.rest]
+    return found, copies
+
+
+def _first_wrong(sums: Sequence[Sum], num_uses: Mapping[int, int], changed: set[int]) -> Sum | None:
+    """A sum that cannot be added in place, in this order."""
+    place = {id(one.state): i for i, one in enumerate(sums)}
+    new = {id(one.value): i for i, one in enumerate(sums)}
+    read_in_sums: dict[int, int] = {}
+    for i, one in enumerate(sums):
+        for t in one.reads:
+            is_term = any(t is term.value for term in one.rest)
+            if id(t) in new:
+                j = new[id(t)]
+                if not is_term or j >= i or (sums[j].mask is None) != (one.mask is None):
+                    return sums[j]
+                read_in_sums[id(t)] = read_in_sums.get(id(t), 0) + 1
+            elif is_term and place.get(id(t), i) > i:
+                continue  # the old value, which is still there
+            elif storage(t) in changed:
+                return one
+    for one in sums:
+        # Nobody else may want the next value as a tensor of its own.
+        if num_uses[id(one.value)] != 1 + read_in_sums.get(id(one.value), 0):
+            return one
+    return None
+
+
+def _stages(sums: Sequence[Sum]) -> list[list[Sum]]:
+    """The sums, so that each stage reads only what earlier ones, or none, have changed."""
+    stage: list[int] = []
+    for i, one in enumerate(sums):
+        own, reads = storage(one.state), {storage(t) for t in one.values}
+        before = [
+            stage[j]
+            for j, other in enumerate(sums[:i])
+            if storage(other.state) in reads or any(storage(t) == own for t in other.values)
+        ]
+        stage.append(1 + max(before, default=-1))
+    return [[one for one, at in zip(sums, stage, strict=True) if at == number] for number in sorted(set(stage))]
 
 
 def _broadcast(*shapes: torch.Size) -> torch.Size:
@@ -344,11 +391,16 @@ class _Writer:
         return None
 
     def _write_sums(self) -> None:
-        for one in self._sums:
-            if one.own:
+        for sums in _stages(self._sums):
+            self._write_stage(sums)
+
+    def _write_stage(self, sums: Sequence[Sum]) -> None:
+        """Adds sums of which none reads what another changes."""
+        for one in sums:
+            if one.own or not one.keeps:
                 self._call(torch.Tensor.mul_, self._name(one.state), self._own_factor(one))
         added: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for one in self._sums:
+        for one in sums:
             for term in one.rest:
                 if one.mask is None and not term.factor.tensors and term.value.shape == one.state.shape:
                     added.setdefault(term.factor.code, []).append((one.state, term.value))
@@ -367,7 +419,7 @@ class _Writer:
             )
             for state, value in others:
                 self._call(torch.Tensor.add_, self._name(state), self._name(value), f"alpha={code}")
-        for one in self._sums:
+        for one in sums:
             for product in one.products:
                 function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
                 into = one.state.mT if product.is_transposed else one.state
@@ -380,7 +432,8 @@ class _Writer:
 
     def _own_factor(self, one: Sum) -> str:
         """What the state is multiplied with: 1 + the sum of `own`, and 1 where the mask says no."""
-        total = " + ".join(["1.0" if one.mask is None else "0.0", *(f.code for f in one.own if not f.tensors)])
+        first = float(one.keeps) - (one.mask is not None)  # a mask's 1 is added last
+        total = " + ".join([repr(first), *(f.code for f in one.own if not f.tensors)])
         shape = torch.Size()
         for factor in one.own:
             if factor.tensors:

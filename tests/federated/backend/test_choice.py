@@ -194,7 +194,6 @@ def test_auto_measures_for_real_and_trains_as_the_loop_does(ragged, make_mlp, mo
 
 def test_what_needs_no_measurement_and_what_a_checkpoint_keeps(ragged, make_mlp):
     assert chosen(ragged, make_mlp(), EngineConf(), visits=10).note["chosen_by"] == "too short to measure"
-    assert chosen(ragged, make_mlp(), EngineConf(), cohort_size=1).choice == "loop"
     asked = chosen(ragged, make_mlp(), EngineConf("vmap"))
     asked.choose("loop", "checkpoint")
     assert asked.choice == "vmap"

@@ -102,7 +102,7 @@ def assert_same(one, other, atol=1e-12):
 
 def has_dual_form(algorithm, shared):
     """Plain SGD, which knows the gradient as a product only."""
-    return shared.get("optimizer", "sgd") == "sgd" and "clip_grad" not in shared
+    return shared.get("optimizer", "sgd") in ("sgd", "momentum") and "clip_grad" not in shared
 
 
 @pytest.fixture(params=[True, False], ids=["dual", "plain"])
