@@ -1,5 +1,6 @@
 """Runs of flgo_hydra inside the test's process, in an empty folder, with a task cache of the session's own."""
 
+import gc
 import logging
 import os
 import sys
@@ -11,6 +12,10 @@ import pytest
 
 from flgo_hydra.config import Conf
 
+# Before torch is imported, here and in what we start: threads of OpenMP otherwise spin while they wait for each other,
+# and two processes of tests on two cores keep one another waiting for five times as long as they compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -19,6 +24,12 @@ class Finished:
     status: int
     out: str
     err: str
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what tests make, not among all modules and tests as well."""
+    gc.collect()
+    #gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

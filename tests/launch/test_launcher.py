@@ -98,8 +98,12 @@ def main(cfg):
 
 
 if __name__ == "__main__":
+    from flgo_hydra.launch import launcher
+    launcher.PRELOAD = ()
     main()
 '''
+# Nothing here uses torch, and importing it is most of what a small sweep takes.
+WITHOUT_TORCH = "    from flgo_hydra.launch import launcher\n    launcher.PRELOAD = ()\n"
 
 
 @pytest.fixture
@@ -132,6 +136,7 @@ def folder_names(sweep):
 
 
 def test_hydras_basic_sweeper_gets_what_it_would_get(app):
+    app.write_text(app.read_text().replace(WITHOUT_TORCH, ""))
     done = run(app, "x=1,2,3")
     assert done.returncode == 0, done.stderr
     sweep = app.parent / "sweep"
@@ -201,6 +206,8 @@ from hydra.core.utils import JobRuntime
 from hydra.types import HydraContext, RunMode
 
 if __name__ == "__main__":
+    from flgo_hydra.launch import launcher as module
+    module.PRELOAD = ()
     import hydra as module
     kw = {"version_base": "1.3"} if module.__version__.startswith("1.3") else {}
     with initialize(config_path=None, **kw):
@@ -319,7 +326,9 @@ def test_many_jobs_that_do_nothing(app):
 
 
 def test_an_unguarded_script_is_refused(app):
-    app.write_text(app.read_text().replace('if __name__ == "__main__":\n    main()', "main()"))
+    guarded = f'if __name__ == "__main__":\n{WITHOUT_TORCH}    main()'
+    assert guarded in app.read_text()
+    app.write_text(app.read_text().replace(guarded, "main()"))
     done = run(app, "x=1,2")
     assert done.returncode == 1
     assert 'if __name__ == "__main__":' in done.stderr
@@ -346,6 +355,10 @@ def test_a_package_run_with_m(app):
 @pytest.mark.parametrize("launcher_name, overrides", [("flgo_hydra", ["hydra.launcher.view=none"])])
 class TestHydrasOwnSuite(LauncherTestSuite):
     """What Hydra asks of every launcher. Its task functions are closures: cloudpickle carries them."""
+
+    @pytest.fixture(autouse=True)
+    def without_torch(self, monkeypatch):
+        monkeypatch.setattr("flgo_hydra.launch.launcher.PRELOAD", ())
 
     @pytest.mark.skip("its resolver exists in this process only; an app's own module registers it in a worker too")
     def test_sweep_with_custom_resolver(self, launcher_name, overrides):

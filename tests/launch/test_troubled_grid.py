@@ -63,6 +63,7 @@ ARGUMENTS = [
     "algorithm._target_=troubled.Troubled",
     "+algorithm.eta=1.0",
     "hydra.launcher.slots=2",
+    "hydra.launcher.threads=1",  # as the forkserver that is started early has, with one slot too
     "hydra.launcher.backoff_s=0",
 ]
 
@@ -151,23 +152,23 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     assert "optimal combination" in out
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_a_stopped_sweep_says_how_to_go_on_and_does(tmp_path, number, status):
+def test_a_stopped_sweep_says_how_to_go_on_and_does(tmp_path):
     (tmp_path / "tmp").mkdir()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    sweep = command(tmp_path, "lr=0.1,0.2,0.3", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1", WAIT=str(fifo))
-    with open(fifo) as pipe:
-        assert pipe.read(1) == "x"
-    for _ in range(2):  # the job waits for ever in the middle of a round: once would wait with it
-        sweep.send_signal(number)
-        line = sweep.stdout.readline()
-        while line and "stop" not in line.lower():
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second one has gone on already
+        sweep = command(tmp_path, "lr=0.1,0.2,0.3", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1", WAIT=str(fifo))
+        with open(fifo) as pipe:
+            assert pipe.read(1) == "x"
+        for _ in range(2):  # the job waits for ever in the middle of a round: once would wait with it
+            sweep.send_signal(number)
             line = sweep.stdout.readline()
-    out, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == status, out + err
-    assert "not run: 3 points" in out and "resume:" in out
-    assert ours(tmp_path) == []
+            while line and "stop" not in line.lower():
+                line = sweep.stdout.readline()
+        out, err = sweep.communicate(timeout=60)
+        assert sweep.returncode == 130, out + err
+        assert "not run: 3 points" in out and "resume:" in out
+        assert ours(tmp_path) == []
     again = command(tmp_path, "lr=0.1,0.2,0.3", "hydra.sweep.dir=sweep")
     out, err = again.communicate(timeout=100)
     assert again.returncode == 0, out + err

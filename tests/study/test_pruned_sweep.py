@@ -47,7 +47,8 @@ def test_a_bad_learning_rate_is_pruned_among_its_seed(command, empty_folder):
     (empty_folder / "patient.py").write_text(f"WAIT = {str(empty_folder / 'wait')!r}\n" + PATIENT)
     (empty_folder / "wait").touch()
     grid = ("algorithm=custom", "algorithm._target_=patient.Patient", "lr=0.1,0.0001", "seed=0,1")
-    done = command("-m", *SMALL, *grid, MEDIAN, "hydra.launcher.slots=1")
+    one_by_one = ("hydra.launcher.slots=1", "hydra.launcher.threads=1")
+    done = command("-m", *SMALL, *grid, MEDIAN, *one_by_one)
     assert done.status == 0, done.out + done.err
     table = rows()
     assert [(row["lr"], row["seed"], row["status"]) for row in table] == [
@@ -75,7 +76,7 @@ def test_a_bad_learning_rate_is_pruned_among_its_seed(command, empty_folder):
     assert command("-m", *SMALL, *grid, MEDIAN).status == 0
     assert len(trials()) == 4 and rows() == table
     # … as long as the same pruner would say the same.
-    assert command("-m", *SMALL, *grid).status == 0
+    assert command("-m", *SMALL, *grid, "hydra/launcher=basic").status == 0
     assert [(row["status"], row["last_round"]) for row in rows()] == [("completed", "30")] * 4
     assert [(t.state.name, t.user_attrs["attempt"]) for t in trials()[4:]] == [("COMPLETE", 2)] * 2
 

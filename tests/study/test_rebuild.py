@@ -31,7 +31,7 @@ def sweep(command, empty_folder):
     fixed = ("num_rounds=6", "early_stop=2", "model=logistic", "num_steps=1", "task.num_clients=5")
     arguments = ("-m", "--config-dir", "own", "algorithm=picky", *fixed, "hydra.sweep.dir=sweep")
     command(*arguments, "lr=0.1,0.2,20")
-    command(*arguments, "lr=1e38")
+    command(*arguments, "lr=1e38", "hydra/launcher=basic")
     return empty_folder / "sweep"
 
 
@@ -54,7 +54,7 @@ def content(study):
     }
 
 
-def test_it_is_the_one_that_the_sweep_made(sweep, capfd):
+def test_it_is_the_one_that_the_sweep_made_and_the_sweep_goes_on_with_it(sweep, command, capfd):
     statuses = [json.loads(path.read_text())["status"] for path in sorted(sweep.glob("*/result.json"))]
     assert statuses == ["completed", "early_stopped", "diverged"], statuses
     journal = sweep / "study.journal"
@@ -75,17 +75,13 @@ def test_it_is_the_one_that_the_sweep_made(sweep, capfd):
     study = open_study(url, "s")
     assert content(study) == before
     study._storage._backend.engine.dispose()
-
-
-def test_the_sweep_goes_on_with_it(sweep, command):
-    (sweep / "study.journal").unlink()
-    main([str(sweep)])
+    # the journal is the one that was made with --force
     done = command(
         *("-m", "--config-dir", "own", "algorithm=picky", "num_rounds=6", "early_stop=2", "model=logistic"),
-        *("num_steps=1", "task.num_clients=5", "hydra.sweep.dir=sweep", "lr=0.1,0.2,20,1e38"),
+        *("num_steps=1", "task.num_clients=5", "hydra.sweep.dir=sweep", "lr=0.1,0.2,20,1e38", "hydra/launcher=basic"),
     )
     assert "1 failed before and was not tried again" in done.out
-    assert len(open_study(str(sweep / "study.journal"), "_".join(sweep.parts[-2:])).trials) == 4
+    assert len(open_study(str(journal), name).trials) == 4
 
 
 def test_what_it_cannot_do(tmp_path, capfd):

@@ -15,6 +15,8 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_result, read_rounds
 
 SMALL = ("num_rounds=2", "model=logistic", "num_steps=1", "task.num_clients=5", "hydra.sweep.dir=sweep")
+# In this process, which has torch: for commands that only prepare the one in question, or have nothing to run.
+HERE = "hydra/launcher=basic"
 
 
 def load(path="sweep/study.journal"):
@@ -90,7 +92,7 @@ def test_one_failing_point_does_not_stop_the_others(command, empty_folder):
 
 
 def test_the_same_command_goes_on_and_runs_nothing_twice(command, empty_folder):
-    command("-m", *SMALL, "lr=0.1,0.01")
+    command("-m", *SMALL, "lr=0.1,0.01", HERE)
     before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/rounds.jsonl")}
     done = command("-m", *SMALL, "lr=0.1,0.01,0.05")
     assert done.status == 0
@@ -103,7 +105,7 @@ def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
     """Its trial is RUNNING and its run folder has a result: the trial is closed with it."""
     from flgo_hydra.study.study import SweepStudy
 
-    command("-m", *SMALL, "lr=0.1,0.01")
+    command("-m", *SMALL, "lr=0.1,0.01", HERE)
     trials = load().trials
     study = SweepStudy(Path("sweep/study.journal"), "any")
     for job, lr in [(0, 0.1), (7, 0.01)]:
@@ -127,7 +129,7 @@ def test_failed_points_run_again_when_asked_to(command, empty_folder):
     del sys.modules["later"]
     before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/failure.json")}
     assert len(before) == 3
-    done = command(*arguments)
+    done = command(*arguments, HERE)
     assert done.status == 1
     assert "failed: 3 of 3" in done.out and "job 1  lr=0.01  OSError: no disk" in done.out
     assert "python -m flgo_hydra.resume sweep hydra.sweeper.retry_failed=true" in done.out
@@ -143,21 +145,21 @@ def test_failed_points_run_again_when_asked_to(command, empty_folder):
     tried = [("FAIL", 1)] * 3 + [("COMPLETE", 2)] * 2 + [("FAIL", 2)]
     assert sorted(((t.state.name, t.user_attrs["attempt"]) for t in load().trials), key=tried.index) == tried
     # A diverged point has a result: it is not tried again.
-    assert command(*arguments, "hydra.sweeper.retry_failed=true").status == 0
+    assert command(*arguments, "hydra.sweeper.retry_failed=true", HERE).status == 0
     assert len(load().trials) == 6
 
 
 def test_a_study_never_mixes_two_objectives(command):
-    assert command("-m", *SMALL, "lr=0.1,0.01").status == 0
+    assert command("-m", *SMALL, "lr=0.1,0.01", HERE).status == 0
     before = {path: path.read_bytes() for path in Path("sweep").glob("*.*") if path.is_file()}
-    done = command("-m", *SMALL, "lr=0.1,0.01", "num_rounds=3", "algorithm=fedprox")
+    done = command("-m", *SMALL, "lr=0.1,0.01", "num_rounds=3", "algorithm=fedprox", HERE)
     assert done.status == 1
     assert "`algorithm.name` was fedavg and is fedprox now" in done.err
     assert "`num_rounds` was 2 and is 3 now" in done.err and "hydra.sweeper.study_name" in done.err
     assert {path: path.read_bytes() for path in before} == before
     assert not Path("sweep/2").exists()
     # How it is run decides nothing; a new axis is asked for by name.
-    assert command("-m", *SMALL, "lr=0.1,0.01", "device=cpu", "num_threads=1").status == 0
+    assert command("-m", *SMALL, "lr=0.1,0.01", "device=cpu", "num_threads=1", HERE).status == 0
     assert len(load().trials) == 2
     done = command("-m", *SMALL, "lr=0.1,0.01", "num_rounds=2,3", "seed=0")
     assert done.status == 0, done.err
@@ -171,7 +173,7 @@ def test_a_study_never_mixes_two_objectives(command):
 
 
 def test_one_more_value_of_an_axis_is_a_point_of_the_same_study(command):
-    assert command("-m", *SMALL, "lr=0.1,0.01", "algorithm=fedavg,fedprox").status == 0
+    assert command("-m", *SMALL, "lr=0.1,0.01", "algorithm=fedavg,fedprox", HERE).status == 0
     done = command("-m", *SMALL, "lr=0.05", "algorithm=fedavg,scaffold")
     assert done.status == 0, done.err
     table = [(row["job"], row["algorithm"], row["lr"]) for row in rows()]
@@ -201,7 +203,7 @@ def test_the_second_process_in_a_folder_is_told_whose_it_is(command):
 
 
 def test_params_of_the_config_make_a_grid_and_the_command_line_wins(command):
-    done = command("-m", *SMALL, "experiment=tune", "num_steps=1,2", "+hydra.sweeper.params.seed=[0,1]")
+    done = command("-m", *SMALL, "experiment=tune", "num_steps=1,2", "+hydra.sweeper.params.seed=[0,1]", HERE)
     assert done.status == 0, done.err
     assert {(row["lr"], row["num_steps"], row["seed"]) for row in rows()} == {
         (lr, steps, seed) for lr in ("0.1", "0.01", "0.05") for steps in ("1", "2") for seed in ("0", "1")
@@ -217,9 +219,9 @@ def test_params_of_the_config_make_a_grid_and_the_command_line_wins(command):
         ("early_stop", {"lr"}, 2),
     ],
 )
-@pytest.mark.parametrize("task", ["digits", "synthetic"])
-def test_presets_work_on_any_task(command, preset, keys, num_points, task):
-    small = ("model=logistic", "num_rounds=2", "hydra.sweep.dir=sweep", f"task={task}")
+@pytest.mark.parametrize("task, launcher", [("digits", "flgo_hydra"), ("synthetic", "basic")])
+def test_presets_work_on_any_task(command, preset, keys, num_points, task, launcher):
+    small = ("model=logistic", "num_rounds=2", "hydra.sweep.dir=sweep", f"task={task}", f"hydra/launcher={launcher}")
     done = command("-m", f"experiment={preset}", *small)
     assert done.status == 0, done.err
     table = rows()
@@ -241,21 +243,21 @@ def test_a_preset_that_is_a_grid_says_so_without_m(command):
 
 
 def test_one_point_and_group_globs(command):
-    done = command("-m", *SMALL, "algorithm=glob(fed*)", "seed=range(1)")
+    done = command("-m", *SMALL, "algorithm=glob(fed*)", "seed=range(1)", HERE)
     assert done.status == 0, done.err
     assert [row["algorithm"] for row in rows()] == ["fedavg", "fedprox"]
 
 
 def test_any_optuna_storage_holds_several_sweeps(command, empty_folder):
     url = f"sqlite:///{empty_folder}/all.db"
-    for name, seed in [("one", 0), ("two", 1)]:
+    for name, seed, launcher in [("one", 0, "basic"), ("two", 1, "flgo_hydra")]:
         arguments = [*SMALL, f"hydra.sweeper.storage={url}", f"hydra.sweeper.study_name={name}"]
         arguments[arguments.index("hydra.sweep.dir=sweep")] = f"hydra.sweep.dir={name}"
-        assert command("-m", *arguments, f"seed={seed}", "lr=0.1,0.01").status == 0
+        assert command("-m", *arguments, f"seed={seed}", "lr=0.1,0.01", f"hydra/launcher={launcher}").status == 0
     assert sorted(optuna.get_all_study_names(url)) == ["one", "two"]
     assert len(optuna.load_study(study_name="two", storage=url).trials) == 2
     # A study has one folder: whoever holds it is the only writer.
-    done = command("-m", *arguments, "hydra.sweep.dir=other", "seed=1", "lr=0.1,0.01")
+    done = command("-m", *arguments, "hydra.sweep.dir=other", "seed=1", "lr=0.1,0.01", HERE)
     assert done.status == 1 and f"`hydra.sweep.dir={empty_folder}/two`" in done.err
 
 
@@ -267,7 +269,7 @@ def test_the_joblib_launcher_runs_it_too(command, monkeypatch):
     assert done.status == 0, done.err
     parallel = [row["best_valid_loss"] for row in rows()]
     arguments = [argument.replace("dir=sweep", "dir=basic") for argument in SMALL]
-    assert command("-m", *arguments, "lr=0.1,0.01", "seed=0,1").status == 0
+    assert command("-m", *arguments, "lr=0.1,0.01", "seed=0,1", HERE).status == 0
     assert parallel == [row["best_valid_loss"] for row in rows("basic")]
     assert len(load().trials) == 4
 
@@ -277,5 +279,5 @@ def test_a_preset_draws_the_metric_it_is_about(command, monkeypatch):
 
     drawn = []
     monkeypatch.setattr(summary, "draw_curves", lambda path, curves, metric, *_: drawn.append((len(curves), metric)))
-    command("-m", *SMALL, "experiment=algorithms")
+    command("-m", *SMALL, "experiment=algorithms", HERE)
     assert drawn == [(2, "test_loss")]

@@ -27,9 +27,13 @@ def geometry(t: Tensor) -> tuple[Any, ...]:
 
 def is_view(op: Op) -> bool:
     """The operation only looks at its first input in another way."""
-    outputs = op.outputs
     first = next(op.inputs, None)
-    return first is not None and not op.mutated and all(storage(t) == storage(first) for t in outputs)
+    if first is None or op.mutated:
+        return False
+    returned = op.function._schema.returns
+    # By its schema, if its input was replaced by an equal one; by its memory, if its schema does not tell.
+    says_so = all(r.alias_info is not None and not r.alias_info.is_write for r in returned) and len(returned) > 0
+    return says_so or all(storage(t) == storage(first) for t in op.outputs)
 
 
 def is_pointwise(op: Op) -> bool:
@@ -38,6 +42,11 @@ def is_pointwise(op: Op) -> bool:
 
 def is_random(op: Op) -> bool:
     return torch.Tag.nondeterministic_seeded in op.function.tags
+
+
+def is_times_one(op: Op) -> bool:
+    """The result is the first input again, in memory of its own."""
+    return short_name(op) == "mul" and isinstance(op.args[1], int | float) and op.args[1] == 1
 
 
 def short_name(op: Op) -> str:

@@ -25,6 +25,7 @@ from flgo_hydra.federated.backend.operations import (
     is_fill,
     is_pointwise,
     is_random,
+    is_times_one,
     is_view,
     out_form,
     plain_call,
@@ -104,11 +105,15 @@ def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Ten
         return value
 
     kept = []
+    made, mutated = producers_of(ops), _mutated(ops)
     for op in ops:
         args, out = resolve(op.args), op.output
         first = args[0] if args else None
         if isinstance(first, Tensor) and isinstance(out, Tensor) and out is not first and not op.mutated:
-            if storage(out) == storage(first) and geometry(out) == geometry(first):
+            # Of what is given, which stays; an intermediate's memory may serve another one by then.
+            is_copy = is_times_one(op) and id(first) not in made and not {storage(out), storage(first)} & mutated
+            is_same = storage(out) == storage(first) or is_copy
+            if is_same and geometry(out) == geometry(first):
                 same[id(out)] = first
                 continue
         kwargs = {key: resolve(value) for key, value in op.kwargs.items()}
