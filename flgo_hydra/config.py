@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
+MISSING: Any = "???"
+"""OmegaConf's mark of a value that must be given, spelled out: what trains needs torch and numpy only."""
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
 SAMPLES = ("uniform", "md", "full")
 AGGREGATES = ("other", "uniform", "weighted_com", "weighted_scale")

@@ -1,6 +1,5 @@
 """Runs of flgo_hydra inside the test's process, in an empty folder, with a task cache of the session's own."""
 
-import gc
 import logging
 import os
 import sys
@@ -24,12 +23,6 @@ class Finished:
     status: int
     out: str
     err: str
-
-
-def pytest_collection_finish() -> None:
-    """Garbage is looked for among what tests make, not among all modules and tests as well."""
-    gc.collect()
-    #gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

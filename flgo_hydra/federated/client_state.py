@@ -1,5 +1,6 @@
-"""What every client keeps from round to round: one row a client, on the host.
+"""What every client keeps from round to round: one row a client.
 
+On a GPU, rows that are small altogether lie there; else they lie on the host, and those of a cohort travel.
 SCAFFOLD keeps a model's worth for each client: with many clients that is the largest thing of a run. Rows that no
 client has used yet take no memory (the pages of a zeroed array are given out when they are first written). More than
 `IN_MEMORY` lies in a file of the run's folder: the process then holds the pages that it used last, whatever the number
@@ -18,6 +19,8 @@ from flgo_hydra.federated.algorithm.base import State, Tensors
 
 IN_MEMORY = 2**30
 """Largest size in bytes of all rows that is kept in memory."""
+ON_GPU = 2**28
+"""Largest size in bytes of all rows that is kept on a GPU: many runs may share one."""
 _HELD = 2**28
 """Bytes of a file's pages that are used before they are given back to the kernel, which writes them when it must."""
 
@@ -32,21 +35,25 @@ class ClientStates:
             folder: where a file may be made, which has no name and goes with the process; None: memory only.
         """
         self._row_bytes = sum(t.numel() * t.element_size() for ts in template.values() for t in ts.values())
+        self._device = next((t.device for ts in template.values() for t in ts.values()), torch.device("cpu"))
+        is_on_gpu = self._device.type == "cuda" and self._row_bytes * num_clients <= ON_GPU
+        self._home = self._device if is_on_gpu else torch.device("cpu")
         self._map: mmap.mmap | None = None
-        if folder is not None and self._row_bytes * num_clients > IN_MEMORY:
+        if folder is not None and not is_on_gpu and self._row_bytes * num_clients > IN_MEMORY:
             self._map = _sparse_file(folder, _size(template, num_clients))
         self._begin = 0
         self._rows = {
             state: {name: self._zeros(num_clients, tensor) for name, tensor in tensors.items()}
             for state, tensors in template.items()
         }
-        self._device = next((t.device for ts in template.values() for t in ts.values()), torch.device("cpu"))
         self._used: set[int] = set()
         self._held = 0
 
     def _zeros(self, num_clients: int, template: Tensor) -> Tensor:
-        dtype = _numpy_dtype(template)
         shape = (num_clients, *template.shape)
+        if self._home.type != "cpu":
+            return template.new_zeros(shape, device=self._home)
+        dtype = _numpy_dtype(template)
         if self._map is None:
             # numpy asks for zeroed pages, which cost nothing until they are written; torch.zeros writes them.
             return torch.from_numpy(np.zeros(shape, dtype))
@@ -96,7 +103,7 @@ class ClientStates:
     def export(self) -> dict[str, object]:
         """What a checkpoint keeps: the rows that were used, and whose they are."""
         clients = sorted(self._used)
-        rows = {s: {name: rows[clients] for name, rows in tensors.items()} for s, tensors in self._rows.items()}
+        rows = {s: {name: rows[clients].cpu() for name, rows in tensors.items()} for s, tensors in self._rows.items()}
         return {"clients": clients, "rows": rows}
 
     def restore(self, exported: dict[str, object]) -> None:
@@ -104,7 +111,7 @@ class ClientStates:
         rows: dict[str, Tensors] = exported["rows"]  # type: ignore[assignment]
         for state, tensors in self._rows.items():
             for name, own in tensors.items():
-                own[clients] = rows[state][name]
+                own[clients] = rows[state][name].to(own.device)
         self._used = set(clients)
 
 

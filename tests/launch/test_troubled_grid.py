@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
 
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds
