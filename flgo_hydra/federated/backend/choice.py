@@ -2,9 +2,9 @@
 
 `auto` measures: before the first round it takes a few steps of each kind that the first cohort needs, one client at a
 time and side by side, and keeps what would take the round less time. Which one that is depends on the device, the
-model, the cohort and the threads: on a CPU clients side by side win for dense models, whose first layer they may keep
-in its dual form, and lose for convolutions. Short runs are not worth a measurement and take the loop. The choice is noted in result.json and kept in
-the checkpoint: a run that goes on gives the numbers it would have given.
+model, the cohort and the threads: on a CPU, clients side by side win for dense models, whose first layer they may keep
+in its dual form, and lose for convolutions. Short runs are not worth a measurement and take the loop. The choice is
+noted in result.json and kept in the checkpoint: a run that goes on gives the numbers it would have given.
 """
 
 from collections.abc import Callable

@@ -29,6 +29,10 @@ PAYS_AFTER = 100
 MLP and the FedAvg paper's CNN), and each step then saves a third."""
 
 
+_SLOWER = 1.5
+"""A recorded step is given up when it takes so many times as long as a plain one, or more: no matter of chance."""
+
+
 class LoopBackend:
     """Trains a cohort's clients one after another in one working model."""
 
@@ -185,10 +189,26 @@ class LoopBackend:
         for size, rows in by_size.items():
             if size in self._paying and size not in self._traced.sizes:
                 why_not = self._traced.compile(rows, lambda: self.load(server), server, hyper)
+                if not why_not and len(self._traced.sizes) == 1:
+                    why_not = self._measure(rows, server, hyper)
                 if why_not:
                     _log.info("local steps run uncompiled: %s", why_not)
                     self._traced, self._why_not_compiled = None, why_not
                     return
+
+    def _measure(self, rows: Tensor, server: ServerState, hyper: Hyper) -> str:
+        """Takes a few steps by program and plainly; says why not by program, where that is clearly slower."""
+        self.load(server)
+        client = Client(server.params, server.state, self._step.algorithm.init_client(self.params))
+        steps = partial(self.train_client, [rows] * 2, client, hyper)
+        device = self._param_list[0].device
+        compiled_s = seconds_of(steps, device, 3)
+        traced, self._traced = self._traced, None
+        plain_s = seconds_of(steps, device, 3)
+        self._traced = traced
+        if compiled_s < _SLOWER * plain_s:
+            return ""
+        return f"a recorded step takes {compiled_s / plain_s:.2f} times as long as a plain one"
 
 
 def paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:

@@ -8,7 +8,7 @@ from torch import nn
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import choice
+from flgo_hydra.federated.backend import choice, loop
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -161,6 +161,16 @@ def test_a_model_that_counts_its_calls_is_not_compiled(ragged):
     backend = LoopBackend(model, ragged, step, LocalWork(4, 2, None, seed=3))
     rounds(backend, model, ragged, num_rounds=1)
     assert "differ" in backend.note["why_not_compiled"]
+
+
+def test_a_recorded_step_that_is_clearly_slower_is_given_up(ragged, make_mlp, monkeypatch):
+    seconds = iter([1.6, 1.0])
+    monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
+    model = make_mlp()
+    backend = LoopBackend(model, ragged, LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(4, 2, None, seed=3))
+    rounds(backend, model, ragged)
+    assert backend.note["why_not_compiled"] == "a recorded step takes 1.60 times as long as a plain one"
+    assert backend.note["compiled_batch_sizes"] == []
 
 
 def chosen(data, model, engine, visits=INF, cohort_size=4):
