@@ -365,6 +365,8 @@ def _prepare(
     if conf.initial_weights:
         _load_weights(model, conf.initial_weights)
     model.to(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
     if device.type == "cpu":
         arrange_for_cpu(model)
         torch.set_num_threads(_count_threads(conf, model, task.input_shape, dtype))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import State, Tensors
+from flgo_hydra.federated.transfer import to_device
 
 IN_MEMORY = 2**30
 """Largest size in bytes of all rows that is kept in memory."""
-ON_GPU = 2**28
+ON_GPU = 2**26
 """Largest size in bytes of all rows that is kept on a GPU: many runs may share one."""
 _HELD = 2**28
 """Bytes of a file's pages that are used before they are given back to the kernel, which writes them when it must."""
@@ -87,18 +88,23 @@ class ClientStates:
     def get_many(self, clients: list[int]) -> State:
         """The clients' states, stacked in the order given."""
         self._touched(len(clients))
+        at = self._index(clients)
         return {
-            state: {name: rows[clients].to(self._device) for name, rows in tensors.items()}
+            state: {name: to_device(rows.index_select(0, at), self._device) for name, rows in tensors.items()}
             for state, tensors in self._rows.items()
         }
 
     def put_many(self, clients: list[int], state: State) -> None:
+        at = self._index(clients)
         for name, tensors in self._rows.items():
             for parameter, rows in tensors.items():
-                rows[clients] = state[name][parameter].to(rows.device)
+                rows.index_copy_(0, at, state[name][parameter].to(rows.device, rows.dtype))
         if self._rows:
             self._used.update(clients)
             self._touched(len(clients))
+
+    def _index(self, clients: list[int]) -> Tensor:
+        return to_device(torch.tensor(clients, dtype=torch.int64), self._home)
 
     def export(self) -> dict[str, object]:
         """What a checkpoint keeps: the rows that were used, and whose they are."""

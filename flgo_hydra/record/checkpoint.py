@@ -21,7 +21,16 @@ _log = logging.getLogger(__name__)
 def save_checkpoint(path: Path, fingerprint: str, content: dict[str, Any]) -> None:
     """Writes `content` (tensors, numbers, strings, dicts and lists of them) under a temporary name, then renames."""
     with replacing(path, is_durable=False) as file:
-        torch.save({"version": _VERSION, "fingerprint": fingerprint, **content}, file)
+        torch.save({"version": _VERSION, "fingerprint": fingerprint, **_without_the_rest(content)}, file)
+
+
+def _without_the_rest(value: Any) -> Any:
+    """Copies of tensors that are a part of a larger memory: torch would write all of it."""
+    if isinstance(value, dict):
+        return {key: _without_the_rest(one) for key, one in value.items()}
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[str, Any] | None:

@@ -141,3 +141,13 @@ def test_clock(interval: int | None, round_s: float, write_s: float, written: li
             due.timed(lambda: clock.sleep(write_s))
             rounds.append(round_num)
     assert rounds == written
+
+
+def test_a_row_of_many_is_written_alone(tmp_path):
+    """As the model of one of several runs that were trained together is."""
+    many = torch.arange(128_000.0).view(128, 1000)
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, "print", {"server": {"params": {"w": many[3]}}})
+    assert path.stat().st_size < 8_000
+    loaded = load_checkpoint(path, "print", torch.device("cpu"))
+    assert loaded is not None and torch.equal(loaded["server"]["params"]["w"], many[3])

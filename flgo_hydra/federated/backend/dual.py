@@ -154,6 +154,12 @@ class DualLayers:
         return set(self._layers)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What steps change."""
+        forms = [form for layer in self._layers.values() for form in layer.forms.values()]
+        return [t for form in forms for t in (form.dual, *form.coefficients.values())]
+
+    @property
     def rows_per_lane(self) -> int:
         """A program finds the i-th sample that lane h visits in row `h * rows_per_lane + i`."""
         return 2 * self._most

@@ -13,8 +13,9 @@ P runs, K clients of each at most.
 
 import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,13 +27,13 @@ from flgo_hydra.federated.backend.batched import extent_of
 from flgo_hydra.federated.backend.lane_schedule import Order
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.transfer import to_device
 from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.rounds import RoundWork
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
+from flgo_hydra.federated.transfer import to_device
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -146,14 +147,7 @@ class FusedBackend:
         started = time.perf_counter()
         while len(servers) < len(keys):
             chosen = keys[len(servers) : len(servers) + self._search.width]
-            try:
-                servers |= self._train_chunk(chosen, works)
-            except torch.OutOfMemoryError:
-                self._lanes = None
-                if not self._search.does_not_fit():
-                    raise
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
+            servers |= self._halving(partial(self._train_chunk, chosen, works))
         if not self._search.is_done:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -171,10 +165,22 @@ class FusedBackend:
         keys = list(servers)
         while len(found) < len(keys):
             chosen = keys[len(found) : len(found) + self._search.width]
-            found |= dict(
-                zip(chosen, evaluate_many(self._model, self._data, [servers[k] for k in chosen]), strict=True)
-            )
+            some = self._halving(partial(evaluate_many, self._model, self._data, [servers[key] for key in chosen]))
+            found |= dict(zip(chosen, some, strict=False))  # none, if they did not fit
         return found
+
+    def _halving(self, call: Callable[[], Any]) -> Any:
+        """Calls; where memory runs out, halves the width and returns nothing."""
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            if not self._search.does_not_fit():
+                raise
+        # Here, where the error's traceback holds no tensors any more.
+        self._lanes = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
 
     def _train_chunk(self, keys: Sequence[Key], works: Mapping[Key, RoundWork]) -> dict[Key, ServerState]:
         chunk = self._chunk([self._members[key] for key in keys], [works[key] for key in keys])

@@ -28,21 +28,22 @@ from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
-from flgo_hydra.federated.backend.graph import Graph
+from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
 from flgo_hydra.federated.backend.lane_schedule import MASKED, Order, StepArrays, kinds_of, positions, schedule, visited
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.timing import seconds_of
-from flgo_hydra.federated.backend.transfer import to_device
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import LocalStep, ServerState
+from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
+_TEMPORARY_BYTES = 2**28
 _PLAN_BYTES = 2**25
 """Of the steps that lie ready on a GPU."""
 Numbers = Mapping[str, Any]
@@ -159,8 +160,9 @@ class Lanes:
             self._kept = {
                 s: {n: self._stack(t) for n, t in ts.items()} for s, ts in algorithm.init_client(like.params).items()
             }
-            # What the clients of a run share: one for all lanes where there is one run, else one for each lane.
-            each = torch.clone if self._is_shared else self._stack
+            # What the clients of a run share: one for all lanes where there is one run, else one for each lane, which
+            # takes memory once a step is found to read it.
+            each = torch.clone if self._is_shared else self._seem_stacked
             self._anchor = {n: each(p.detach()) for n, p in like.params.items()}
             self._server = {
                 s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
@@ -180,12 +182,16 @@ class Lanes:
         self._servers: Sequence[ServerState] = ()
         self._start: Tensors = {}
         self._visited = np.empty((0, 0), np.int64)
+        self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
         self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
 
     def _stack(self, t: Tensor) -> Tensor:
         return t.detach().expand(self.size, *t.shape).clone(memory_format=torch.contiguous_format)
+
+    def _seem_stacked(self, t: Tensor) -> Tensor:
+        return t.clone().expand(self.size, *t.shape)
 
     def _make_dual(self, params: Tensors) -> DualLayers | None:
         n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
@@ -278,9 +284,19 @@ class Lanes:
             if name in dual:
                 update[name] = dual[name]
             else:
-                change = self._by_run(p.detach()) - self._start[name].unsqueeze(1)
-                update[name] = self._sum(change.flatten(0, 1), of_messages)
+                update[name] = self._mean_change(self._by_run(p.detach()), self._start[name], of_messages)
         return {"update": update}, buffers, {}
+
+    def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
+        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
+        of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
+        parts = []
+        for begin in range(0, self._runs, num_runs):
+            at = slice(begin, begin + num_runs)
+            change = params[at] - start[at].unsqueeze(1)
+            parts.append(torch.bmm(of_runs[at], change.view(*change.shape[:2], -1)).view_as(start[at]))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _finish(self, num_steps: Sequence[int]) -> tuple[State, State]:
         """What the clients in the lanes send and keep, (H, …)."""
@@ -291,12 +307,11 @@ class Lanes:
         if len(set(num_steps)) > 1:
             dtype = self._exact if self._is_shared else self._dtype
             counts = to_device(torch.tensor(num_steps, dtype=dtype), self._device)
-        anchor, server = self._anchor, self._server
-        for name, tensor in anchor.items():
-            self._share(tensor, [s.params[name] for s in self._servers], is_wanted=True)
-        for state, tensors in server.items():
-            for name, tensor in tensors.items():
-                self._share(tensor, [s.state[state][name] for s in self._servers], is_wanted=True)
+        anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self._anchor}
+        server = {
+            state: {name: self._shared([s.state[state][name] for s in self._servers]) for name in tensors}
+            for state, tensors in self._server.items()
+        }
 
         def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
             return self._recipe.algorithm.finish(params, Client(anchor, server, kept), count, numbers)
@@ -325,9 +340,13 @@ class Lanes:
     def _of_runs(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors) if self._runs > 1 else tensors[0].unsqueeze(0)
 
-    def _share(self, mine: Tensor, of_runs: list[Tensor], is_wanted: bool = False) -> None:
+    def _shared(self, of_runs: list[Tensor]) -> Tensor:
+        """What the lanes' runs share, of all lanes or (H, …)."""
+        return of_runs[0] if self._is_shared else torch.stack(of_runs)[self._run_of]
+
+    def _share(self, mine: Tensor, of_runs: list[Tensor]) -> None:
         """Gives the lanes what their runs share, if a program reads it."""
-        if not is_wanted and not self._is_read(mine):
+        if not self._is_read(mine):
             return
         if self._is_shared:
             mine.copy_(of_runs[0])
@@ -494,8 +513,12 @@ class Lanes:
                 if why_not := self._add(number):
                     return why_not
             for number in new:
-                if why_not := self._check(number, servers, numbers, loops):
+                with exact_convolutions():
+                    why_not = self._check(number, servers, numbers, loops)
+                if why_not:
                     return why_not
+                if self._device.type == "cuda":
+                    self._capture(number, servers, numbers)
         return ""
 
     def _add(self, number: int) -> str:
@@ -503,9 +526,7 @@ class Lanes:
         kind = self._empty_kind(number)
         samples = VisitedSamples(self._dual, kind.x, kind.index) if self._dual is not None else None
         try:
-            ops, results = record(lambda: self._next(kind, self._count, self._numbers))
-            if self._compiles:
-                kind.program = compile_program(ops, results, self._scalars, self._arena, samples)
+            kind.program = self._record(kind, samples)
         except CannotRecord as error:
             self._why_not_compiled = str(error)
         except torch.OutOfMemoryError:
@@ -515,15 +536,39 @@ class Lanes:
         if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
             # All kinds of steps must keep a layer in one form.
             self._dual = None
-            again = [*self._kinds, number]
-            self._kinds.clear()
-            return next((why for one in again if (why := self._add(one))), "")
+            return self._add_again([*self._kinds, number])
+        if self._stack_what_is_read(kind.program):
+            self._dual = self._make_dual(self._like) if self._dual is not None else None
+            return self._add_again([*self._kinds, number])
         if kind.program is not None:
             kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
         self._kinds[number] = kind
         if self._plans:
             self._add_plan(kind)
         return ""
+
+    def _record(self, kind: _Kind, samples: VisitedSamples | None) -> Program | None:
+        # In a function of its own: what was recorded holds memory as long as it is in sight.
+        ops, results = record(lambda: self._next(kind, self._count, self._numbers))
+        return compile_program(ops, results, self._scalars, self._arena, samples) if self._compiles else None
+
+    def _add_again(self, numbers: Sequence[int]) -> str:
+        self._kinds.clear()
+        return next((why for number in numbers if (why := self._add(number))), "")
+
+    def _stack_what_is_read(self, program: Program | None) -> bool:
+        """Gives memory for each lane to what lanes of a run share, where steps read it; says whether any was given."""
+        if self._is_shared:
+            return False
+        found = False
+        for tensors in (self._anchor, *self._server.values()):
+            for name, tensor in tensors.items():
+                is_read = program is None or program.reads(tensor)
+                is_read |= self._dual is not None and self._dual.reads(tensor)
+                if is_read and tensor.stride(0) == 0 and self.size > 1:
+                    tensors[name] = tensor.contiguous()
+                    found = True
+        return found
 
     def _empty_kind(self, number: int) -> _Kind:
         shape = (self.size, number or self._extent.width)
@@ -545,15 +590,28 @@ class Lanes:
             mine["count"] = self._count
         room = max(1, min(self._extent.most_steps, _PLAN_BYTES // sum(t.nbytes for t in mine.values())))
         kind.plan = {part: (t, t.new_zeros(room, *t.shape)) for part, t in mine.items()}
-        kind.position = position = torch.zeros(1, dtype=torch.int64, device=self._device)
-        if self._device.type != "cuda" or kind.program is None or self._why_no_graph:
+        kind.position = torch.zeros(1, dtype=torch.int64, device=self._device)
+
+    def _capture(self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers]) -> None:
+        """Captures the graph that takes the next step of a kind's plan."""
+        kind = self._kinds[number]
+        if kind.program is None or self._why_no_graph:
             return
+        orders = self._try_orders(number)
+        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self._kept.items()}
 
         def restart() -> None:
-            position.zero_()
+            self.begin(servers, numbers, orders, kept)
+            steps = self._to_device(schedule(orders, {number}, number or self._extent.width))
+            self._fill_plan(kind, steps[:1])
+
+        def results() -> list[Tensor]:
+            slots = [slot for own in self._slots.values() for slot in own]
+            forms = self._dual.tensors if self._dual is not None else []
+            return [*(p.detach() for p in self._params.values()), *self._buffers.values(), *slots, *forms]
 
         try:
-            kind.graph = Graph(partial(self._take_next, kind), restart, self._device)
+            kind.graph = Graph(partial(self._take_next, kind), restart, results, self._device)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what CUDA does not let be captured runs as it is
@@ -574,11 +632,7 @@ class Lanes:
         self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers], loops: Sequence[LoopBackend]
     ) -> str:
         """Takes two steps in the lanes, and those of the first and last lane in the loop; says how they differ."""
-        n = number or self._extent.width
-        some = np.arange(n * self.size) % len(self._data.x_train)
-        orders = [[some[i * n : (i + 1) * n], some[i * n : (i + 1) * n][::-1].copy()] for i in range(self.size)]
-        if number == MASKED:  # the last lane: one step on a part of a batch
-            orders[-1] = [orders[-1][0][: max(1, n // 2)]]
+        n, orders = number or self._extent.width, self._try_orders(number)
         # Not zero: a client's state of zeros would hide what is done with it.
         kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self._kept.items()}
         try:
@@ -604,6 +658,17 @@ class Lanes:
                 hint = " (a model that mixes the samples of a batch does, where batches differ in size)"
                 return why + (hint if number == MASKED else "")
         return ""
+
+    def _try_orders(self, number: int) -> list[Order]:
+        """Two steps of a kind in each lane."""
+        n = number or self._extent.width
+        some = np.arange(n * self.size) % len(self._data.x_train)
+        orders: list[Order] = [
+            [some[i * n : (i + 1) * n], some[i * n : (i + 1) * n][::-1].copy()] for i in range(self.size)
+        ]
+        if number == MASKED:  # the last lane: one step on a part of a batch
+            orders[-1] = [orders[-1][0][: max(1, n // 2)]]
+        return orders
 
     def estimate(self, orders: Sequence[Order]) -> float:
         """Seconds that these clients would take, from a few steps of each kind, after `prepare` and `begin`."""

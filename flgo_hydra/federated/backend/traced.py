@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
-from flgo_hydra.federated.backend.graph import Graph
+from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.data import Data
@@ -138,23 +138,33 @@ class TracedSteps:
         numbers = {**hyper, "lr": self._lr}
         try:
             reset()
-            ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
-            results = [(self._params[name], value) for name, value in params.items()]
-            results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
-            program = compile_program(ops, results, self._scalars, self._arena)
+            program = self._record(x, y, numbers)
         except CannotRecord as error:
             return str(error)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         compiled = _Compiled(x, y, program, program.reads(self._count), rows.clone())
-        self._compiled[len(rows)] = self._with_graph(compiled)
+        self._compiled[len(rows)] = compiled
         self._find_what_is_read()
-        why_not = self._check(rows, reset, server, hyper)
+        with exact_convolutions():
+            why_not = self._check(rows, reset, server, hyper)
         if why_not:
             self._compiled.clear()
-        return why_not
+            return why_not
+        client = Client(server.params, server.state, self._client.state)
+        self._compiled[len(rows)] = self._with_graph(compiled, reset, client, hyper)
+        return ""
 
-    def _with_graph(self, compiled: _Compiled) -> _Compiled:
+    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> Program:
+        # In a function of its own: what was recorded holds memory as long as it is in sight.
+        ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
+        results = [(self._params[name], value) for name, value in params.items()]
+        results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
+        return compile_program(ops, results, self._scalars, self._arena)
+
+    def _with_graph(self, compiled: _Compiled, reset: Callable[[], object], client: Client, hyper: Hyper) -> _Compiled:
         if not self._is_cuda or self._why_no_graph:
             return compiled
         if compiled.program.is_random:
@@ -165,8 +175,20 @@ class TracedSteps:
         def take() -> None:
             self._take(compiled, compiled.rows)
 
+        def restart() -> None:
+            reset()
+            for slots in self._slots.values():
+                for slot in slots:
+                    slot.zero_()
+            self.start(client, hyper)
+            self._count.fill_(1)
+
+        def results() -> list[Tensor]:
+            slots = [slot for tensors in self._slots.values() for slot in tensors]
+            return [*(p.detach() for p in self._params.values()), *self._buffers.values(), *slots]
+
         try:
-            return replace(compiled, graph=Graph(take, lambda: None, self._device))
+            return replace(compiled, graph=Graph(take, restart, results, self._device))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what CUDA does not let be captured runs as it is

@@ -1,5 +1,7 @@
 """Which backend runs, what it says of itself, and that a choice is kept."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -164,7 +166,7 @@ def test_a_model_that_counts_its_calls_is_not_compiled(ragged):
 
 
 def test_a_recorded_step_that_is_clearly_slower_is_given_up(ragged, make_mlp, monkeypatch):
-    seconds = iter([1.6, 1.0])
+    seconds = itertools.cycle([1.6, 1.0])
     monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
     model = make_mlp()
     backend = LoopBackend(model, ragged, LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(4, 2, None, seed=3))
