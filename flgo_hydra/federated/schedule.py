@@ -1,7 +1,9 @@
 """The learning rate of a round, and the number of local steps of a client."""
 
+import functools
 import math
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,14 +52,38 @@ def count_steps(num_samples: int, batch_size: int, num_epochs: int, num_steps: i
     return num_steps if num_steps is not None else num_epochs * math.ceil(num_samples / batch_size)
 
 
-def batch_order(num_samples: int, batch_size: int, num_steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Sample indices of each local step, a new permutation of the samples in each epoch.
+@dataclass(frozen=True)
+class Order:
+    """The samples that a client takes in the local steps of a round, one step after another."""
 
-    Returns:
-        `num_steps` int64 arrays; the last batch of an epoch may be smaller than `batch_size`.
-    """
-    steps: list[np.ndarray] = []
-    while len(steps) < num_steps:
-        order = rng.permutation(num_samples)
-        steps.extend(order[i : i + batch_size] for i in range(0, num_samples, batch_size))
-    return steps[:num_steps]
+    rows: np.ndarray
+    """of the training samples, int64 of shape (samples of all steps,)"""
+    sizes: tuple[int, ...]
+    """samples of each step; the last batch of an epoch may be smaller than the others"""
+    whole: tuple[int, int] | None = None
+    """the first and last of the client's training samples, where all of them are taken, in an epoch or more"""
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self.sizes)
+
+    def batches(self) -> list[np.ndarray]:
+        """The rows of each step."""
+        return np.split(self.rows, np.cumsum(self.sizes)[:-1])
+
+
+def order_of(begin: int, num_samples: int, batch_size: int, num_steps: int, rng: np.random.Generator) -> Order:
+    """A new permutation of a client's samples, which are rows `begin`, `begin + 1`, …, in each epoch."""
+    sizes = batch_sizes(num_samples, batch_size, num_steps)
+    total = sum(sizes)
+    epochs = [rng.permutation(num_samples) for _ in range(-(-total // num_samples))]
+    rows = (np.concatenate(epochs) if len(epochs) > 1 else epochs[0])[:total]
+    return Order(rows + begin, sizes, (begin, begin + num_samples - 1) if total >= num_samples else None)
+
+
+@functools.cache
+def batch_sizes(num_samples: int, batch_size: int, num_steps: int) -> tuple[int, ...]:
+    """Samples of each step, epoch after epoch."""
+    full, rest = divmod(num_samples, batch_size)
+    epoch = (batch_size,) * full + ((rest,) if rest else ())
+    return (epoch * -(-num_steps // len(epoch)))[:num_steps]

@@ -8,7 +8,6 @@ same numbers.
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +16,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
-from flgo_hydra.federated.schedule import batch_order, count_steps, resolve_batch_size
+from flgo_hydra.federated.schedule import Order, count_steps, order_of, resolve_batch_size
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,11 @@ class LocalWork:
         size = resolve_batch_size(self.batch_size, num_samples)
         return size, count_steps(num_samples, size, self.num_epochs, self.num_steps)
 
-    def order(self, num_samples: int, client: int, round_num: int) -> list[np.ndarray]:
-        """Which of its samples the client takes in each step of a round."""
-        size, num_steps = self.size(num_samples)
+    def order(self, offsets: list[int], client: int, round_num: int) -> Order:
+        """Which samples the client takes in each step of a round; client k holds `offsets[k]` to `offsets[k + 1]`."""
+        begin, num_samples = offsets[client], offsets[client + 1] - offsets[client]
         rng = numpy_generator(self.seed, Purpose.BATCH_ORDER, round_num, client)
-        return batch_order(num_samples, size, num_steps, rng)
-
-    def rows(self, offsets: list[int], client: int, round_num: int) -> list[np.ndarray]:
-        """The same as rows of the training samples, of which client k holds `offsets[k]` to `offsets[k + 1]`."""
-        begin, end = offsets[client], offsets[client + 1]
-        return [begin + rows for rows in self.order(end - begin, client, round_num)]
+        return order_of(begin, num_samples, *self.size(num_samples), rng)
 
 
 @dataclass

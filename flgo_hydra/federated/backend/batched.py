@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
-from flgo_hydra.federated.backend.lane_schedule import Order
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
 from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round
 
 _log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class VmapBackend:
         return seconds
 
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
-        return [self._work.rows(self._data.offsets, k, round_num) for k in cohort.clients.tolist()]
+        return [self._work.order(self._data.offsets, k, round_num) for k in cohort.clients.tolist()]
 
     def _chunks(self, orders: list[Order]) -> list[list[int]]:
         """Numbers of the clients that are trained together, those with the most steps first."""

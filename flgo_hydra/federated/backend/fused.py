@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
 from flgo_hydra.federated.backend.batched import extent_of
-from flgo_hydra.federated.backend.lane_schedule import Order
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.width import WidthSearch
@@ -32,6 +31,7 @@ from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.rounds import RoundWork
+from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
 from flgo_hydra.federated.transfer import to_device
 
@@ -209,7 +209,7 @@ class FusedBackend:
         orders: list[list[Order]] = []
         for member, work in zip(members, works, strict=True):
             ids = work.cohort.clients.tolist()
-            orders.append([member.work.rows(self._data.offsets, k, work.round_num) for k in ids])
+            orders.append([member.work.order(self._data.offsets, k, work.round_num) for k in ids])
         for number in range(len(members), self._runs_for(len(members))):
             row = number % len(works)
             members, works, orders = [*members, members[row]], [*works, works[row]], [*orders, orders[row]]

@@ -29,13 +29,14 @@ from torch.func import functional_call
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
-from flgo_hydra.federated.backend.lane_schedule import MASKED, Order, StepArrays, kinds_of, positions, schedule, visited
+from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots
+from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
 
@@ -181,7 +182,7 @@ class Lanes:
         self._kinds: dict[int, _Kind] = {}
         self._servers: Sequence[ServerState] = ()
         self._start: Tensors = {}
-        self._visited = np.empty((0, 0), np.int64)
+        self._visited: Visited | None = None
         self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
@@ -255,8 +256,8 @@ class Lanes:
                 tensor[: len(kept[state][name])] = kept[state][name]
         self._set_numbers(numbers)
         if self._dual is not None:
-            self._visited = visited(orders, self._extent.most_samples)
-            self._dual.begin(to_device(torch.from_numpy(self._visited), self._device), self._start)
+            self._visited = Visited(orders, self._extent.most_samples)
+            self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self._start)
 
     def run(self, orders: Sequence[Order]) -> None:
         """Takes all local steps of the clients in the lanes."""
@@ -386,8 +387,8 @@ class Lanes:
         """Brings a round's steps to the device in one go."""
         rows = self._bring([step.rows for step in arrays])
         index: Sequence[Tensor | None] = [None] * len(arrays)
-        if self._dual is not None:
-            index = self._bring(positions(arrays, self._visited, self._dual.rows_per_lane))
+        if self._dual is not None and self._visited is not None:
+            index = self._bring(self._visited.positions([step.rows for step in arrays], self._dual.rows_per_lane))
         masked = [step for step in arrays if step.kind == MASKED]
         weights: Iterator[Tensor] = iter(())
         is_active: Iterator[Tensor] = iter(())
@@ -649,7 +650,7 @@ class Lanes:
             loop, server = loops[run], servers[run]
             loop.load(server).train()
             state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
-            rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane]]
+            rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
             loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
             pairs = [(server.params[name], p, self._params[name][lane]) for name, p in loop.params.items()]
             pairs += [(server.buffers[name], b, self._buffers[name][lane]) for name, b in loop.buffers.items()]
@@ -663,11 +664,11 @@ class Lanes:
         """Two steps of a kind in each lane."""
         n = number or self._extent.width
         some = np.arange(n * self.size) % len(self._data.x_train)
-        orders: list[Order] = [
-            [some[i * n : (i + 1) * n], some[i * n : (i + 1) * n][::-1].copy()] for i in range(self.size)
-        ]
+        batches = [some[i * n : (i + 1) * n] for i in range(self.size)]
+        orders = [Order(np.concatenate([batch, batch[::-1]]), (n, n)) for batch in batches]
         if number == MASKED:  # the last lane: one step on a part of a batch
-            orders[-1] = [orders[-1][0][: max(1, n // 2)]]
+            part = batches[-1][: max(1, n // 2)]
+            orders[-1] = Order(part, (len(part),))
         return orders
 
     def estimate(self, orders: Sequence[Order]) -> float:

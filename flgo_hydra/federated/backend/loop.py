@@ -134,9 +134,9 @@ class LoopBackend:
 
     def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
-        orders = [self._work.rows(self._data.offsets, k, round_num) for k in ids]
-        flat = torch.from_numpy(np.concatenate([rows for order in orders for rows in order]))
-        lengths = [len(rows) for order in orders for rows in order]
+        orders = [self._work.order(self._data.offsets, k, round_num) for k in ids]
+        flat = torch.from_numpy(np.concatenate([order.rows for order in orders]))
+        lengths = [size for order in orders for size in order.sizes]
         steps = torch.split(to_device(flat, self._data.x_train.device), lengths)
         ends = np.cumsum([len(order) for order in orders])
         return [steps[end - len(order) : end] for end, order in zip(ends.tolist(), orders, strict=True)]

@@ -2,15 +2,12 @@
 
 import numpy as np
 
-from flgo_hydra.federated.backend.lane_schedule import MASKED, kinds_of, positions, schedule, visited
+from flgo_hydra.federated.backend.lane_schedule import MASKED, Visited, kinds_of, schedule
+from flgo_hydra.federated.schedule import Order
 
-
-def rows(*batches):
-    return [np.array(batch) for batch in batches]
-
-
-FIRST = rows([3, 1], [0, 2], [2, 1])
-SECOND = rows([5, 6], [4])
+FIRST = Order(np.array([3, 1, 0, 2, 2, 1]), (2, 2, 2), (0, 3))
+SECOND = Order(np.array([5, 6, 4]), (2, 1), (4, 6))
+SOME = Order(np.array([8, 5, 6]), (2, 1))  # not all of its client's samples
 
 
 def test_lanes_share_a_kind_or_are_masked():
@@ -29,8 +26,12 @@ def test_partial_batches_and_lanes_that_are_done_are_filled_up_and_count_nothing
 
 
 def test_samples_are_found_among_those_that_a_lane_visits():
-    samples = visited([FIRST, SECOND], most=5)
-    assert samples.tolist() == [[0, 1, 2, 3, 3], [4, 5, 6, 6, 6]]
-    steps = schedule([FIRST, SECOND], {2}, width=2)
-    found = positions(steps, samples, rows_per_lane=10)
-    assert [one.tolist() for one in found] == [[[3, 1], [11, 12]], [[0, 2], [10, 10]], [[2, 1], [10, 10]]]
+    orders = [FIRST, SECOND, SOME]
+    visited = Visited(orders, most=5)
+    assert visited.rows.tolist() == [[0, 1, 2, 3, 3], [4, 5, 6, 6, 6], [5, 6, 8, 8, 8]]
+    found = visited.positions([step.rows for step in schedule(orders, {2}, width=2)], rows_per_lane=10)
+    assert [one.tolist() for one in found] == [
+        [[3, 1], [11, 12], [22, 20]],
+        [[0, 2], [10, 10], [21, 21]],
+        [[2, 1], [10, 10], [21, 21]],
+    ]
