@@ -72,15 +72,6 @@ class Order:
         return np.split(self.rows, np.cumsum(self.sizes)[:-1])
 
 
-def order_of(begin: int, num_samples: int, batch_size: int, num_steps: int, rng: np.random.Generator) -> Order:
-    """A new permutation of a client's samples, which are rows `begin`, `begin + 1`, …, in each epoch."""
-    sizes = batch_sizes(num_samples, batch_size, num_steps)
-    total = sum(sizes)
-    epochs = [rng.permutation(num_samples) for _ in range(-(-total // num_samples))]
-    rows = (np.concatenate(epochs) if len(epochs) > 1 else epochs[0])[:total]
-    return Order(rows + begin, sizes, (begin, begin + num_samples - 1) if total >= num_samples else None)
-
-
 @functools.cache
 def batch_sizes(num_samples: int, batch_size: int, num_steps: int) -> tuple[int, ...]:
     """Samples of each step, epoch after epoch."""

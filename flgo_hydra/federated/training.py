@@ -8,6 +8,7 @@ same numbers.
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,8 +16,8 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
-from flgo_hydra.federated.randomness import Purpose, numpy_generator
-from flgo_hydra.federated.schedule import Order, count_steps, order_of, resolve_batch_size
+from flgo_hydra.federated.randomness import Purpose, permutations
+from flgo_hydra.federated.schedule import Order, batch_sizes, count_steps, resolve_batch_size
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,23 @@ class LocalWork:
         size = resolve_batch_size(self.batch_size, num_samples)
         return size, count_steps(num_samples, size, self.num_epochs, self.num_steps)
 
-    def order(self, offsets: list[int], client: int, round_num: int) -> Order:
-        """Which samples the client takes in each step of a round; client k holds `offsets[k]` to `offsets[k + 1]`."""
-        begin, num_samples = offsets[client], offsets[client + 1] - offsets[client]
-        rng = numpy_generator(self.seed, Purpose.BATCH_ORDER, round_num, client)
-        return order_of(begin, num_samples, *self.size(num_samples), rng)
+    def orders(self, offsets: np.ndarray, clients: np.ndarray, round_num: int) -> list[Order]:
+        """Which samples these clients take in each step of a round: a new permutation of a client's in each epoch.
+
+        Args:
+            offsets: client k holds the training samples `offsets[k]` to `offsets[k + 1]`.
+        """
+        found: dict[int, Order] = {}
+        sizes = offsets[clients + 1] - offsets[clients]
+        for n in np.unique(sizes).tolist():
+            own = clients[sizes == n]
+            steps = batch_sizes(n, *self.size(n))
+            total = sum(steps)
+            order = permutations(self.seed, Purpose.BATCH_ORDER, round_num, own, -(-total // n), n)
+            rows = order.reshape(len(own), -1)[:, :total] + offsets[own, np.newaxis]
+            for k, begin, mine in zip(own.tolist(), offsets[own].tolist(), rows, strict=True):
+                found[k] = Order(mine, steps, (begin, begin + n - 1) if total >= n else None)
+        return [found[k] for k in clients.tolist()]
 
 
 @dataclass

@@ -1,7 +1,6 @@
-import numpy as np
 import pytest
 
-from flgo_hydra.federated.schedule import count_steps, lr_at, order_of, resolve_batch_size
+from flgo_hydra.federated.schedule import batch_sizes, count_steps, lr_at, resolve_batch_size
 
 
 @pytest.mark.parametrize(
@@ -37,17 +36,9 @@ def test_steps_win_over_epochs(num_samples, batch_size, num_epochs, num_steps, s
     assert count_steps(num_samples, batch_size, num_epochs, num_steps) == steps
 
 
-def test_every_epoch_is_a_new_permutation_with_a_partial_last_batch():
-    order = order_of(100, 10, 4, 6, np.random.default_rng(0))
-    assert order.sizes == (4, 4, 2, 4, 4, 2) and len(order) == 6
-    first, second = order.rows[:10], order.rows[10:]
-    assert sorted(first) == sorted(second) == list(range(100, 110))
-    assert first.tolist() != second.tolist()
-    assert [batch.tolist() for batch in order.batches()[:2]] == [first[:4].tolist(), first[4:8].tolist()]
-    assert order.whole == (100, 109)
-
-
-def test_steps_may_end_within_an_epoch_or_go_on_into_the_next():
-    within = order_of(0, 10, 4, 2, np.random.default_rng(0))
-    assert within.sizes == (4, 4) and within.whole is None
-    assert order_of(0, 10, 4, 4, np.random.default_rng(0)).sizes == (4, 4, 2, 4)
+def test_the_last_batch_of_an_epoch_may_be_smaller_and_steps_may_end_anywhere():
+    assert batch_sizes(10, 4, 6) == (4, 4, 2, 4, 4, 2)
+    assert batch_sizes(10, 4, 2) == (4, 4)
+    assert batch_sizes(10, 4, 4) == (4, 4, 2, 4)
+    assert batch_sizes(8, 4, 3) == (4, 4, 4)
+    assert batch_sizes(3, 3, 2) == (3, 3)

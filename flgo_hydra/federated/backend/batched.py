@@ -54,6 +54,7 @@ class VmapBackend:
         """
         self._model, self._data, self._step, self._work = model, data, step, work
         self._compiles = compiles
+        self._offsets = np.array(data.offsets)
         self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
         recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda numbers: step)
         extent = extent_of(data, work, visits / lanes)
@@ -135,7 +136,7 @@ class VmapBackend:
         return seconds
 
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
-        return [self._work.order(self._data.offsets, k, round_num) for k in cohort.clients.tolist()]
+        return self._work.orders(self._offsets, cohort.clients, round_num)
 
     def _chunks(self, orders: list[Order]) -> list[list[int]]:
         """Numbers of the clients that are trained together, those with the most steps first."""

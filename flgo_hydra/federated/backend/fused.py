@@ -117,6 +117,7 @@ class FusedBackend:
         self._engine = (compiles, dual, graphs)
         self._search = WidthSearch(len(self._members), is_fixed=not is_auto)
         self._device = data.x_train.device
+        self._offsets = np.array(data.offsets)
         first = next(iter(self._members.values()))
         self._extent = extent_of(data, first.work, float("inf"))
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
@@ -208,8 +209,7 @@ class FusedBackend:
         """These runs, filled up to the width there is a program for."""
         orders: list[list[Order]] = []
         for member, work in zip(members, works, strict=True):
-            ids = work.cohort.clients.tolist()
-            orders.append([member.work.order(self._data.offsets, k, work.round_num) for k in ids])
+            orders.append(member.work.orders(self._offsets, work.cohort.clients, work.round_num))
         for number in range(len(members), self._runs_for(len(members))):
             row = number % len(works)
             members, works, orders = [*members, members[row]], [*works, works[row]], [*orders, orders[row]]

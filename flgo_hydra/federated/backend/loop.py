@@ -57,6 +57,7 @@ class LoopBackend:
         """
         self._model = model
         self._data = data
+        self._offsets = np.array(data.offsets)
         self._step = step
         self._work = work
         self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -94,7 +95,7 @@ class LoopBackend:
     ) -> ServerState:
         algorithm = self._step.algorithm
         ids = cohort.clients.tolist()
-        batches = self._batches(ids, round_num)
+        batches = self._batches(cohort.clients, round_num)
         self._model.train()
         self._compile(server, batches, hyper)
         message, buffers = Mean(), Mean()
@@ -116,8 +117,7 @@ class LoopBackend:
 
     def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
         """Seconds that the cohort's local steps would take, from a few steps of each batch size."""
-        ids = cohort.clients.tolist()
-        batches = self._batches(ids, round_num)
+        batches = self._batches(cohort.clients, round_num)
         self._model.train()
         self._compile(server, batches, hyper)
         self.load(server)
@@ -132,9 +132,9 @@ class LoopBackend:
             seconds += num_steps[size] * seconds_of(steps, device) / 4
         return seconds
 
-    def _batches(self, ids: list[int], round_num: int) -> list[tuple[Tensor, ...]]:
+    def _batches(self, clients: np.ndarray, round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
-        orders = [self._work.order(self._data.offsets, k, round_num) for k in ids]
+        orders = self._work.orders(self._offsets, clients, round_num)
         flat = torch.from_numpy(np.concatenate([order.rows for order in orders]))
         lengths = [size for order in orders for size in order.sizes]
         steps = torch.split(to_device(flat, self._data.x_train.device), lengths)

@@ -18,7 +18,6 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
-from flgo_hydra.federated.schedule import order_of
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 
@@ -155,7 +154,7 @@ def test_one_client_in_the_first_round_is_local_training(make_ragged_task, make_
     model = make_mlp()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = data.client(0)
-    for rows in order_of(0, 7, 3, 6, numpy_generator(5, Purpose.BATCH_ORDER, 1, 0)).batches():
+    for rows in federation.work.orders(np.array([0, 7]), np.array([0]), 1)[0].batches():
         sgd.zero_grad()
         torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         sgd.step()

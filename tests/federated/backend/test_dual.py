@@ -28,7 +28,7 @@ def lanes_of(model, data, algorithm, optimizer, batch_size=4):
     loop = LoopBackend(model, data, step, work, compiles=False)
     recipe = Recipe(algorithm, optimizer.num_slots, lambda numbers: step)
     made = Lanes(model, data, loop, recipe, extent_of(data, work, float("inf")), 1, len(data.offsets) - 1)
-    orders = [work.order(data.offsets, k, 1) for k in range(len(data.offsets) - 1)]
+    orders = work.orders(np.array(data.offsets), np.arange(len(data.offsets) - 1), 1)
     return made, loop, orders
 
 
