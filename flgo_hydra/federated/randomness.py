@@ -51,7 +51,8 @@ def permutations(
     keys = _mix(state[:, np.newaxis] + _GAMMA * counts).reshape(len(clients), num_epochs, num_samples)
     keys = keys << np.uint64(_INDEX_BITS) | np.arange(num_samples, dtype=np.uint64)
     keys.sort(axis=-1)
-    found: NDArray[np.int64] = (keys & np.uint64((1 << _INDEX_BITS) - 1)).astype(np.int64)
+    keys &= np.uint64((1 << _INDEX_BITS) - 1)
+    found: NDArray[np.int64] = keys.view(np.int64)
     return found
 
 

@@ -8,17 +8,20 @@ evaluate nothing.
 
 Each row runs in a process of its own, which reports its largest resident memory; training data are counted in it
 (31 MiB for 1,000 clients), and so are pages of a file that the kernel may take back. Times are CPU time, evaluation
-included, which with one thread is the time on an idle machine, and steadier on a busy one; the first round, which also
-records the step, does not count. `rounds/s` are points times rounds; `of first` compares the time of a client's local
-step with the algorithm's first row of the block. On the CPU a point needs its lanes' memory: the block ends before it
-would need more than `--most-gib`, by what the rows before it have needed.
+included, which with one thread is the time on an idle machine, and steadier on a busy one: the median of `--rounds`
+rounds, and of as many more as take a second, after a first one, which also records the step. `rounds/s` is points times
+rounds; `of first` compares the time of a client's local step with the algorithm's first row of the block; `kernel` is
+the share of the time that the kernel took, which gives SCAFFOLD the pages for what a client keeps when it takes part
+for the first time. On the CPU a point needs its lanes' memory: the block ends before it would need more than
+`--most-gib`, by what the rows before it have needed.
 
-    python scripts/benchmarks/growth.py [--rounds 4] [--threads 1] [--block clients|cohort|model|points …]
+    python scripts/benchmarks/growth.py [--rounds 3] [--threads 1] [--block clients|cohort|model|points …]
         [--backend auto] [--most-gib 8]
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -42,6 +45,8 @@ FEATURES, SAMPLES, STEPS = 784, 10, 20
 # Rates that keep random labels from diverging, so that no point of a grid ends early.
 RATES = (0.05, 0.04, 0.03, 0.02, 0.01, 0.008, 0.006, 0.004, 0.002, 0.001)
 FOREVER = 10**9
+LEAST_S = 1.0
+"""Time that a row is measured for, at least: a round of a small one takes 5 ms, and a few of them tell little."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,17 @@ def measure(row: Row, rounds: int, threads: int, backend: str) -> dict[str, Any]
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         program = train_points(row, data) if row.points else train(row, data, backend, Path(folder))
-        next(program)
-        for _ in range(rounds):
+        for _ in range(2):  # where it begins, and after the first round
+            note = next(program)
+        before = os.times()
+        while len(seconds) < rounds or sum(seconds) < LEAST_S:
             begin = time.process_time()
             note = next(program)
             seconds.append(time.process_time() - begin)
+        after = os.times()
     return {
-        "seconds": statistics.median(seconds[1:]),
+        "seconds": statistics.median(seconds),
+        "kernel": (after.system - before.system) / sum(seconds),
         "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parameters": sum(p.numel() for p in make_model(row.model, 0).parameters()),
         "backend": note["backend"],
@@ -203,7 +212,7 @@ def needed_mib(used: list[tuple[int, float]], points: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--block", choices=BLOCKS, nargs="+", default=list(BLOCKS))
-    parser.add_argument("--rounds", type=int, default=4, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=3, help="that are timed, at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--backend", choices=("auto", "loop", "vmap"), default="auto", help="but not of `points`")
     parser.add_argument("--most-gib", type=float, default=8.0, help="memory of a process in the block `points`")
@@ -213,9 +222,12 @@ def main() -> None:
         print(json.dumps(measure(Row(**json.loads(given.row)), given.rounds, given.threads, given.backend)))
         return
     print(f"{machine()}\n{versions('torch', 'numpy')}")
-    print(f"{given.threads} thread(s), median of {given.rounds - 1} rounds, CPU time of the process")
-    print(f"{'algorithm':10}{'points':>7}{'clients':>8}{'cohort':>7}  {'model':12}{'parameters':>11}{'rounds/s':>10}"
-          f"{'us/step':>9}{'of first':>9}{'MiB':>7}  {'backend':8}{'at once':>8}  in the dual form")  # fmt: skip
+    print(f"{given.threads} thread(s), median of at least {given.rounds} rounds, CPU time of the process")
+    print(
+        f"{'algorithm':10}{'points':>7}{'clients':>8}{'cohort':>7}  {'model':12}{'parameters':>11}{'rounds/s':>10}",
+        end="",
+    )
+    print(f"{'us/step':>9}{'of first':>9}{'kernel':>8}{'MiB':>7}  {'backend':8}{'at once':>8}  in the dual form")
     for block in given.block:
         first: dict[str, float] = {}
         used: list[tuple[int, float]] = []
@@ -231,7 +243,7 @@ def main() -> None:
             print(
                 f"{row.algorithm:10}{points:>7,}{row.num_clients:>8,}{row.cohort:>7,}  {row.model:12}"
                 f"{got['parameters']:>11,}{points / got['seconds']:>10.2f}{per_step * 1e6:>9.1f}{ratio:>9.2f}"
-                f"{got['memory_mib']:>7.0f}  {got['backend']:8}{got['clients_at_once']:>8,}"
+                f"{got['kernel']:>8.0%}{got['memory_mib']:>7.0f}  {got['backend']:8}{got['clients_at_once']:>8,}"
                 f"  {', '.join(got['dual_layers']) or '-'}",
                 flush=True,
             )

@@ -318,7 +318,7 @@ class VisitedSamples:
         for op in live:
             if all(storage(t) != storage(state) for t in op.inputs) or is_view(op):
                 continue
-            is_product = op.name == "aten.bmm.default" and geometry(op.args[1]) == geometry(state.mT)
+            is_product = op.name == "aten.bmm.default" and _looks_alike(op.args[1], state.mT)
             if not is_product or not self._is_batch(op.args[0]) or not op.output.is_contiguous():
                 return set()
             found.add(id(op))
@@ -349,6 +349,12 @@ class VisitedSamples:
             Op(_ATEN.transpose.int, (batches, 1, 2), {}, turned),
         ]
         return turned
+
+
+def _looks_alike(a: Tensor, b: Tensor) -> bool:
+    """Two views of one memory have the same elements in the same places."""
+    strides = [(s, t) for s, t, size in zip(a.stride(), b.stride(), b.shape, strict=True) if size > 1]
+    return a.shape == b.shape and a.storage_offset() == b.storage_offset() and all(s == t for s, t in strides)
 
 
 def _group_of(weights: Sum, sums: Sequence[Sum]) -> list[Sum]:

@@ -148,21 +148,20 @@ def _terms(
     value: Tensor, producers: Mapping[int, Op], scalars: Mapping[int, str], is_used_once: Callable[[Tensor], bool]
 ) -> list[Term]:
     terms: list[Term] = []
-
-    def visit(part: Tensor, factor: Factor) -> None:
+    parts = [Term(Factor(), value)]
+    while parts:  # the first part last
+        term = parts.pop()
+        part, factor = term.value, term.factor
         op = producers.get(id(part))
         if op is None or part.shape != value.shape or not (part is value or is_used_once(part)):
-            terms.append(Term(factor, part))
+            terms.append(term)
         elif op.name in ("aten.add.Tensor", "aten.sub.Tensor") and isinstance(op.args[1], Tensor):
             sign = 1 if op.name == "aten.add.Tensor" else -1
-            visit(op.args[0], factor)
-            visit(op.args[1], factor.times(sign * op.kwargs.get("alpha", 1)))
-        elif (scaled := _scaled(op, factor, scalars)) is not None:
-            visit(scaled.value, scaled.factor)
+            parts.append(Term(factor.times(sign * op.kwargs.get("alpha", 1)), op.args[1]))
+            parts.append(Term(factor, op.args[0]))
         else:
-            terms.append(Term(factor, part))
-
-    visit(value, Factor())
+            scaled = _scaled(op, factor, scalars)
+            (terms if scaled is None else parts).append(scaled or term)
     return terms
 
 

@@ -73,7 +73,7 @@ def compile_program(
         CannotRecord: the operations cannot be replayed in place.
     """
     ops, same = _without_copies(ops)
-    results = [(state, same(value)) for state, value in results]
+    results = [(state, same.of(value)) for state, value in results]
     results = [(state, value) for state, value in results if value is not state]
     ops = needed(ops, [value for _, value in results])
     sums, copies = _split(ops, results, {id(t): name for name, t in scalars.items()})
@@ -93,21 +93,25 @@ def producers_of(ops: Sequence[Op]) -> dict[int, Op]:
     return {id(t): op for op in ops for t in op.outputs if all(t is not one for one in op.inputs)}
 
 
-def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Tensor]]:
-    """Drops operations whose result is the same tensor again; says which one a dropped result was."""
-    same: dict[int, Tensor] = {}
+class _Same(dict[int, Tensor]):
+    """Which tensor one is again, by id."""
 
-    def resolve(value: Any) -> Any:
+    # A method, not a function within a function that calls itself: such a circle would keep what was recorded alive.
+    def of(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(resolve(item) for item in value)
-        while id(value) in same:
-            value = same[id(value)]
+            return type(value)(self.of(item) for item in value)
+        while id(value) in self:
+            value = self[id(value)]
         return value
 
+
+def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], _Same]:
+    """Drops operations whose result is the same tensor again; says which one a dropped result was."""
+    same = _Same()
     kept = []
     made, mutated = producers_of(ops), _mutated(ops)
     for op in ops:
-        args, out = resolve(op.args), op.output
+        args, out = same.of(op.args), op.output
         first = args[0] if args else None
         if isinstance(first, Tensor) and isinstance(out, Tensor) and out is not first and not op.mutated:
             # Of what is given, which stays; an intermediate's memory may serve another one by then.
@@ -116,9 +120,9 @@ def _without_copies(ops: Sequence[Op]) -> tuple[list[Op], Callable[[Tensor], Ten
             if is_same and geometry(out) == geometry(first):
                 same[id(out)] = first
                 continue
-        kwargs = {key: resolve(value) for key, value in op.kwargs.items()}
-        kept.append(Op(op.function, args, kwargs, out, resolve(op.mutated)))
-    return kept, resolve
+        kwargs = {key: same.of(value) for key, value in op.kwargs.items()}
+        kept.append(Op(op.function, args, kwargs, out, same.of(op.mutated)))
+    return kept, same
 
 
 def needed(ops: Sequence[Op], wanted: Sequence[Tensor]) -> list[Op]:

@@ -77,6 +77,14 @@ def test_forms_of_models_that_have_it(ragged, build):
     assert len(made.note["dual_layers"]) == 1
 
 
+def test_one_lane_has_it_too(make_ragged_task, make_mlp):
+    data = to_data(make_ragged_task((8,)), CPU, torch.float64)
+    made, loop, orders = lanes_of(make_mlp(), data, FedAvg(), build_optimizer("sgd"))
+    server = server_state(made._model, FedAvg())
+    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.note["dual_layers"] == ["0.weight"]
+
+
 class Tied(nn.Module):
     """Uses its weights twice."""
 

@@ -139,6 +139,25 @@ def test_intermediates_share_memory():
     assert arena.num_bytes <= 2 * 4096
 
 
+def test_what_was_recorded_is_gone_with_the_last_look_at_it():
+    """A step of many clients takes much memory once; nothing may wait for a garbage collection."""
+    import gc
+    import weakref
+
+    w, x = numbers(3, 4), numbers(5, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        ops, values = record(lambda: [w - 0.1 * (x.t() @ torch.tanh(x @ w))])
+        program = compile_program(ops, [(w, values[0])], {}, Arena(CPU))
+        recorded = [weakref.ref(t) for op in ops for t in op.outputs]
+        del ops, values
+        assert len(recorded) >= 4 and all(one() is None for one in recorded)
+    finally:
+        gc.enable()
+    program.run()
+
+
 def test_recording_imports_no_compiler():
     """torch's compiler and tracer take a second to import, which a short run has not got."""
     import subprocess
