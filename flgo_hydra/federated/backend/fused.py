@@ -123,6 +123,7 @@ class FusedBackend:
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
+        self._alone_s = math.inf
 
     @property
     def note(self) -> dict[str, Any]:
@@ -132,8 +133,10 @@ class FusedBackend:
 
     @property
     def is_not_worth_it(self) -> bool:
-        """Two runs at once are no faster than one after the other."""
-        return self._search.is_done and self._search.width == 1 and len(self._members) > 1
+        """Runs at once are no faster than one after the other, or than each alone in the loop."""
+        if not self._search.is_done or len(self._members) == 1:
+            return False
+        return self._search.width == 1 or (self._search.seconds or 0.0) > self._alone_s
 
     def train(self, works: Mapping[Key, RoundWork]) -> dict[Key, ServerState]:
         """Returns the next server states; each run's client states are kept in its own `RoundWork.clients`.
@@ -145,6 +148,10 @@ class FusedBackend:
         keys = list(works)
         servers: dict[Key, ServerState] = {}
         self._model.train()
+        if not self._search.is_done and math.isinf(self._alone_s):
+            first = works[keys[0]]
+            loop = self._members[keys[0]].loop
+            self._alone_s = loop.estimate(first.server, first.cohort, first.hyper, first.round_num)
         started = time.perf_counter()
         while len(servers) < len(keys):
             chosen = keys[len(servers) : len(servers) + self._search.width]

@@ -19,6 +19,8 @@ class WidthSearch:
         self.is_done = is_fixed or most == 1
         self._times: list[float] = []
         self._before: tuple[int, float] | None = None  # the last width and its seconds a run
+        self.seconds: float | None = None
+        """of a run's round at the width that was found"""
 
     def learn(self, seconds_per_run: float) -> None:
         """Takes note of a round at the present width."""
@@ -29,9 +31,10 @@ class WidthSearch:
             return
         seconds, self._times = min(self._times), []
         if self._before is not None and self._before[1] < GAIN * seconds:
-            self.width, self.is_done = self._before[0], True
-        elif self.width == self._most:
+            self.width, self.seconds = self._before
             self.is_done = True
+        elif self.width == self._most:
+            self.is_done, self.seconds = True, seconds
         else:
             self._before = self.width, seconds
             self.width = min(2 * self.width, self._most)
@@ -41,5 +44,5 @@ class WidthSearch:
         if self.width == 1:
             return False
         self.width = self.width // 2
-        self.is_done = True
+        self.is_done, self.seconds = True, self._before[1] if self._before is not None else None
         return True

@@ -233,6 +233,19 @@ def test_what_vmap_computes_otherwise_is_noticed(ragged):
         Runs(ragged, FedAvg, Odd).together(POINTS)
 
 
+@pytest.mark.parametrize("alone_s, is_worth_it", [(1e9, True), (1e-9, False)])
+def test_auto_compares_with_the_loop(ragged, monkeypatch, alone_s, is_worth_it):
+    monkeypatch.setattr(LoopBackend, "estimate", lambda *_: alone_s)
+
+    def prepare(backend):
+        backend._search = WidthSearch(2)
+        backend._search.learn = lambda seconds: WidthSearch.learn(backend._search, 1.0 / backend._search.width)
+
+    _, backend = Runs(ragged, FedAvg, num_rounds=5).together(POINTS[:2], is_auto=True, prepare=prepare)
+    assert backend.note["runs_at_once"] == 2
+    assert backend.is_not_worth_it != is_worth_it
+
+
 @pytest.mark.parametrize(
     "most, seconds, expected",
     [
