@@ -69,6 +69,9 @@ class EngineConf:
     graph: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("compile", "dual", "graph"):
+            if getattr(self, name) == "False":  # YAML reads `off` as false
+                setattr(self, name, "off")
         one_of("engine.backend", self.backend, BACKENDS)
         one_of("engine.compile", self.compile, SWITCHES)
         one_of("engine.dual", self.dual, SWITCHES)

@@ -209,3 +209,11 @@ def test_choice_defaults_are_the_schemas(path: Path) -> None:
         blank = schema()
         for name in set(schema.__dataclass_fields__) - {"_target_", "name"}:
             assert values[name] == getattr(blank, name)
+
+
+def test_off_in_a_yaml_file_is_off() -> None:
+    """YAML reads an `off` without quotes as false."""
+    conf = config.EngineConf(compile="False", dual="False", graph="off")
+    assert (conf.compile, conf.dual, conf.graph) == ("off", "off", "off")
+    with pytest.raises(ValueError, match="`engine.graph` must be one of auto, off"):
+        config.EngineConf(graph="never")

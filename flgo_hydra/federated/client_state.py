@@ -40,8 +40,14 @@ class ClientStates:
         is_on_gpu = self._device.type == "cuda" and self._row_bytes * num_clients <= ON_GPU
         self._home = self._device if is_on_gpu else torch.device("cpu")
         self._map: mmap.mmap | None = None
-        if folder is not None and not is_on_gpu and self._row_bytes * num_clients > IN_MEMORY:
-            self._map = _sparse_file(folder, _size(template, num_clients))
+        self._is_file = folder is not None and not is_on_gpu and self._row_bytes * num_clients > IN_MEMORY
+        size = _size(template, num_clients)
+        if self._is_file:
+            assert folder is not None
+            self._map = _sparse_file(folder, size)
+        elif size > 0 and not is_on_gpu:
+            # Not numpy's zeros, whose huge pages a visit to one client has to clear.
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._begin = 0
         self._rows = {
             state: {name: self._zeros(num_clients, tensor) for name, tensor in tensors.items()}
@@ -55,9 +61,8 @@ class ClientStates:
         if self._home.type != "cpu":
             return template.new_zeros(shape, device=self._home)
         dtype = _numpy_dtype(template)
-        if self._map is None:
-            # numpy asks for zeroed pages, which cost nothing until they are written; torch.zeros writes them.
-            return torch.from_numpy(np.zeros(shape, dtype))
+        if self._map is None:  # no client, or nothing to keep
+            return torch.zeros(shape, dtype=template.dtype)
         array = np.frombuffer(self._map, dtype, num_clients * template.numel(), self._begin)
         self._begin += _aligned(array.nbytes)
         return torch.from_numpy(array.reshape(shape))
@@ -65,7 +70,7 @@ class ClientStates:
     def _touched(self, num_clients: int) -> None:
         """Gives the pages of a file back after a while; what was written stays in the file."""
         self._held += self._row_bytes * num_clients
-        if self._map is not None and self._held > _HELD:
+        if self._is_file and self._map is not None and self._held > _HELD:
             self._held = 0
             self._map.madvise(mmap.MADV_DONTNEED)
 

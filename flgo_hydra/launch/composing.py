@@ -1,8 +1,9 @@
 """Composes the jobs of a sweep as Hydra would, in a tenth of the time where only values vary.
 
 Hydra reads and merges all of a config's files for every job, about 45 ms. Plain values (`lr=0.1`) do not change which
-files are read: what the others choose is composed once and kept pickled, and the values are set in a copy of it.
-Whatever is not plain (groups aside: `+x`, `~x`, lists, dicts, Hydra's own keys), and any error, goes Hydra's way.
+files are read: what the others make (choices of groups, lists, dicts, `+x`, `~x`) is composed once and kept pickled,
+and the values are set in a copy of it. Values that lie in one of the others (`more.a=2` beside `+more={a: 1}`), Hydra's
+own keys, and any error, go Hydra's way.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+_MOST_BASES = 256
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -43,12 +45,12 @@ class SweepComposer:
     def find_unknown_key(self, lines: Sequence[str]) -> tuple[str, DictConfig] | None:
         """Returns the first plain key that the config does not have, with that config; None where Hydra must say."""
         with contextlib.suppress(Exception):
-            overrides = [self._parse(line) for line in lines]
-            config = self._base([override for override in overrides if self._chooses(override)])
-            for override in overrides:
-                key = override.key_or_group
-                if _is_plain(override) and not self._chooses(override) and not _has(config, key):
-                    return key, config
+            parts = self._parts(lines)
+            if parts is not None:
+                config = self._base(parts[0])
+                for override in parts[1]:
+                    if not _has(config, override.key_or_group):
+                        return override.key_or_group, config
         return None
 
     def group_options(self, key: str) -> list[str]:
@@ -58,31 +60,43 @@ class SweepComposer:
         return self._group_options[key]
 
     def split(self, lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str | int | float | bool | None]] | None:
-        """Returns group choices as they are written, and values by key; None where not all of them are plain."""
-        overrides = [self._parse(line) for line in lines]
-        if not all(map(_is_plain, overrides)):
+        """Returns plain values by key, and all other overrides as they are written; None where Hydra must say."""
+        parts = self._parts(lines)
+        if parts is None:
             return None
-        choices = tuple(line for line, override in zip(lines, overrides, strict=True) if self._chooses(override))
-        values = {o.key_or_group: o.value() for o in overrides if not self._chooses(o)}
-        return choices, values  # type: ignore[return-value]
+        others, values = parts
+        return tuple(str(o.input_line) for o in others), {o.key_or_group: o.value() for o in values}  # type: ignore[misc]
 
-    def _base(self, choices: Sequence[Override]) -> DictConfig:
-        """A copy of the config with these group choices."""
-        key = tuple(str(override.input_line) for override in choices)
+    def _parts(self, lines: Sequence[str]) -> tuple[list[Override], list[Override]] | None:
+        """What is composed once, and the plain values to be set in it; None where Hydra must compose them together."""
+        overrides = [self._parse(line) for line in lines]
+        if any(override.is_sweep_override() or override.is_hydra_override() for override in overrides):
+            return None
+        values = [override for override in overrides if _is_plain(override) and not self._chooses(override)]
+        others = [override for override in overrides if not any(override is value for value in values)]
+        own = [override.key_or_group.replace("/", ".") for override in others if not self._chooses(override)]
+        if any(_is_part(a, b) for a in own for b in (value.key_or_group for value in values)):
+            return None
+        return others, values
+
+    def _base(self, others: Sequence[Override]) -> DictConfig:
+        """A copy of the config with these overrides."""
+        key = tuple(str(override.input_line) for override in others)
         if key not in self._bases:
+            if len(self._bases) >= _MOST_BASES:
+                del self._bases[next(iter(self._bases))]
             self._bases[key] = pickle.dumps(self._loader.load_sweep_config(self._config, list(key)))
         config: DictConfig = pickle.loads(self._bases[key])
         return config
 
     def _set_values(self, lines: Sequence[str]) -> DictConfig | None:
-        overrides = [self._parse(line) for line in lines]
-        choices = [override for override in overrides if self._chooses(override)]
-        values = [override for override in overrides if not self._chooses(override)]
-        if not all(map(_is_plain, overrides)):
+        parts = self._parts(lines)
+        if parts is None:
             return None
-        config = self._base(choices)
-        for override in values:
+        config = self._base(parts[0])
+        for override in parts[1]:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        overrides = [self._parse(line) for line in lines]
         with open_dict(config):
             config.hydra.overrides.task = [str(override.input_line) for override in overrides]
             self._set_dirname(config, overrides)
@@ -106,6 +120,11 @@ class SweepComposer:
         how = job.config.override_dirname
         lines = sorted(str(o.input_line) for o in overrides if o.key_or_group not in how.exclude_keys)
         job.override_dirname = how.item_sep.join(line.replace("=", how.kv_sep) for line in lines)
+
+
+def _is_part(a: str, b: str) -> bool:
+    """One of two dotted keys lies in the other."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def _has(config: DictConfig, key: str) -> bool:
