@@ -30,12 +30,12 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensor
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
+from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.program import Arena, Program, compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
@@ -44,10 +44,8 @@ _log = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
-_TEMPORARY_BYTES = 2**28
 _PLAN_BYTES = 2**25
 """Of the steps that lie ready on a GPU."""
-Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -142,57 +140,27 @@ class Lanes:
         plans: bool | None = None,
     ) -> None:
         self._model, self._data, self._recipe, self._extent = model, data, recipe, extent
-        self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
+        self._clients = clients_per_run
+        self.tensors = LaneTensors(like, recipe.algorithm, recipe.num_slots, num_runs, clients_per_run, numbers)
         self._compiles = compiles
         self._device = data.x_train.device
         self._plans = self._device.type == "cuda" if plans is None else plans
-        # As exact as a float of Python, which is what the loop uses.
-        self._exact = torch.float32 if self._device.type == "mps" else torch.float64
-        self._dtype = next(iter(like.params.values())).dtype
-        algorithm = recipe.algorithm
-        self._is_shared = not numbers
-        with torch.no_grad():
-            self._params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
-            self._buffers = {n: self._stack(b) for n, b in like.buffers.items()}
-            self._slots: dict[str, Slots] = {
-                n: tuple(self._stack(torch.zeros_like(p)) for _ in range(recipe.num_slots))
-                for n, p in like.params.items()
-            }
-            self._kept = {
-                s: {n: self._stack(t) for n, t in ts.items()} for s, ts in algorithm.init_client(like.params).items()
-            }
-            # What the clients of a run share: one for all lanes where there is one run, else one for each lane, which
-            # takes memory once a step is found to read it.
-            each = torch.clone if self._is_shared else self._seem_stacked
-            self._anchor = {n: each(p.detach()) for n, p in like.params.items()}
-            self._server = {
-                s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
-            }
-        self._numbers: dict[str, Any] = {
-            name: torch.zeros(self.size, dtype=self._dtype, device=self._device) for name in numbers
-        }
-        if self._is_shared:
-            self._numbers["lr"] = torch.zeros((), dtype=self._exact, device=self._device)
         # Where steps lie ready nobody brings the learning rate with a call: it is read from its tensor.
-        self._scalars = {"lr": self._numbers["lr"]} if self._is_shared and not self._plans else {}
-        self._lr = 0.0
-        self._count = torch.zeros((), dtype=self._exact, device=self._device)
-        self._run_of = torch.arange(self.size, device=self._device) // clients_per_run
+        has_scalars = self.tensors.is_shared and not self._plans
+        self._scalars = {"lr": self.tensors.numbers["lr"]} if has_scalars else {}
+        self._count = torch.zeros((), dtype=self.tensors.exact, device=self._device)
         self._arena = Arena(self._device)
         self._kinds: dict[int, _Kind] = {}
-        self._servers: Sequence[ServerState] = ()
-        self._start: Tensors = {}
         self._visited: Visited | None = None
         self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
         self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
 
-    def _stack(self, t: Tensor) -> Tensor:
-        return t.detach().expand(self.size, *t.shape).clone(memory_format=torch.contiguous_format)
-
-    def _seem_stacked(self, t: Tensor) -> Tensor:
-        return t.clone().expand(self.size, *t.shape)
+    @property
+    def size(self) -> int:
+        """H."""
+        return self.tensors.size
 
     def _make_dual(self, params: Tensors) -> DualLayers | None:
         n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
@@ -203,8 +171,9 @@ class Lanes:
                 plain = 2 * samples * p.numel()
                 dual = 2 * n * p.numel() + n * n * num_inputs + 2 * n * samples * len(p)
                 if dual <= _DUAL_PAYS * plain:
-                    names[id(self._params[name])] = name
-        return DualLayers(self._data.x_train, self._runs, self._clients, n, names) if names else None
+                    names[id(self.tensors.params[name])] = name
+        num_runs = self.size // self._clients
+        return DualLayers(self._data.x_train, num_runs, self._clients, n, names) if names else None
 
     @property
     def note(self) -> dict[str, Any]:
@@ -235,143 +204,29 @@ class Lanes:
             orders: of each lane, H; a lane without a client has another one's.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
         """
-        self._servers = servers
-        self._start = {name: self._of_runs([s.params[name] for s in servers]) for name in self._params}
-        dual = self._dual.names if self._dual is not None else set()
-        for name, p in self._params.items():
-            if name not in dual:
-                self._by_run(p.detach()).copy_(self._start[name].unsqueeze(1))
-        for name, b in self._buffers.items():
-            self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
-        for name, slots in self._slots.items():
-            for slot in slots if name not in dual else ():
-                slot.zero_()
-        for name, tensor in self._anchor.items():
-            self._share(tensor, [s.params[name] for s in servers])
-        for state, tensors in self._server.items():
-            for name, tensor in tensors.items():
-                self._share(tensor, [s.state[state][name] for s in servers])
-        for state, tensors in self._kept.items():
-            for name, tensor in tensors.items():
-                tensor[: len(kept[state][name])] = kept[state][name]
-        self._set_numbers(numbers)
+        elsewhere = self._dual.names if self._dual is not None else set()
+        self.tensors.begin(servers, numbers, kept, elsewhere, self._is_read)
         if self._dual is not None:
             self._visited = Visited(orders, self._extent.most_samples)
-            self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self._start)
+            self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self.tensors.start)
 
     def run(self, orders: Sequence[Order]) -> None:
         """Takes all local steps of the clients in the lanes."""
         self._run(self._steps(orders))
 
     def mean(self, weights: np.ndarray, num_steps: Sequence[int]) -> tuple[State, Tensors, State]:
-        """What each run's server receives, and what the clients keep.
+        """What each run's server receives, and what the clients keep: `LaneTensors.mean`."""
+        return self.tensors.mean(weights, num_steps, self._dual)
 
-        Args:
-            weights: float64 of shape (2, H): of the clients' messages and of their buffers; 0 without a client.
-            num_steps: of each lane, H.
-        Returns:
-            the weighted sums over each run's lanes of the messages and of the buffers, (P, …), and the clients' new
-            state, (H, …), nothing if they keep what they had.
-        """
-        of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self._exact), self._device)
-        buffers = {name: self._sum(b, of_buffers) for name, b in self._buffers.items()}
-        if type(self._recipe.algorithm).finish is not Algorithm.finish:
-            sent, new = self._finish(num_steps)
-            return {s: {n: self._sum(t, of_messages) for n, t in ts.items()} for s, ts in sent.items()}, buffers, new
-        # Their mean change, without each client's weights where those are in the dual form.
-        dual = {} if self._dual is None else self._dual.mean_changes(self._start, of_messages.to(self._dtype))
-        update = {}
-        for name, p in self._params.items():
-            if name in dual:
-                update[name] = dual[name]
-            else:
-                update[name] = self._mean_change(self._by_run(p.detach()), self._start[name], of_messages)
-        return {"update": update}, buffers, {}
-
-    def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
-        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
-        of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
-        parts = []
-        for begin in range(0, self._runs, num_runs):
-            at = slice(begin, begin + num_runs)
-            change = params[at] - start[at].unsqueeze(1)
-            parts.append(torch.bmm(of_runs[at], change.view(*change.shape[:2], -1)).view_as(start[at]))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _finish(self, num_steps: Sequence[int]) -> tuple[State, State]:
-        """What the clients in the lanes send and keep, (H, …)."""
+    def put_weights(self) -> None:
+        """Brings what is kept in another form into the lanes' parameters."""
         if self._dual is not None:
-            self._dual.put_weights(self._start)
-        # One number where all lanes took as many steps: exact, and no tensor to multiply with.
-        counts: Any = num_steps[0]
-        if len(set(num_steps)) > 1:
-            dtype = self._exact if self._is_shared else self._dtype
-            counts = to_device(torch.tensor(num_steps, dtype=dtype), self._device)
-        anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self._anchor}
-        server = {
-            state: {name: self._shared([s.state[state][name] for s in self._servers]) for name in tensors}
-            for state, tensors in self._server.items()
-        }
-
-        def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
-            return self._recipe.algorithm.finish(params, Client(anchor, server, kept), count, numbers)
-
-        shared = None if self._is_shared else 0
-        in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
-        params = {name: p.detach() for name, p in self._params.items()}
-        result: tuple[State, State] = torch.vmap(lane, in_dims=in_dims)(
-            params, self._kept, anchor, server, self._plain_numbers(), counts
-        )
-        return result
-
-    def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum over each run's lanes; counters (integers) in float64, as in the loop.
-
-        No run's lanes touch another's: infinite numbers stay where they are.
-        """
-        lanes = lanes if lanes.is_floating_point() else lanes.double()
-        rows = lanes.reshape(self._runs, self._clients, -1)
-        weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
-        return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])
-
-    def _by_run(self, lanes: Tensor) -> Tensor:
-        return lanes.view(self._runs, self._clients, *lanes.shape[1:])
-
-    def _of_runs(self, tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors) if self._runs > 1 else tensors[0].unsqueeze(0)
-
-    def _shared(self, of_runs: list[Tensor]) -> Tensor:
-        """What the lanes' runs share, of all lanes or (H, …)."""
-        return of_runs[0] if self._is_shared else torch.stack(of_runs)[self._run_of]
-
-    def _share(self, mine: Tensor, of_runs: list[Tensor]) -> None:
-        """Gives the lanes what their runs share, if a program reads it."""
-        if not self._is_read(mine):
-            return
-        if self._is_shared:
-            mine.copy_(of_runs[0])
-        else:
-            self._by_run(mine).copy_(self._of_runs(of_runs).unsqueeze(1))
+            self._dual.put_weights(self.tensors.start)
 
     def _is_read(self, tensor: Tensor) -> bool:
         if self._dual is not None and self._dual.reads(tensor):
             return True
         return any(kind.program is None or kind.program.reads(tensor) for kind in self._kinds.values())
-
-    def _set_numbers(self, numbers: Sequence[Numbers]) -> None:
-        if self._is_shared:
-            self._lr = float(numbers[0]["lr"])
-            self._numbers["lr"].fill_(self._lr)
-            self._numbers |= {name: value for name, value in numbers[0].items() if name != "lr"}
-            return
-        names = [*self._numbers]
-        values = np.array([[float(one[name]) for one in numbers] for name in names]).repeat(self._clients, axis=1)
-        for name, lanes in zip(names, to_device(torch.from_numpy(values).to(self._dtype), self._device), strict=True):
-            self._numbers[name].copy_(lanes)
-
-    def _plain_numbers(self) -> dict[str, Any]:
-        return {**self._numbers, "lr": self._lr} if self._is_shared else self._numbers
 
     # Steps.
 
@@ -393,7 +248,7 @@ class Lanes:
         weights: Iterator[Tensor] = iter(())
         is_active: Iterator[Tensor] = iter(())
         if masked:
-            weights = iter(self._bring_stacked([step.weights for step in masked], self._dtype))
+            weights = iter(self._bring_stacked([step.weights for step in masked], self.tensors.dtype))
             is_active = iter(self._bring_stacked([step.is_active for step in masked], torch.bool))
         return [
             _Step(step.kind, count, r, i, next(weights), next(is_active))
@@ -450,16 +305,16 @@ class Lanes:
             torch.index_select(self._data.x_train, 0, rows, out=kind.x.flatten(0, 1))
         torch.index_select(self._data.y_train, 0, rows, out=kind.y.flatten(0, 1))
         if kind.program is not None:
-            kind.program.run(*([self._lr] if self._scalars else []))
+            kind.program.run(*([self.tensors.lr] if self._scalars else []))
             return
-        for state, value in self._next(kind, count, self._plain_numbers()):
+        for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
 
     def _next(self, kind: _Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
-        algorithm, data = self._recipe.algorithm, self._data
+        algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_active is not None
-        buffers = {name: b.clone() for name, b in self._buffers.items()} if is_masked else self._buffers
+        buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
         def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
             outputs = functional_call(self._model, {**params, **buffers}, (x,))
@@ -467,28 +322,34 @@ class Lanes:
             return losses.mean() if weights is None else (losses * weights).sum()
 
         def lane(
-            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, own: Numbers
+            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, mine: Numbers
         ) -> Any:
-            return self._recipe.step(own)(params, grads, slots, count, Client(anchor, server, kept), own)
+            return self._recipe.step(mine)(params, grads, slots, count, Client(anchor, server, kept), mine)
 
         with torch.enable_grad():
             losses = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
-                self._params, buffers, kind.x, kind.y, kind.weights
+                own.params, buffers, kind.x, kind.y, kind.weights
             )
             grads = torch.autograd.grad(
-                losses.sum(), list(self._params.values()), allow_unused=True, materialize_grads=True
+                losses.sum(), list(own.params.values()), allow_unused=True, materialize_grads=True
             )
         with torch.no_grad():
-            by_name = dict(zip(self._params, grads, strict=True))
-            shared = None if self._is_shared else 0
+            by_name = dict(zip(own.params, grads, strict=True))
+            shared = None if own.is_shared else 0
             params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared))(
-                self._params, by_name, self._slots, self._kept, self._anchor, self._server, dict(numbers)
+                own.params,
+                by_name,
+                own.slots,
+                own.kept,
+                own.anchor,
+                own.server,
+                dict(numbers),
             )
-        pairs = [(self._params[name], value) for name, value in params.items()]
-        pairs += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
+        pairs = [(own.params[name], value) for name, value in params.items()]
+        pairs += [pair for name, new in slots.items() for pair in zip(own.slots[name], new, strict=True)]
         if kind.is_active is None:
             return pairs
-        pairs += [(self._buffers[name], value) for name, value in buffers.items()]
+        pairs += [(own.buffers[name], value) for name, value in buffers.items()]
         with torch.no_grad():
             return [(old, _choose(kind.is_active, new, old)) for old, new in pairs]
 
@@ -508,7 +369,7 @@ class Lanes:
         """
         new = [kind for kind in sorted(kinds) if kind not in self._kinds]
         if new:
-            self._set_numbers(numbers)
+            self.tensors.set_numbers(numbers)
         with torch.no_grad():
             for number in new:
                 if why_not := self._add(number):
@@ -538,7 +399,10 @@ class Lanes:
             # All kinds of steps must keep a layer in one form.
             self._dual = None
             return self._add_again([*self._kinds, number])
-        if self._stack_what_is_read(kind.program):
+        dual, program = self._dual, kind.program
+        if self.tensors.stack_what_is_read(
+            lambda t: program is None or program.reads(t) or (dual is not None and dual.reads(t))
+        ):
             self._dual = self._make_dual(self._like) if self._dual is not None else None
             return self._add_again([*self._kinds, number])
         if kind.program is not None:
@@ -550,32 +414,18 @@ class Lanes:
 
     def _record(self, kind: _Kind, samples: VisitedSamples | None) -> Program | None:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
-        ops, results = record(lambda: self._next(kind, self._count, self._numbers))
+        ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
         return compile_program(ops, results, self._scalars, self._arena, samples) if self._compiles else None
 
     def _add_again(self, numbers: Sequence[int]) -> str:
         self._kinds.clear()
         return next((why for number in numbers if (why := self._add(number))), "")
 
-    def _stack_what_is_read(self, program: Program | None) -> bool:
-        """Gives memory for each lane to what lanes of a run share, where steps read it; says whether any was given."""
-        if self._is_shared:
-            return False
-        found = False
-        for tensors in (self._anchor, *self._server.values()):
-            for name, tensor in tensors.items():
-                is_read = program is None or program.reads(tensor)
-                is_read |= self._dual is not None and self._dual.reads(tensor)
-                if is_read and tensor.stride(0) == 0 and self.size > 1:
-                    tensors[name] = tensor.contiguous()
-                    found = True
-        return found
-
     def _empty_kind(self, number: int) -> _Kind:
         shape = (self.size, number or self._extent.width)
         x, y = self._data.x_train, self._data.y_train
         rows = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=self._device)
-        weights = torch.zeros(shape, dtype=self._dtype, device=self._device) if number == MASKED else None
+        weights = torch.zeros(shape, dtype=self.tensors.dtype, device=self._device) if number == MASKED else None
         is_active = torch.zeros(self.size, dtype=torch.bool, device=self._device) if number == MASKED else None
         x, y = x.new_zeros(*shape, *x.shape[1:]), y.new_zeros(*shape, *y.shape[1:])
         return _Kind(rows, x, y, weights, is_active, torch.zeros_like(rows))
@@ -599,7 +449,7 @@ class Lanes:
         if kind.program is None or self._why_no_graph:
             return
         orders = self._try_orders(number)
-        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self._kept.items()}
+        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
 
         def restart() -> None:
             self.begin(servers, numbers, orders, kept)
@@ -607,9 +457,9 @@ class Lanes:
             self._fill_plan(kind, steps[:1])
 
         def results() -> list[Tensor]:
-            slots = [slot for own in self._slots.values() for slot in own]
+            slots = [slot for own in self.tensors.slots.values() for slot in own]
             forms = self._dual.tensors if self._dual is not None else []
-            return [*(p.detach() for p in self._params.values()), *self._buffers.values(), *slots, *forms]
+            return [*(p.detach() for p in self.tensors.params.values()), *self.tensors.buffers.values(), *slots, *forms]
 
         try:
             kind.graph = Graph(partial(self._take_next, kind), restart, results, self._device)
@@ -635,12 +485,11 @@ class Lanes:
         """Takes two steps in the lanes, and those of the first and last lane in the loop; says how they differ."""
         n, orders = number or self._extent.width, self._try_orders(number)
         # Not zero: a client's state of zeros would hide what is done with it.
-        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self._kept.items()}
+        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
         try:
             self.begin(servers, numbers, orders, kept)
             self._run(self._to_device(schedule(orders, {number}, n)))
-            if self._dual is not None:
-                self._dual.put_weights(self._start)
+            self.put_weights()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -652,8 +501,8 @@ class Lanes:
             state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
             rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
             loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
-            pairs = [(server.params[name], p, self._params[name][lane]) for name, p in loop.params.items()]
-            pairs += [(server.buffers[name], b, self._buffers[name][lane]) for name, b in loop.buffers.items()]
+            pairs = [(server.params[name], p, self.tensors.params[name][lane]) for name, p in loop.params.items()]
+            pairs += [(server.buffers[name], b, self.tensors.buffers[name][lane]) for name, b in loop.buffers.items()]
             if any(_differ(before, theirs.detach(), ours.detach()) for before, theirs, ours in pairs):
                 why = "clients side by side compute something else than one after another"
                 hint = " (a model that mixes the samples of a batch does, where batches differ in size)"

@@ -38,8 +38,8 @@ def test_a_step_reads_neither_weights_nor_samples(make_ragged_task, make_mlp):
     server = server_state(model, FedAvg())
     assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
     (kind,) = made._kinds.values()
-    assert not kind.program.reads(made._params["0.weight"]) and not kind.program.reads(kind.x)
-    assert kind.program.reads(made._params["2.weight"])
+    assert not kind.program.reads(made.tensors.params["0.weight"]) and not kind.program.reads(kind.x)
+    assert kind.program.reads(made.tensors.params["2.weight"])
     assert made.note["dual_layers"] == ["0.weight"]
 
 
@@ -56,8 +56,8 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
         made.begin([server], [hyper], orders, {})
         made.run(orders)
         message, _, _ = made.mean(np.stack([weights, weights]), [len(order) for order in orders])
-        made._dual.put_weights(made._start)
-        changes = made._params["0.weight"] - server.params["0.weight"]
+        made.put_weights()
+        changes = made.tensors.params["0.weight"] - server.params["0.weight"]
         expected = torch.einsum("h,hoi->oi", torch.from_numpy(weights), changes)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(message["update"]["0.weight"][0], expected, rtol=0, atol=1e-13)

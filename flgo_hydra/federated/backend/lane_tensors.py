@@ -1,0 +1,240 @@
+"""The tensors of clients side by side: what they start from, and what becomes of it.
+
+P runs of K clients each are H = P K lanes, those of a run side by side. What a client has of its own is stacked,
+(H, …); what the clients of a run share is one tensor where there is one run, and stacked too where there are several,
+in memory that is given once a step is found to read it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.backend.dual import DualLayers
+from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.optimizer import Slots
+from flgo_hydra.federated.training import ServerState
+from flgo_hydra.federated.transfer import to_device
+
+_TEMPORARY_BYTES = 2**28
+Numbers = Mapping[str, Any]
+
+
+class LaneTensors:
+    """What the clients in the lanes hold.
+
+    Args:
+        like: has the parameters and buffers of one client.
+        num_slots: of the optimizer.
+        num_runs, clients_per_run: P and K.
+        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+    """
+
+    def __init__(
+        self,
+        like: LoopBackend,
+        algorithm: Algorithm,
+        num_slots: int,
+        num_runs: int,
+        clients_per_run: int,
+        numbers: Sequence[str],
+    ) -> None:
+        self._algorithm = algorithm
+        self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
+        some = next(iter(like.params.values()))
+        self.device, self.dtype = some.device, some.dtype
+        # As exact as a float of Python, which is what the loop uses.
+        self.exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.is_shared = not numbers
+        with torch.no_grad():
+            self.params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
+            self.buffers = {n: self._stack(b) for n, b in like.buffers.items()}
+            self.slots: dict[str, Slots] = {
+                n: tuple(self._stack(torch.zeros_like(p)) for _ in range(num_slots)) for n, p in like.params.items()
+            }
+            self.kept = {
+                s: {n: self._stack(t) for n, t in ts.items()} for s, ts in algorithm.init_client(like.params).items()
+            }
+            each = torch.clone if self.is_shared else self._seem_stacked
+            self.anchor = {n: each(p.detach()) for n, p in like.params.items()}
+            self.server = {
+                s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
+            }
+        self.numbers: dict[str, Any] = {
+            name: torch.zeros(self.size, dtype=self.dtype, device=self.device) for name in numbers
+        }
+        if self.is_shared:
+            self.numbers["lr"] = torch.zeros((), dtype=self.exact, device=self.device)
+        self.lr = 0.0
+        self._run_of = torch.arange(self.size, device=self.device) // clients_per_run
+        self._servers: Sequence[ServerState] = ()
+        self.start: Tensors = {}
+        """the servers' parameters, (P, …)"""
+
+    def _stack(self, t: Tensor) -> Tensor:
+        return t.detach().expand(self.size, *t.shape).clone(memory_format=torch.contiguous_format)
+
+    def _seem_stacked(self, t: Tensor) -> Tensor:
+        return t.clone().expand(self.size, *t.shape)
+
+    def begin(
+        self,
+        servers: Sequence[ServerState],
+        numbers: Sequence[Numbers],
+        kept: State,
+        elsewhere: set[str],
+        is_read: Callable[[Tensor], bool],
+    ) -> None:
+        """Puts what the clients start from into the lanes.
+
+        Args:
+            servers: of each run, P.
+            numbers: the hyper-parameters of each run, P.
+            kept: what the clients kept, (H, …); the last lanes' may be missing.
+            elsewhere: parameters that are kept in another form.
+            is_read: whether the steps read a tensor that a run's clients share.
+        """
+        self._servers = servers
+        self.start = {name: self._of_runs([s.params[name] for s in servers]) for name in self.params}
+        for name, p in self.params.items():
+            if name not in elsewhere:
+                self._by_run(p.detach()).copy_(self.start[name].unsqueeze(1))
+        for name, b in self.buffers.items():
+            self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
+        for name, slots in self.slots.items():
+            for slot in slots if name not in elsewhere else ():
+                slot.zero_()
+        for name, tensor in self.anchor.items():
+            if is_read(tensor):
+                self._share(tensor, [s.params[name] for s in servers])
+        for state, tensors in self.server.items():
+            for name, tensor in tensors.items():
+                if is_read(tensor):
+                    self._share(tensor, [s.state[state][name] for s in servers])
+        for state, tensors in self.kept.items():
+            for name, tensor in tensors.items():
+                tensor[: len(kept[state][name])] = kept[state][name]
+        self.set_numbers(numbers)
+
+    def mean(
+        self, weights: np.ndarray, num_steps: Sequence[int], dual: DualLayers | None
+    ) -> tuple[State, Tensors, State]:
+        """What each run's server receives, and what the clients keep.
+
+        Args:
+            weights: float64 of shape (2, H): of the clients' messages and of their buffers; 0 without a client.
+            num_steps: of each lane, H.
+            dual: has the parameters that are not here.
+        Returns:
+            the weighted sums over each run's lanes of the messages and of the buffers, (P, …), and the clients' new
+            state, (H, …), nothing if they keep what they had.
+        """
+        of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self.exact), self.device)
+        buffers = {name: self._sum(b, of_buffers) for name, b in self.buffers.items()}
+        if type(self._algorithm).finish is not Algorithm.finish:
+            sent, new = self._finish(num_steps, dual)
+            return {s: {n: self._sum(t, of_messages) for n, t in ts.items()} for s, ts in sent.items()}, buffers, new
+        # Their mean change, without each client's weights where those are in the dual form.
+        changes = {} if dual is None else dual.mean_changes(self.start, of_messages.to(self.dtype))
+        update = {}
+        for name, p in self.params.items():
+            if name in changes:
+                update[name] = changes[name]
+            else:
+                update[name] = self._mean_change(self._by_run(p.detach()), self.start[name], of_messages)
+        return {"update": update}, buffers, {}
+
+    def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
+        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
+        of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
+        parts = []
+        for begin in range(0, self._runs, num_runs):
+            at = slice(begin, begin + num_runs)
+            change = params[at] - start[at].unsqueeze(1)
+            parts.append(torch.bmm(of_runs[at], change.view(*change.shape[:2], -1)).view_as(start[at]))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _finish(self, num_steps: Sequence[int], dual: DualLayers | None) -> tuple[State, State]:
+        """What the clients in the lanes send and keep, (H, …)."""
+        if dual is not None:
+            dual.put_weights(self.start)
+        # One number where all lanes took as many steps: exact, and no tensor to multiply with.
+        counts: Any = num_steps[0]
+        if len(set(num_steps)) > 1:
+            dtype = self.exact if self.is_shared else self.dtype
+            counts = to_device(torch.tensor(num_steps, dtype=dtype), self.device)
+        anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self.anchor}
+        server = {
+            state: {name: self._shared([s.state[state][name] for s in self._servers]) for name in tensors}
+            for state, tensors in self.server.items()
+        }
+
+        def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
+            return self._algorithm.finish(params, Client(anchor, server, kept), count, numbers)
+
+        shared = None if self.is_shared else 0
+        in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
+        params = {name: p.detach() for name, p in self.params.items()}
+        result: tuple[State, State] = torch.vmap(lane, in_dims=in_dims)(
+            params, self.kept, anchor, server, self.plain_numbers(), counts
+        )
+        return result
+
+    def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum over each run's lanes; counters (integers) in float64, as in the loop.
+
+        No run's lanes touch another's: infinite numbers stay where they are.
+        """
+        lanes = lanes if lanes.is_floating_point() else lanes.double()
+        rows = lanes.reshape(self._runs, self._clients, -1)
+        weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
+        return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])
+
+    def _by_run(self, lanes: Tensor) -> Tensor:
+        return lanes.view(self._runs, self._clients, *lanes.shape[1:])
+
+    def _of_runs(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors) if self._runs > 1 else tensors[0].unsqueeze(0)
+
+    def _shared(self, of_runs: list[Tensor]) -> Tensor:
+        """What the lanes' runs share, of all lanes or (H, …)."""
+        return of_runs[0] if self.is_shared else torch.stack(of_runs)[self._run_of]
+
+    def _share(self, mine: Tensor, of_runs: list[Tensor]) -> None:
+        """Gives the lanes what their runs share."""
+        if self.is_shared:
+            mine.copy_(of_runs[0])
+        else:
+            self._by_run(mine).copy_(self._of_runs(of_runs).unsqueeze(1))
+
+    def set_numbers(self, numbers: Sequence[Numbers]) -> None:
+        """Puts the hyper-parameters of each run, P, where steps find them."""
+        if self.is_shared:
+            self.lr = float(numbers[0]["lr"])
+            self.numbers["lr"].fill_(self.lr)
+            self.numbers |= {name: value for name, value in numbers[0].items() if name != "lr"}
+            return
+        names = [*self.numbers]
+        values = np.array([[float(one[name]) for one in numbers] for name in names]).repeat(self._clients, axis=1)
+        for name, lanes in zip(names, to_device(torch.from_numpy(values).to(self.dtype), self.device), strict=True):
+            self.numbers[name].copy_(lanes)
+
+    def plain_numbers(self) -> dict[str, Any]:
+        """The hyper-parameters as numbers of Python, where all lanes have the same."""
+        return {**self.numbers, "lr": self.lr} if self.is_shared else self.numbers
+
+    def stack_what_is_read(self, is_read: Callable[[Tensor], bool]) -> bool:
+        """Gives memory for each lane to what lanes of a run share, where steps read it; says whether any was given."""
+        if self.is_shared:
+            return False
+        found = False
+        for tensors in (self.anchor, *self.server.values()):
+            for name, tensor in tensors.items():
+                if is_read(tensor) and tensor.stride(0) == 0 and self.size > 1:
+                    tensors[name] = tensor.contiguous()
+                    found = True
+        return found
