@@ -1,6 +1,8 @@
 """Imports point downwards only, and what is heavy or belongs to one part stays there."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -182,3 +184,18 @@ def test_the_rules_themselves(file: str, text: str, wrong: str | None) -> None:
     imports = list(_imports_of(text, file))
     found = "\n".join(_wrong_layers(imports) + _wrong_packages(imports))
     assert (wrong in found) if wrong else found == ""
+
+
+def test_the_engine_needs_torch_and_numpy_only():
+    """So that it can be measured on a machine that has nothing else."""
+    code = (
+        "import importlib.abc, sys\n"
+        "class Missing(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('hydra', 'omegaconf', 'optuna', 'sklearn', 'yaml', 'pynvml'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import flgo_hydra.federated.backend.choice, flgo_hydra.federated.backend.fused, flgo_hydra.federated.rounds\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -129,7 +129,8 @@ class FusedBackend:
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         lanes = self._lanes.note if self._lanes is not None else {}
-        return {"backend": "fused", "runs": len(self._members), "runs_at_once": self._search.width, **lanes}
+        width = {"runs": len(self._members), "runs_at_once": self._search.width}
+        return {"backend": "fused", "chosen_by": "hydra.launcher.fuse", **width, **lanes}
 
     @property
     def is_not_worth_it(self) -> bool:
