@@ -33,6 +33,9 @@ class Progress:
         now = self._clock()
         if self._first is None:
             self._first = (round_num, now)
+        is_line_due = round_num % self._every == 0 or round_num == self._num_rounds
+        if not self._is_live and not is_line_due:
+            return
         text = f"round {round_num}/{self._num_rounds}  valid_loss {metrics['valid_loss']:.4f}"
         if "test_accuracy" in metrics:
             text += f"  test_accuracy {metrics['test_accuracy']:.4f}"
@@ -45,7 +48,7 @@ class Progress:
             # Cut to the width: a line that wraps cannot be taken back.
             self._stream.write(f"\r\x1b[2K{text[: _width()]}")
             self._stream.flush()
-        elif round_num % self._every == 0 or round_num == self._num_rounds:
+        else:
             _log.info(text)
 
     def close(self) -> None:
