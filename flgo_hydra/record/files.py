@@ -56,7 +56,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Appends one line in one write, so that a process killed in between leaves whole lines."""
+    """Appends one line in one write: of a process that is killed in it, only that line may be torn.
+
+    (A kernel may end a write of several pages between two of them when the process is killed.)
+    """
     line = json.dumps(to_json(value), allow_nan=False) + "\n"
     with open(path, "ab", buffering=0) as file:
         file.write(line.encode())
