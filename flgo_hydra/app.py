@@ -456,6 +456,7 @@ class _Watcher:
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self._record = read_rounds(self._paths)
+        self._lines = files.JsonLines(self._paths.rounds)
 
     def record_with(self, state: "RunState") -> list[dict[str, float]]:
         """The evaluated rounds, the present one, which is not written yet, last."""
@@ -464,7 +465,7 @@ class _Watcher:
     def evaluated(self, state: "RunState", is_best: bool) -> None:
         line = _line(state)
         self._record.append(line)
-        files.append_json_line(self._paths.rounds, line)
+        self._lines.append(line)
         if is_best and self._option.save_best:
             self._save_best_model(state)
         best = state.patience

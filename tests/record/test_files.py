@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flgo_hydra.record.files import (
-    append_json_line,
+    JsonLines,
     keep_json_lines,
     read_json,
     read_json_lines,
@@ -127,20 +127,28 @@ def test_keep_json_lines(tmp_path: Path, content: str | None, kept: str | None) 
     assert (path.read_text() if path.exists() else None) == kept
 
 
+def test_a_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "rounds.jsonl")
+    lines.append({"round": 0})
+    (tmp_path / "rounds.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="removed while it was written"):
+        lines.append({"round": 1})
+
+
 def test_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
-    append_json_line(path, {"round": 0, "valid_loss": math.inf})
-    append_json_line(path, {"round": 1, "valid_loss": 0.25})
+    JsonLines(path).append({"round": 0, "valid_loss": math.inf})
+    JsonLines(path).append({"round": 1, "valid_loss": 0.25})
     assert path.read_text() == '{"round": 0, "valid_loss": null}\n{"round": 1, "valid_loss": 0.25}\n'
 
 
 _LOOP = """
 import itertools, sys
 from pathlib import Path
-from flgo_hydra.record.files import append_json_line, write_json
+from flgo_hydra.record.files import JsonLines, write_json
 folder = Path(sys.argv[1])
 for i in itertools.count():
-    append_json_line(folder / "rounds.jsonl", {"round": i, "text": "x" * 5000})
+    JsonLines(folder / "rounds.jsonl").append({"round": i, "text": "x" * 5000})
     write_json(folder / "result.json", {"round": i, "text": "y" * 5000})
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from flgo_hydra.record.files import append_json_line
+from flgo_hydra.record.files import JsonLines
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult, write_failure, write_result
 from flgo_hydra.report import figure
@@ -65,7 +65,7 @@ def _run_maker(root: Path) -> MakeRun:
         OmegaConf.save(OmegaConf.create({**option, **parts}), hydra / "config.yaml")
         for num, loss in enumerate(losses):
             line = {"round": num, "valid_loss": loss, "test_loss": loss + 0.5, "test_accuracy": 1 / (1 + loss)}
-            append_json_line(paths.rounds, {**line, "seconds": num / 10})
+            JsonLines(paths.rounds).append({**line, "seconds": num / 10})
         if failure is not None:
             kind, _, message = failure.partition(": ")
             write_failure(paths, Failure(kind, message))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.record.files import append_json_line, write_text
+from flgo_hydra.record.files import JsonLines, write_text
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.report.summary import print_summary, rows_to_draw
 from flgo_hydra.report.table import Row
@@ -19,7 +19,7 @@ def _completed(paths: SweepPaths, job: int, losses: list[float], overrides: tupl
     run = paths.run(job)
     run.folder.mkdir(parents=True)
     for round_num, loss in enumerate(losses):
-        append_json_line(run.rounds, {"round": round_num, "valid_loss": loss, "test_accuracy": 0.5})
+        JsonLines(run.rounds).append({"round": round_num, "valid_loss": loss, "test_accuracy": 0.5})
     best = min(losses)
     metrics = {"valid_loss": best, "test_accuracy": 0.5}
     names = (f"lr=0.{job}",) if overrides is None else overrides
