@@ -97,7 +97,8 @@ class VmapBackend:
                 for state, tensors in sent.items():
                     _add(message.setdefault(state, {}), tensors)
                 _add(buffers, theirs)
-            return finish_round(server, self._step.algorithm, message, buffers, cohort, hyper)
+            frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
+            return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
 
     def signature(self, cohort: Cohort) -> tuple[Any, ...]:
         """What decides how fast a cohort is trained."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
 from flgo_hydra.federated.backend.dual import DualLayers
@@ -51,7 +51,10 @@ class LaneTensors:
         self.is_shared = not numbers
         with torch.no_grad():
             self.params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
-            self.buffers = {n: self._stack(b) for n, b in like.buffers.items()}
+            # Frozen parameters are the same for all clients of a run: only several runs, each with its own, stack them.
+            is_frozen = {n: self.is_shared and isinstance(b, nn.Parameter) for n, b in like.buffers.items()}
+            self.frozen = {n: b.detach().clone() for n, b in like.buffers.items() if is_frozen[n]}
+            self.buffers = {n: self._stack(b) for n, b in like.buffers.items() if not is_frozen[n]}
             self.slots: dict[str, Slots] = {
                 n: tuple(self._stack(torch.zeros_like(p)) for _ in range(num_slots)) for n, p in like.params.items()
             }
@@ -104,6 +107,8 @@ class LaneTensors:
                 self._by_run(p.detach()).copy_(self.start[name].unsqueeze(1))
         for name, b in self.buffers.items():
             self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
+        for name, tensor in self.frozen.items():
+            tensor.copy_(servers[0].buffers[name])
         for name, slots in self.slots.items():
             for slot in slots if name not in elsewhere else ():
                 slot.zero_()
@@ -129,8 +134,8 @@ class LaneTensors:
             num_steps: of each lane, H.
             dual: has the parameters that are not here.
         Returns:
-            the weighted sums over each run's lanes of the messages and of the buffers, (P, …), and the clients' new
-            state, (H, …), nothing if they keep what they had.
+            the weighted sums over each run's lanes of the messages and of the buffers that clients may change, (P, …),
+            and the clients' new state, (H, …), nothing if they keep what they had.
         """
         of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self.exact), self.device)
         buffers = {name: self._sum(b, of_buffers) for name, b in self.buffers.items()}

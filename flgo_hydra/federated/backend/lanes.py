@@ -317,7 +317,7 @@ class Lanes:
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
         def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-            outputs = functional_call(self._model, {**params, **buffers}, (x,))
+            outputs = functional_call(self._model, {**params, **buffers, **own.frozen}, (x,))
             losses = algorithm.loss(outputs, y, _cross_entropy if data.is_classification else data.criterion)
             return losses.mean() if weights is None else (losses * weights).sum()
 
@@ -502,7 +502,7 @@ class Lanes:
             rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
             loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
             pairs = [(server.params[name], p, self.tensors.params[name][lane]) for name, p in loop.params.items()]
-            pairs += [(server.buffers[name], b, self.tensors.buffers[name][lane]) for name, b in loop.buffers.items()]
+            pairs += [(server.buffers[name], loop.buffers[name], b[lane]) for name, b in self.tensors.buffers.items()]
             if any(_differ(before, theirs.detach(), ours.detach()) for before, theirs, ours in pairs):
                 why = "clients side by side compute something else than one after another"
                 hint = " (a model that mixes the samples of a batch does, where batches differ in size)"

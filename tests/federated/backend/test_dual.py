@@ -85,6 +85,17 @@ def test_one_lane_has_it_too(make_ragged_task, make_mlp):
     assert made.note["dual_layers"] == ["0.weight"]
 
 
+def test_frozen_parameters_are_not_copied_for_each_client(make_ragged_task, make_mlp):
+    """A frozen backbone times the cohort would not fit."""
+    data, model = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64), make_mlp()
+    model[0].requires_grad_(False)
+    made, loop, orders = lanes_of(model, data, FedAvg(), build_optimizer("sgd"))
+    server = server_state(model, FedAvg())
+    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert {name: t.shape for name, t in made.tensors.frozen.items()} == {"0.weight": (4, 5), "0.bias": (4,)}
+    assert made.tensors.buffers == {}
+
+
 class Tied(nn.Module):
     """Uses its weights twice."""
 

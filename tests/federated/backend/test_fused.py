@@ -143,6 +143,18 @@ def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, sha
     assert backend.note["dual_layers"] == (["0.weight"] if dual and has_dual_form(algorithm, shared) else [])
 
 
+def test_frozen_parameters_are_each_runs_own(ragged):
+    def frozen():
+        model = mlp()
+        model[0].requires_grad_(False)
+        return model
+
+    runs = Runs(ragged, FedAvg, frozen)
+    together, _ = runs.together(POINTS)
+    for values, one in zip(POINTS, together, strict=True):
+        assert_same(runs.alone(values), one)
+
+
 def test_a_run_does_not_depend_on_the_others(ragged):
     runs = Runs(ragged, Scaffold)
     (first, *_), _ = runs.together(POINTS)
