@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import workload as w
+from plain import train_round
 
 from flgo_hydra.config import EngineConf, OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -132,19 +132,8 @@ def by_hand(workload: Workload) -> Program:
 
     def take() -> float:
         nonlocal server
-        mean = {key: torch.zeros_like(tensor) for key, tensor in server.items()}
-        for k in rng.choice(size.num_clients, size.cohort, replace=False).tolist():
-            x, y = data.client(k)
-            model.load_state_dict(server)
-            optimizer = torch.optim.SGD(model.parameters(), lr=w.LR)
-            for _ in range(size.epochs):
-                for rows in torch.randperm(len(x), device=x.device).split(size.batch):
-                    optimizer.zero_grad()
-                    functional.cross_entropy(model(x[rows]), y[rows]).backward()
-                    optimizer.step()
-            for key, tensor in model.state_dict().items():
-                mean[key].add_(tensor, alpha=1 / size.cohort)
-        server = mean
+        cohort = rng.choice(size.num_clients, size.cohort, replace=False).tolist()
+        server = train_round(model, server, [data.client(k) for k in cohort], size.epochs, size.batch)
         model.load_state_dict(server)
         return metrics_of(model, data)["test_loss"]
 

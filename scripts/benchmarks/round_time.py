@@ -32,6 +32,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import workload as w
 from machine import machine, versions
+from plain import train_round
 
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -97,19 +98,8 @@ def plain_round(name: str, data: Data) -> Round:
 
     def run(round_num: int) -> float:
         nonlocal server
-        mean = {key: torch.zeros_like(tensor) for key, tensor in server.items()}
-        for k in rng.choice(w.NUM_CLIENTS, w.COHORT, replace=False).tolist():
-            x, y = data.client(k)
-            model.load_state_dict(server)
-            optimizer = torch.optim.SGD(model.parameters(), lr=w.LR)
-            for _ in range(w.EPOCHS):
-                for rows in torch.randperm(len(x)).split(w.BATCH):
-                    optimizer.zero_grad()
-                    functional.cross_entropy(model(x[rows]), y[rows]).backward()
-                    optimizer.step()
-            for key, tensor in model.state_dict().items():
-                mean[key] += tensor / w.COHORT
-        server = mean
+        cohort = rng.choice(w.NUM_CLIENTS, w.COHORT, replace=False).tolist()
+        server = train_round(model, server, [data.client(k) for k in cohort])
         model.load_state_dict(server)
         with torch.no_grad():
             return held_out(data.test.x, data.test.y)[1]

@@ -75,27 +75,16 @@ def plain(given: argparse.Namespace) -> None:
     sys.path.insert(0, str(Path(__file__).parent / "peers"))
     import torch
     import workload as w
-    from torch.nn import functional
+    from plain import train_round
 
     torch.set_num_threads(1)
     x_train, y_train, x_test, y_test = map(torch.from_numpy, w.arrays())
     model = w.torch_model(given.model)
     server = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for _ in range(given.rounds):
-        mean = {key: torch.zeros_like(tensor) for key, tensor in server.items()}
-        for k in torch.randperm(w.NUM_CLIENTS)[: w.COHORT].tolist():
-            own = slice(k * w.PER_CLIENT, (k + 1) * w.PER_CLIENT)
-            x, y = x_train[own], y_train[own]
-            model.load_state_dict(server)
-            optimizer = torch.optim.SGD(model.parameters(), lr=w.LR)
-            for _ in range(w.EPOCHS):
-                for rows in torch.randperm(w.PER_CLIENT).split(w.BATCH):
-                    optimizer.zero_grad()
-                    functional.cross_entropy(model(x[rows]), y[rows]).backward()
-                    optimizer.step()
-            for key, tensor in model.state_dict().items():
-                mean[key] += tensor / w.COHORT
-        server = mean
+        cohort = torch.randperm(w.NUM_CLIENTS)[: w.COHORT].tolist()
+        own = [slice(k * w.PER_CLIENT, (k + 1) * w.PER_CLIENT) for k in cohort]
+        server = train_round(model, server, [(x_train[at], y_train[at]) for at in own])
         model.load_state_dict(server)
         with torch.no_grad():
             accuracy = (model(x_test).argmax(1) == y_test).float().mean().item()
