@@ -265,10 +265,9 @@ def waiting_sweep(app):
             command(app, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=app.parent
         )
         started.append(sweep)
-        pids = []
-        while len(pids) < 2:
-            with open(fifo) as file:  # waits for a writer
-                pids += [int(line) for line in file]
+        # Open for writing too: it never ends, and no job's write finds it without a reader.
+        with open(fifo, "r+b", buffering=0) as file:
+            pids = [int(file.readline()) for _ in range(2)]
         return sweep, pids
 
     yield start

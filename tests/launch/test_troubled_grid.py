@@ -138,12 +138,13 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     sweep = command(tmp_path, "lr=0.1,0.2", "hydra.sweep.dir=sweep", WAIT=str(fifo))
     with open(fifo) as pipe:
         assert pipe.read(1) == "x"  # a job is in the middle of a round
-    children = psutil.Process(sweep.pid).children(recursive=True)
-    assert children
-    sweep.kill()
-    sweep.communicate(timeout=30)
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert alive == []
+        # The pipe stays open until both jobs are dead: without a reader, the other one's "x" is an error of its code.
+        children = psutil.Process(sweep.pid).children(recursive=True)
+        assert children
+        sweep.kill()
+        sweep.communicate(timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert alive == []
     # and the same command goes on
     again = command(tmp_path, "lr=0.1,0.2", "hydra.sweep.dir=sweep")
     out, err = again.communicate(timeout=100)
