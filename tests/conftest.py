@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from flgo_hydra.config import Conf
 # Before torch is imported, here and in what we start: threads of OpenMP otherwise spin while they wait for each other,
 # and two processes of tests on two cores keep one another waiting for five times as long as they compute.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Whoever is started in the background of a shell ignores Ctrl-C, and so would all that we start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -157,13 +157,6 @@ def test_what_cannot_run_says_why(make_conf, tmp_path, overrides, words):
     assert failure is not None and failure.kind == "ValueError" and "Traceback" in failure.traceback
 
 
-def test_weights_of_another_model_are_refused(make_conf, tmp_path):
-    app.run(make_conf(*SMALL, "save_best=true"), tmp_path / "run")
-    weights = tmp_path / "run" / "best_model.safetensors"
-    with pytest.raises(ValueError, match=r"hidden0.weight is missing"):
-        app.run(make_conf("model=mlp", f"initial_weights={weights}"), tmp_path / "next")
-
-
 MODELS = '''
 import math
 import os

@@ -28,10 +28,11 @@ LAYERS = {
     "explain": {"compose", "help", "mistakes"},
     "report": {"mistakes", "progress", "record"},
     "launch": {"config", "reference", "progress", "record"},
-    "app": {"config", "importing", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
+    "job": {"config", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
+    "app": {"config", "importing", "job", "record", "federated", "compose", "launch.reporter"},
     "study": {
-        *("app", "config", "compose", "help", "mistakes", "record", "reference", "report", "launch"),
-        "federated.patience",
+        *("config", "compose", "help", "mistakes", "record", "reference", "report", "launch"),
+        *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
     "__main__": {"app", "compose", "explain", "help", "importing", "launch.server_process"},
@@ -43,6 +44,8 @@ LAYERS = {
         "federated.algorithm",
         "federated.flgo_task",
         "help",
+        "job.checks",
+        "job.device",
         "launch",
         "mistakes",
         "record",
@@ -64,7 +67,7 @@ ANYWHERE = {
         "report/table.py",
         "report/points.py",
     )
-    + ("study/", "launch/", "api/"),
+    + ("study/", "launch/", "api/", "job/group.py"),
     "flgo": (),
     "cloudpickle": ("api/shipped.py",),
     "sklearn": (),
@@ -74,12 +77,12 @@ ANYWHERE = {
 }
 # In functions and for type checkers also here: they are imported when a job runs or a picture is drawn.
 LAZILY = {
-    "torch": ("app.py",),
+    "torch": ("app.py", "job/"),
     "hydra": ("app.py", "api/calls.py"),
     "sklearn": ("federated/sources.py",),
     "mlxtend": ("federated/sources.py",),
     "matplotlib": tuple(f"report/{name}.py" for name in ("curves", "figure", "bands", "heatmap", "parallel")),
-    "safetensors": ("app.py",),
+    "safetensors": ("federated/weights.py",),
 }
 
 

@@ -15,6 +15,8 @@ from flgo_hydra.api.overrides import override
 from flgo_hydra.api.results import Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, write_objects
 from flgo_hydra.config import Conf
+from flgo_hydra.job import checks
+from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
 from flgo_hydra.study import sweeper as sweeper_module
@@ -134,8 +136,8 @@ def check(overrides: list[str]) -> Conf:
         with open_dict(cfg):
             del cfg["hydra"]
         conf = compose.to_conf(cfg)
-        app.check(conf)
-        app.resolve_device(conf.device)
+        checks.check(conf)
+        resolve_device(conf.device)
         return conf
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from flgo_hydra import app, compose, mistakes
+from flgo_hydra import compose, mistakes
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
+from flgo_hydra.job.checks import check
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
@@ -105,7 +106,7 @@ class PointChecker:
             ValueError: something is missing or impossible.
         """
         try:
-            app.check(conf)
+            check(conf)
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
 

@@ -133,8 +133,8 @@ def train(row: Row, data: "Data", backend_name: str, folder: Path) -> Iterator[d
     """Yields once before the first round and after each; what ran."""
     import numpy as np
 
-    from flgo_hydra.app import build_algorithm
     from flgo_hydra.config import EngineConf
+    from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.cohort import sample_cohort

@@ -1,0 +1,111 @@
+"""How a run ended: its result, read back or made, its failure, and a line that says so."""
+
+import importlib.metadata
+import logging
+import math
+import platform
+import resource
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import flgo_hydra
+from flgo_hydra import compose
+from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.progress import duration
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import Failure, RunResult, read_result, summarize, write_failure
+
+if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
+    import torch
+
+    from flgo_hydra.federated.rounds import RunState, Status
+
+_log = logging.getLogger("flgo_hydra")
+
+
+def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
+    """The result that the folder has already.
+
+    Raises:
+        ValueError: it is another config's.
+    """
+    finished = read_result(paths)
+    if finished is not None:
+        if finished.fingerprint != compose.fingerprint(conf):
+            raise ValueError(
+                f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
+            )
+        _log.info("already finished: %s", describe(finished))
+    return finished
+
+
+def record_failure(paths: RunPaths, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    write_failure(paths, Failure(type(error).__name__, str(error), text))
+
+
+def describe(result: RunResult) -> str:
+    """One line on how a run ended."""
+    if result.status == "diverged":
+        return f"diverged: {result.message}"
+    others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
+    extra = f" ({summarize(others)})" if others else ""
+    return (
+        f"{result.status.replace('_', ' ')} after round {result.last_round}: best {result.monitor} "
+        f"{result.objective:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
+    )
+
+
+def result_of(
+    conf: Conf,
+    state: "RunState",
+    status: "Status",
+    device: "torch.device",
+    prune_reason: str,
+    engine: dict[str, Any],
+) -> RunResult:
+    import numpy as np
+    import torch
+
+    parts = compose.parts(conf)
+    message = prune_reason
+    if status == "diverged":
+        losses = {name: value for name, value in state.last.items() if name.endswith("_loss")}
+        what = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"
+        is_told = not all(map(math.isfinite, losses.values()))
+        message = what if is_told else f"every client's model has nan parameters at round {state.round_num}"
+    on_gpu = device.type == "cuda"
+    return RunResult(
+        status=str(status),
+        best_valid_loss=state.best.get("valid_loss", math.inf),
+        best_round=state.patience.best_round,
+        last_round=state.round_num,
+        best=state.best,
+        last=state.last,
+        seconds=round(state.seconds, 3),
+        peak_memory_mib=round(
+            torch.cuda.max_memory_reserved(device) / 2**20
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+            1,
+        ),
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type,
+        seed=conf.seed,
+        task=parts["task"],
+        model=compose.parameters(conf.model),
+        algorithm=compose.parameters(conf.algorithm),
+        option=parts["option"],
+        versions={
+            "flgo_hydra": flgo_hydra.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            **({"flgo": importlib.metadata.version("flgo")} if isinstance(conf.algorithm, FlgoConf) else {}),
+        },
+        fingerprint=compose.fingerprint(conf),
+        message=message,
+        engine=engine,
+        monitor=conf.monitor,
+        is_maximized=conf.is_maximized,
+    )

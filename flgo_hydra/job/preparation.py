@@ -1,0 +1,116 @@
+"""A run made ready to go: config, task, model, algorithm, backend and watcher put together."""
+
+import shlex
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flgo_hydra import compose
+from flgo_hydra.config import Conf
+from flgo_hydra.job.device import count_threads, resolve_device
+from flgo_hydra.job.outcome import result_of
+from flgo_hydra.job.watcher import Watcher
+from flgo_hydra.launch import reporter
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import RunResult
+
+if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
+    import torch
+
+    from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.backend.choice import ChosenBackend
+    from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.rounds import Run, RunState, Status
+    from flgo_hydra.federated.task import Task
+
+
+@dataclass
+class ReadyRun:
+    """A run that is ready to go, or under way."""
+
+    conf: Conf
+    paths: RunPaths
+    device: "torch.device"
+    data: "Data"
+    model: "torch.nn.Module"
+    algorithm: "Algorithm"
+    backend: "ChosenBackend"
+    state: "RunState"
+    watcher: Watcher
+    rounds: "Run"
+
+    def end(self, status: "Status") -> RunResult:
+        """Returns the result of a run that ended so.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, and has written a checkpoint.
+        """
+        if status == "stopped":
+            self.watcher.save(self.state)
+            again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
+            raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
+        reason = self.watcher.prune_reason or ""
+        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note)
+
+
+def prepare(
+    conf: Conf,
+    paths: RunPaths,
+    task: "Task | None",
+    line: reporter.Reporter,
+    is_interrupted: threading.Event,
+    data: "Data | None" = None,
+) -> ReadyRun:
+    """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
+
+    Args:
+        task: the config's, if it has been built already.
+        line: to the launcher.
+        is_interrupted: set when the run shall end at its next round boundary.
+        data: of the task, if another run has them on the device already.
+    """
+    import torch
+
+    from flgo_hydra.federated.algorithm.build import build_algorithm
+    from flgo_hydra.federated.backend.choice import build_backend
+    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.cohort import count_drawn
+    from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.metrics import OwnMetrics
+    from flgo_hydra.federated.model import arrange_for_cpu, build_model
+    from flgo_hydra.federated.optimizer import build_optimizer
+    from flgo_hydra.federated.patience import Patience
+    from flgo_hydra.federated.rounds import RunState, rounds
+    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+    from flgo_hydra.federated.weights import load_weights
+
+    device = resolve_device(conf.device)
+    dtype = getattr(torch, conf.dtype)
+    task = task or build_task(conf.task)
+    data = data or to_data(task, device, dtype)
+    model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, dtype)
+    if conf.initial_weights:
+        load_weights(model, conf.initial_weights)
+    model.to(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
+    if device.type == "cpu":
+        arrange_for_cpu(model)
+        torch.set_num_threads(count_threads(conf, model, task.input_shape, dtype))
+    algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
+    step = LocalStep(algorithm, optimizer, conf.clip_grad)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    proportion = 1.0 if conf.sample == "full" else conf.proportion
+    cohort_size = count_drawn(task.num_clients, proportion)
+    backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+    server = server_state(model, algorithm)
+    clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
+    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
+    watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
+    watcher.resume(state)
+    own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
+    measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
+    steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
+    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps)

@@ -1,0 +1,131 @@
+"""What happens beside the training of a run: records, checkpoints, progress, and requests to end."""
+
+import logging
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from flgo_hydra import compose
+from flgo_hydra.config import Conf, OptionConf
+from flgo_hydra.launch import reporter
+from flgo_hydra.progress import Progress
+from flgo_hydra.record import files
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import read_rounds
+
+if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
+    import torch
+
+    from flgo_hydra.federated.backend.choice import ChosenBackend
+    from flgo_hydra.federated.rounds import RunState, Status
+
+_log = logging.getLogger("flgo_hydra")
+
+
+class Watcher:
+    """Writes rounds and checkpoints, shows progress, and passes on requests to stop."""
+
+    def __init__(
+        self,
+        conf: Conf,
+        paths: RunPaths,
+        device: "torch.device",
+        line: reporter.Reporter,
+        is_interrupted: threading.Event,
+        backend: "ChosenBackend | None" = None,
+    ) -> None:
+        from flgo_hydra.record.checkpoint import CheckpointClock
+
+        self._option: OptionConf = conf
+        self._paths = paths
+        self._device = device
+        self._fingerprint = compose.fingerprint(conf)
+        self._line = line
+        self._is_interrupted = is_interrupted
+        self._backend = backend
+        self.prune_reason: str | None = None
+        self._record: list[dict[str, float]] = []
+        self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
+        self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
+
+    def resume(self, state: "RunState") -> None:
+        """Goes on from the folder's checkpoint, if there is one: rounds recorded after it are run again."""
+        from flgo_hydra.federated.patience import Patience
+        from flgo_hydra.federated.training import ServerState
+        from flgo_hydra.record.checkpoint import load_checkpoint
+
+        files.remove_leftovers(self._paths.checkpoint)
+        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        if saved is not None:
+            state.server = ServerState(**saved["server"])
+            state.clients.restore(saved["clients"])
+            state.round_num = saved["round_num"]
+            state.patience = Patience(**saved["patience"])
+            state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
+            if self._backend is not None and saved.get("backend") is not None:
+                self._backend.choose(saved["backend"], "checkpoint")
+            _log.info("going on after round %d", state.round_num)
+        files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
+        self._record = read_rounds(self._paths)
+        self._lines = files.JsonLines(self._paths.rounds)
+
+    def record_with(self, state: "RunState") -> list[dict[str, float]]:
+        """The evaluated rounds, the present one, which is not written yet, last."""
+        return [*self._record, _line(state)]
+
+    def evaluated(self, state: "RunState", is_best: bool) -> None:
+        line = _line(state)
+        self._record.append(line)
+        self._lines.append(line)
+        if is_best and self._option.save_best:
+            self._save_best_model(state)
+        best = state.patience
+        self.progress.show(state.round_num, state.last, best.best, best.best_round, self._option.monitor)
+        self._line.report(
+            "round",
+            round=state.round_num,
+            num_rounds=self._option.num_rounds,
+            best=best.best,
+            best_round=best.best_round,
+            monitor=self._option.monitor,
+            is_maximized=self._option.is_maximized,
+            **state.last,
+        )
+
+    def finished_round(self, state: "RunState") -> "Status | None":
+        from flgo_hydra.federated.rounds import Status
+
+        self.prune_reason = self._line.prune_reason()
+        if self.prune_reason is not None:
+            return Status.PRUNED
+        if state.round_num > 0 and self._due.is_due(state.round_num):
+            self._due.timed(lambda: self.save(state))
+        return Status.STOPPED if self._is_interrupted.is_set() or self._line.stop_requested() else None
+
+    def save(self, state: "RunState") -> None:
+        """Writes a checkpoint of the last finished round."""
+        from flgo_hydra.record.checkpoint import save_checkpoint
+
+        content = {
+            "server": vars(state.server),
+            "clients": state.clients.export(),
+            "round_num": state.round_num,
+            "patience": vars(state.patience),
+            "best": state.best,
+            "last": state.last,
+            "seconds": state.seconds,
+            "backend": None if self._backend is None else self._backend.choice,
+        }
+        save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
+
+    def _save_best_model(self, state: "RunState") -> None:
+        from flgo_hydra.federated.weights import dump_weights
+
+        with files.replacing(self._paths.best_model, is_durable=False) as file:
+            file.write(dump_weights({**state.server.params, **state.server.buffers}))
+
+
+def _line(state: "RunState") -> dict[str, float]:
+    """A line of rounds.jsonl."""
+    return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
