@@ -59,7 +59,7 @@ LAYERS = {
 # Packages with the files and folders that may import them.
 ANYWHERE = {
     "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
-    "optuna": ("study/study.py", "study/journal.py", "study/pruning.py", "study/samplers.py", "study/widening.py"),
+    "optuna": tuple(f"study/{p}.py" for p in ("study", "storage", "journal", "pruning", "samplers", "widening")),
     "pynvml": ("launch/devices.py",),
     "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (

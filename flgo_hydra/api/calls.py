@@ -20,7 +20,8 @@ from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
 from flgo_hydra.study import sweeper as sweeper_module
-from flgo_hydra.study.sweeper import Outcome, StudySweeper
+from flgo_hydra.study.sweep import Outcome
+from flgo_hydra.study.sweeper import StudySweeper
 
 Objects = dict[str, Callable[..., Any]]
 _SHIPPED = "given_in_python.pickle"

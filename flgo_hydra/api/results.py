@@ -111,7 +111,7 @@ class Sweep:
     @property
     def study(self) -> Any:
         """The sweep's Optuna study (`optuna.Study`)."""
-        from flgo_hydra.study.study import open_study
+        from flgo_hydra.study.storage import open_study
 
         return open_study(self.storage, self.study_name)
 

@@ -73,17 +73,18 @@ def rebuild(
     Raises:
         ValueError: no sweep, nothing to rebuild from, or a study is there.
     """
-    from flgo_hydra.study import study  # imports optuna
+    from flgo_hydra.study import storage as storages  # these import optuna
+    from flgo_hydra.study.study import SweepStudy
 
     paths = SweepPaths(folder.resolve())
     if not (paths.folder / "multirun.yaml").is_file():
         raise ValueError(f"{folder} is no sweep folder: it has no multirun.yaml.")
     hydra = recorded.read_hydra(paths.folder / "multirun.yaml")
     with owning(paths):
-        name = name or hydra["sweeper"].get("study_name") or study.name_in(paths.study)
+        name = name or hydra["sweeper"].get("study_name") or storages.name_in(paths.study)
         name = name or "_".join(paths.folder.parts[-2:])
         where = storage or str(paths.study)
-        if not is_forced and (paths.study.exists() if storage is None else study.exists(storage, name)):
+        if not is_forced and (paths.study.exists() if storage is None else storages.exists(storage, name)):
             raise ValueError(f"There is a study {name!r} in {where}. To overwrite it: --force.")
         runs = _read_runs(paths, hydra)
         if not runs:
@@ -91,10 +92,10 @@ def rebuild(
         made: Path | str = paths.folder / ".study.journal.new"
         if storage is not None:
             made = storage
-            study.delete(storage, name)
+            storages.delete(storage, name)
         else:
             Path(made).unlink(missing_ok=True)
-        _fill(study.SweepStudy(made, name), runs, _axes(runs, hydra))
+        _fill(SweepStudy(made, name), runs, _axes(runs, hydra))
         if storage is None:
             Path(made).replace(paths.study)
     return name, len(runs), where

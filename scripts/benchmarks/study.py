@@ -34,6 +34,7 @@ from flgo_hydra import __main__  # noqa: E402
 from flgo_hydra.launch import launcher as real  # noqa: E402
 from flgo_hydra.record.paths import RunPaths  # noqa: E402
 from flgo_hydra.study import points, sweeper  # noqa: E402
+from flgo_hydra.study import sweep as sweeps  # noqa: E402
 
 
 class Idle(real.PackingLauncher):
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     Idle.num_rounds = given.rounds
-    check, announce = points.check_points, sweeper._Sweep._announce
+    check, announce = points.check_points, sweeps.Sweep._announce
     took: dict[str, float] = {}
 
     def timed_check(*arguments: Any) -> Any:
@@ -140,8 +141,8 @@ def main() -> None:
         announce(sweep, job)
 
     sweeper.check_points = timed_check
-    sweeper._Sweep._announce = telling  # type: ignore[method-assign]
-    sweeper.PackingLauncher = Idle  # type: ignore[misc]
+    sweeps.Sweep._announce = telling  # type: ignore[method-assign]
+    sweeper.PackingLauncher = sweeps.PackingLauncher = Idle  # type: ignore[misc]
     sys.modules["flgo_hydra.launch.launcher"].PackingLauncher = Idle  # type: ignore[attr-defined]
     axes = ["algorithm=fedavg,fedprox", "lr=0.1,0.05,0.02,0.01,0.005", f"seed=range({max(1, given.points // 10)})"]
     with tempfile.TemporaryDirectory() as folder:

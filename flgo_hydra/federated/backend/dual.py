@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.backend.linear import Product, Sum, Term
+from flgo_hydra.federated.backend.needed import needed, producers_of
 from flgo_hydra.federated.backend.operations import geometry, is_view, storage
-from flgo_hydra.federated.backend.program import needed, producers_of
 from flgo_hydra.federated.backend.tape import Op
 
 _ATEN = torch.ops.aten

@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.program import Arena, Program, compile_program
+from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.timing import seconds_of
+from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
+from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
-from flgo_hydra.federated.backend.program import Arena, Program, compile_program
+from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.randomness import seed_torch

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.federated.backend.program import Arena, compile_program
+from flgo_hydra.federated.backend.arena import Arena
+from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 
 CPU = torch.device("cpu")

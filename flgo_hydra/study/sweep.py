@@ -1,0 +1,363 @@
+"""One call of the sweeper: launches what is not finished, fills the study, prints what came out."""
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+from flgo_hydra import compose
+from flgo_hydra.config import SweeperConf
+from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.launch.launcher import PackingLauncher
+from flgo_hydra.launch.queue import Job as QueuedJob
+from flgo_hydra.record import files
+from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.report import curves
+from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.table import Row
+from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
+from flgo_hydra.study.jobs import Job
+from flgo_hydra.study.objective import Common, check_same
+from flgo_hydra.study.ownership import check_folder
+from flgo_hydra.study.points import Point, PointChecker
+from flgo_hydra.study.replicates import reason_of, value_of
+from flgo_hydra.study.search import GridSource, SearchSettings, SearchSource, Source
+from flgo_hydra.study.tables import SweepTables
+from flgo_hydra.study.trials import Trials
+
+log = logging.getLogger(__name__)
+
+_MOST_AHEAD = 64
+"""Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a Python program is told of a sweep."""
+
+    rows: dict[int, Row]
+    """by job number; a job that did not run has none"""
+    jobs: dict[tuple[str, ...], int]
+    """job numbers by swept overrides, however a point was written"""
+    paths: SweepPaths
+    storage: str
+    study_name: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is about."""
+
+    space: Grid
+    """without the replicate keys"""
+    replicates: list[tuple[str, ...]]
+    """what each job of a point adds to its overrides"""
+    checked: list[Point]
+    """what the jobs of a grid compute; of a search only the edges"""
+    common: Common
+
+
+class Sweep:
+    """One call of the sweeper."""
+
+    def __init__(
+        self,
+        config: DictConfig,
+        settings: SweeperConf,
+        launcher: Launcher,
+        composer: SweepComposer,
+        plan: Plan,
+        paths: SweepPaths,
+    ) -> None:
+        from flgo_hydra.study.live import LiveCurves  # these import optuna
+        from flgo_hydra.study.pruning import Pruning
+        from flgo_hydra.study.study import SweepStudy
+
+        self._config = config
+        self._settings = settings
+        self._launcher = launcher
+        self._composer = composer
+        self._paths = paths
+        self._replicates = plan.replicates
+        default_name = "_".join(paths.folder.parts[-2:])
+        self._storage = self._settings.storage or str(paths.study)
+        self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
+        self._study.follow(*plan.common.followed)
+        earlier = self._study.description
+        if self._settings.storage is not None:
+            check_folder(earlier.get("folder"), paths, self._study.name)
+            self._study.describe({"folder": str(paths.folder)})
+        check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
+        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
+        self._space = give_axes(plan.space, earlier.get("grid", {}))
+        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
+        points = [replace(point, overrides=(*added, *point.overrides)) for point in plan.checked]
+        self._study.describe(_description(earlier, self._space, plan.common.values))
+        if self._settings.sampler != "grid":
+            self._study.describe({"sampler": self._settings.sampler})
+        if self._settings.replicate_keys:
+            self._study.describe({"replicates": [list(more) for more in plan.replicates]})
+        setting = self._settings.pruner
+        self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
+        if self._pruning is not None and any(not point.group for point in points):
+            raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
+        self._live = LiveCurves(self._study, self._pruning)
+        self._choices: dict[str, list[Value]] = {}
+        self._trials = Trials(self._study, paths)
+        self._source = self._open_source(points)
+        self._held: Job | None = None
+        self._numbers: dict[tuple[str, ...], int] = {}
+        has_points = bool(self._settings.replicate_keys)
+        self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
+
+    def _open_source(self, points: Sequence[Point]) -> Source:
+        settings = self._settings
+        if settings.sampler == "grid":
+            num_keys = len(settings.replicate_keys)
+            by_point: dict[tuple[str, ...], list[Point]] = {}
+            for point in points:
+                by_point.setdefault(point.overrides[: len(point.overrides) - num_keys], []).append(point)
+            self._choices = self._read_choices(list(by_point))
+            self._study.declare(self._choices)
+            return GridSource(self._trials, list(by_point.items()), bool(settings.replicate_keys), self._is_again)
+        from flgo_hydra.study.samplers import chosen_at_random
+
+        keys = chosen_at_random(settings.sampler, self._space)
+        if keys:
+            log.warning("%s knows numbers only: %s is chosen at random.", settings.sampler, ", ".join(keys))
+        assert settings.n_trials is not None
+        search = SearchSettings(settings.sampler, settings.sampler_seed or 0, settings.n_trials)
+        checker = PointChecker(self._composer, self._config, self._space.fixed)
+        return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
+
+    def _is_again(self, job: Job) -> bool:
+        """Whether a grid's job that has ended is to run again: it failed, or with this pruner it might go on."""
+        if isinstance(job.outcome, Failure):
+            return self._settings.retry_failed
+        reason = None if self._pruning is None else self._pruning.reason
+        return isinstance(job.outcome, RunResult) and job.outcome.status == "pruned" and job.outcome.message != reason
+
+    def outcome(self) -> Outcome:
+        """What has come out so far; it grows while the sweep runs."""
+        for job in self._trials.jobs.all():
+            self._note(job)
+        return Outcome(self._tables.rows, self._numbers, self._paths, self._storage, self._study.name)
+
+    def _note(self, job: Job) -> None:
+        for written in job.point.written or [job.point.overrides]:
+            self._numbers[written] = job.number
+
+    def close(self) -> None:
+        self._study.close()
+
+    def run(self) -> list[JobReturn]:
+        returns: list[JobReturn] = []
+        is_interrupted = False
+        self._take_over()
+        num_untried = sum(row.status == "failed" for row in self._tables.sorted_rows())
+        try:
+            if isinstance(self._launcher, PackingLauncher):
+                # While the workers import torch, this process has nothing to do but what it needs at the end.
+                threading.Thread(target=curves.prepare, daemon=True).start()
+                returns = self._roll(self._launcher)
+            else:
+                while batch := self._next_batch():
+                    returns.extend(self._launch(batch))
+        except KeyboardInterrupt:
+            is_interrupted = True
+            for trial in self._source.trials:
+                self._trials.interrupt(trial)
+        self._tables.write()
+        rows, num_left = self._tables.sorted_rows(), self._source.num_left
+        best = print_summary(
+            rows,
+            self._paths,
+            self._storage,
+            self._study.name,
+            num_left,
+            self._settings.curve,
+            num_untried,
+            compose.is_ours(self._config),
+            self._tables.point_rows() if self._settings.replicate_keys else None,
+        )
+        if is_interrupted:
+            raise KeyboardInterrupt
+        if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
+            raise SystemExit(1)
+        return returns
+
+    def _take_over(self) -> None:
+        """Takes over what earlier calls have finished; a point whose jobs have all ended gets its trial."""
+        for trial in self._source.trials:
+            if trial.is_settled and not trial.is_closed:
+                if self._trials.is_over(trial):
+                    trial.is_closed = True
+                else:
+                    self._trials.open(trial, self._choices)
+                    self._trials.close(trial)
+        for job in self._trials.jobs.others():  # points of earlier commands: the tables show them as well
+            if self._trials.harvest(job) or self._trials.take_failure(job):
+                self._tables.add(job)
+
+    def _next_batch(self) -> list[Job]:
+        """Jobs to launch at once: of consecutive numbers, since Hydra numbers a batch from its first."""
+        if self._settings.batch_size is not None:
+            size = self._settings.batch_size
+        elif type(self._launcher).__name__ == "BasicLauncher":
+            size = 1
+        else:
+            size = len(os.sched_getaffinity(0)) if self._source.is_patient else self._source.num_to_come + 1
+        batch = [self._held] if self._held is not None else []
+        self._held = None
+        while len(batch) < size:
+            job = self._source.next()
+            if job is None:
+                break
+            if batch and job.number != batch[-1].number + 1:
+                self._held = job
+                break
+            batch.append(job)
+        return batch
+
+    def _roll(self, launcher: PackingLauncher) -> list[JobReturn]:
+        """Runs jobs under our own launcher: a free slot gets the next one at once."""
+        source = self._source
+        by_number: dict[int, Job] = {}
+        by_trial: dict[int, QueuedJob] = {}
+        returns: list[JobReturn] = []
+        is_over = False
+        with launcher.watching(source.num_to_come) as queue:
+            while True:
+                is_over = is_over or queue.stop_level > 0
+                has_room = queue.has_free_slot if source.is_patient else len(queue.waiting) < _MOST_AHEAD
+                job = source.next() if has_room and not is_over else None
+                is_over = is_over or (has_room and job is None)
+                if job is not None:
+                    by_number[job.number] = job
+                    self._announce(job)
+                    name = " ".join(job.point.overrides)
+                    launcher.submit([*self._space.fixed, *job.point.overrides], job.number, name=name)
+                elif is_over and queue.is_idle:
+                    break
+                elif self._tables.has_news:  # slots first
+                    self._tables.write_now_and_then()
+                queue.expect_more(job is not None and not source.is_patient)
+                # With jobs still to submit, only look at what has happened meanwhile.
+                event = launcher.next_event(timeout_s=0.0 if job is not None else self._live.wait_s())
+                for pruned in self._live.write():
+                    self._prune(launcher, by_trial[pruned])
+                if event is None:
+                    continue
+                job = by_number[event.job.num]
+                if event.kind == "started":
+                    self._open_trials(job)
+                    if (trial := job.live_trial) is not None:
+                        is_known = trial in by_trial
+                        by_trial[trial] = event.job
+                        if self._pruning is not None and not is_known:
+                            self._pruning.start(trial, job.point.group, job.point.num_rounds)
+                        elif self._pruning is not None and self._pruning.is_pruned(trial):
+                            self._prune(launcher, event.job)  # its process died before it could heed
+                elif event.kind == "report" and (trial := job.live_trial) is not None:
+                    self._live.hear(trial, event.values, functools.partial(self._trials.read_rounds, job))
+                elif event.kind == "ended":
+                    returned = launcher.job_return(event.job)
+                    returns.append(returned)
+                    self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
+            is_stopped = queue.stop_level > 0
+        if is_stopped:
+            raise KeyboardInterrupt
+        return returns
+
+    def _open_trials(self, job: Job) -> None:
+        for trial in job.trials:
+            self._trials.open(trial, self._choices)
+
+    def _prune(self, launcher: PackingLauncher, job: QueuedJob) -> None:
+        assert self._pruning is not None
+        launcher.prune(job, self._pruning.reason)
+
+    def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
+        """Runs a batch under anybody else's launcher."""
+        for job in batch:
+            self._announce(job)
+            self._open_trials(job)
+        overrides = [[*self._space.fixed, *job.point.overrides] for job in batch]
+        try:
+            returns = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
+        except Exception as error:  # a launcher that dies with a job (joblib's does): the others' results are kept
+            for job in batch:
+                if not self._trials.harvest(job):
+                    self._trials.fail(job, error)
+                self._end(job)
+            return []
+        for job, returned in zip(batch, returns, strict=True):
+            self._settle(job, returned)
+        self._tables.write_now_and_then()
+        return returns
+
+    def _announce(self, job: Job) -> None:
+        """A job will run: what an earlier sweep says of it does not count any more."""
+        self._note(job)
+        run = self._trials.run(job)
+        run.failure.unlink(missing_ok=True)
+        if job.is_outdated:
+            run.result.unlink(missing_ok=True)
+
+    def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
+        """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
+        if not self._trials.harvest(job):
+            if is_stopped:
+                job.is_stopped = True
+            elif returned.status is JobStatus.COMPLETED:
+                try:
+                    job.outcome = float(returned.return_value)
+                except (TypeError, ValueError):
+                    wanted = "A job must return the number to be minimised"
+                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {returned.return_value!r}."))
+            else:
+                error = returned._return_value
+                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        if job.outcome is not None:
+            self._open_trials(job)  # one that was refused has never started
+        if (trial := job.live_trial) is not None:
+            self._live.end(trial)
+            if self._pruning is not None:
+                is_pruned = isinstance(job.outcome, RunResult) and job.outcome.status == "pruned"
+                value = None if is_pruned or reason_of(job.outcome) is not None else value_of(job.outcome)
+                self._pruning.finish(trial, value, is_pruned)
+        self._trials.settle(job)
+        self._tables.has_news = True
+
+    def _read_choices(self, points: Sequence[tuple[str, ...]]) -> dict[str, list[Value]]:
+        """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
+        choices: dict[str, dict[tuple[str, Value], None]] = {}
+        for point in points:
+            for key, value in parse_point(point).items():
+                if key not in choices:
+                    choices[key] = {("str", option): None for option in self._composer.group_options(key)}
+                choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
+        return {key: [value for _, value in values] for key, values in choices.items()}
+
+
+def _description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
+    grid = {key: values if isinstance(values, str) else list(values) for key, values in earlier.get("grid", {}).items()}
+    for axis in space.axes:
+        values = grid.get(axis.key, [])
+        grid[axis.key] = list(dict.fromkeys([*(values if isinstance(values, list) else []), *axis.values]))
+    grid |= {interval.key: interval.line.partition("=")[2] for interval in space.intervals}
+    before = earlier.get("fixed")
+    kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
+    return {"grid": grid, "fixed": dict(kept)}

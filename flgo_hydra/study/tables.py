@@ -1,0 +1,96 @@
+"""The tables of a sweep, results.csv, points.csv and best.yaml, kept current while it runs."""
+
+import time
+
+from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.report.points import PointRow, write_best_point, write_points
+from flgo_hydra.report.table import Row, write_best, write_results
+from flgo_hydra.study.jobs import Job, PointTrial
+from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
+from flgo_hydra.study.search import Source
+from flgo_hydra.study.trials import Trials
+
+_COST_SHARE = 20.0
+"""Tables are rewritten when this many times their cost has passed."""
+
+
+class SweepTables:
+    """A row for each job that has ended, and one for each point where a point has several jobs.
+
+    Args:
+        fixed: overrides that all jobs share.
+        has_points: there are replicates.
+    """
+
+    def __init__(
+        self, trials: Trials, source: Source, paths: SweepPaths, fixed: tuple[str, ...], has_points: bool
+    ) -> None:
+        self._trials = trials
+        self._source = source
+        self._paths = paths
+        self._fixed = fixed
+        self._has_points = has_points
+        self.rows: dict[int, Row] = {}
+        """by job number"""
+        self.has_news = False
+        """a job has ended since they were written"""
+        self._written = 0.0
+        self._cost = 0.0
+
+    def add(self, job: Job) -> None:
+        """Takes up a job that has ended."""
+        assert job.outcome is not None
+        self.rows[job.number] = self._row(job, job.outcome)
+
+    def sorted_rows(self) -> list[Row]:
+        """A row for each job that has ended."""
+        for job in self._trials.jobs.all():
+            if job.number not in self.rows and job.outcome is not None:
+                self.add(job)
+        return [self.rows[number] for number in sorted(self.rows)]
+
+    def _row(self, job: Job, outcome: RunResult | Failure | float) -> Row:
+        run, overrides = self._trials.run(job), job.point.overrides
+        if isinstance(outcome, RunResult):
+            return Row.of_result(job.number, overrides, run, outcome)
+        if isinstance(outcome, Failure):
+            return Row.of_failure(job.number, overrides, run, outcome)
+        return Row.of_value(job.number, overrides, run, outcome)
+
+    def point_rows(self) -> list[PointRow]:
+        """A row for each point all of whose replicates have ended."""
+        trials = {trial.identity: trial for trial in self._source.trials if not trial.is_stopped}
+        return [_point_row(trial) for trial in trials.values()]
+
+    def write_now_and_then(self) -> None:
+        """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
+        if time.monotonic() - self._written >= _COST_SHARE * self._cost:
+            self.write()
+
+    def write(self) -> None:
+        begin = time.monotonic()
+        rows = self.sorted_rows()
+        write_results(self._paths.results, rows)
+        if self._has_points:
+            points = self.point_rows()
+            write_points(self._paths.points, points)
+            write_best_point(self._paths.best, points, self._fixed)
+        else:
+            write_best(self._paths.best, rows, self._fixed)
+        self.has_news = False
+        self._written = time.monotonic()
+        self._cost = self._written - begin
+
+
+def _point_row(trial: PointTrial) -> PointRow:
+    jobs = tuple(job.number for job in trial.jobs)
+    reasons = {job: reason for job in trial.jobs if (reason := reason_of(job.outcome)) is not None}
+    if reasons:
+        message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
+        return PointRow(trial.overrides, jobs, message=message)
+    one = trial.jobs[0].outcome
+    followed = (one.monitor, one.is_maximized) if isinstance(one, RunResult) else ("valid_loss", False)
+    values = tuple(value_of(job.outcome) for job in trial.jobs)
+    mean, std = mean_and_std(values)
+    return PointRow(trial.overrides, jobs, values, mean, std, "", *followed)
