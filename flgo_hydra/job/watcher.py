@@ -63,8 +63,8 @@ class Watcher:
             state.round_num = saved["round_num"]
             state.patience = Patience(**saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
-            if self._backend is not None and saved.get("backend") is not None:
-                self._backend.choose(saved["backend"], "checkpoint")
+            if self._backend is not None:
+                self._backend.go_on(saved["engine"])
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self._record = read_rounds(self._paths)
@@ -115,7 +115,7 @@ class Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "backend": None if self._backend is None else self._backend.choice,
+            "engine": None if self._backend is None else self._backend.findings,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 

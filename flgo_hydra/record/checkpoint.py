@@ -13,7 +13,7 @@ import torch
 
 from flgo_hydra.record.files import replacing
 
-_VERSION = 1
+_VERSION = 2
 _COST_SHARE = 0.01
 _log = logging.getLogger(__name__)
 

@@ -4,10 +4,11 @@
 time and side by side, and keeps what would take the round less time. Which one that is depends on the device, the
 model, the cohort and the threads: on a CPU, clients side by side win for dense models, whose first layer they may keep
 in its dual form, and lose for convolutions. Short runs are not worth a measurement and take the loop. The choice is
-noted in result.json and kept in the checkpoint: a run that goes on gives the numbers it would have given.
+noted in result.json and kept in the checkpoint: a run that goes on gives the numbers it would have given. So is
+whether the loop's recorded steps pay, which it measures itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,19 @@ class ChosenBackend:
 
     @property
     def choice(self) -> str | None:
-        """The backend's name, or None before the first cohort. A checkpoint keeps it."""
+        """The backend's name, or None before the first cohort."""
         return self._backend.name if self._backend is not None else None
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What was measured, for the checkpoint."""
+        return {"backend": self.choice, "is_recorded": self.loop.is_recorded}
+
+    def go_on(self, findings: Mapping[str, Any]) -> None:
+        """Goes on with what the process before found out; a backend that was asked for stays."""
+        if findings["backend"] is not None:
+            self.choose(findings["backend"], "checkpoint")
+        self.loop.decide(findings["is_recorded"])
 
     def choose(self, name: str, why: str) -> None:
         """Decides, unless it has been decided."""

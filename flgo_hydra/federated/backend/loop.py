@@ -69,6 +69,8 @@ class LoopBackend:
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
         self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
         self._traced: TracedSteps | None = None
+        self.is_recorded: bool | None = None
+        """whether recorded steps were found to pay; None: no step has been recorded yet"""
         self._why_not_compiled = "engine.compile=off"
         if compiles:
             self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data, graphs)
@@ -82,6 +84,12 @@ class LoopBackend:
         if self._traced is not None and self._data.x_train.device.type == "cuda":
             note |= self._traced.graph_note
         return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
+
+    def decide(self, is_recorded: bool | None) -> None:
+        """Takes over what an earlier process found out, so that the run's numbers go on as they began."""
+        self.is_recorded = is_recorded
+        if is_recorded is False and self._traced is not None:
+            self._traced, self._why_not_compiled = None, "checkpoint"
 
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
@@ -190,8 +198,9 @@ class LoopBackend:
         for size, rows in by_size.items():
             if size in self._paying and size not in self._traced.sizes:
                 why_not = self._traced.compile(rows, lambda: self.load(server), server, hyper)
-                if not why_not and len(self._traced.sizes) == 1:
+                if not why_not and self.is_recorded is None:
                     why_not = self._measure(rows, server, hyper)
+                self.is_recorded = not why_not
                 if why_not:
                     _log.info("local steps run uncompiled: %s", why_not)
                     self._traced, self._why_not_compiled = None, why_not

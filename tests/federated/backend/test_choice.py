@@ -168,11 +168,12 @@ def test_a_model_that_counts_its_calls_is_not_compiled(ragged):
 def test_a_recorded_step_that_is_clearly_slower_is_given_up(ragged, make_mlp, monkeypatch):
     seconds = itertools.cycle([1.6, 1.0])
     monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
+    monkeypatch.setattr(loop, "_SLOWER", 1.5)
     model = make_mlp()
     backend = LoopBackend(model, ragged, LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(4, 2, None, seed=3))
     rounds(backend, model, ragged)
     assert backend.note["why_not_compiled"] == "a recorded step takes 1.60 times as long as a plain one"
-    assert backend.note["compiled_batch_sizes"] == []
+    assert backend.note["compiled_batch_sizes"] == [] and backend.is_recorded is False
 
 
 def chosen(data, model, engine, visits=INF, cohort_size=4):
@@ -207,11 +208,31 @@ def test_auto_measures_for_real_and_trains_as_the_loop_does(ragged, make_mlp, mo
 def test_what_needs_no_measurement_and_what_a_checkpoint_keeps(ragged, make_mlp):
     assert chosen(ragged, make_mlp(), EngineConf(), visits=10).note["chosen_by"] == "too short to measure"
     asked = chosen(ragged, make_mlp(), EngineConf("vmap"))
-    asked.choose("loop", "checkpoint")
+    asked.go_on({"backend": "loop", "is_recorded": True})
     assert asked.choice == "vmap"
     resumed = chosen(ragged, make_mlp(), EngineConf())
-    resumed.choose("vmap", "checkpoint")
-    assert resumed.choice == "vmap"
+    resumed.go_on({"backend": "vmap", "is_recorded": None})
+    assert resumed.choice == "vmap" and resumed.note["chosen_by"] == "checkpoint"
+    early = chosen(ragged, make_mlp(), EngineConf())
+    early.go_on({"backend": None, "is_recorded": None})  # a checkpoint before the first round's end
+    assert early.choice is None
+
+
+@pytest.mark.parametrize("is_recorded, sizes", [(True, [3, 4]), (False, [])])
+def test_a_run_that_goes_on_does_not_ask_again_whether_recorded_steps_pay(
+    ragged, make_mlp, monkeypatch, is_recorded, sizes
+):
+    seconds = itertools.cycle([0.1, 1.0] if not is_recorded else [1.6, 1.0])  # now it would decide otherwise
+    monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
+    monkeypatch.setattr(loop, "_SLOWER", 1.5)
+    model = make_mlp()
+    backend = chosen(ragged, model, EngineConf("loop"))
+    assert backend.findings == {"backend": "loop", "is_recorded": None}
+    backend.go_on({"backend": "loop", "is_recorded": is_recorded})
+    rounds(backend, model, ragged)
+    assert set(sizes) <= set(backend.note["compiled_batch_sizes"])
+    assert bool(backend.note["compiled_batch_sizes"]) == is_recorded
+    assert backend.findings == {"backend": "loop", "is_recorded": is_recorded}
 
 
 @pytest.mark.parametrize(
