@@ -33,7 +33,10 @@ _log = logging.getLogger("flgo_hydra")
 def preload() -> None:
     """Imports what a job needs, for the process that a launcher forks jobs from. Computes nothing: a process that has
     used autograd cannot be forked."""
+    import numpy.ma  # noqa: F401  # np.unique asks for it
+
     import flgo_hydra.federated.algorithm.build
+    import flgo_hydra.federated.algorithm.fedavg
     import flgo_hydra.federated.algorithm.fedprox
     import flgo_hydra.federated.algorithm.scaffold
     import flgo_hydra.federated.backend.choice

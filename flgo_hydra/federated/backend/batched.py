@@ -161,8 +161,10 @@ def extent_of(data: Data, work: LocalWork, visits: float) -> Extent:
     """
     sizes = np.diff(data.offsets)
     by_client = [(int(n), *work.size(int(n))) for n in np.unique(sizes)]
+    last = [n % size or size for n, size, num_steps in by_client if num_steps >= math.ceil(n / size)]
     return Extent(
         width=max(size for _, size, _ in by_client),
+        least=min([*last, *(size for _, size, _ in by_client)]),
         most_steps=max(num_steps for *_, num_steps in by_client),
         most_samples=max(min(n, size * num_steps) for n, size, num_steps in by_client),
         sizes=paying_sizes(sizes, work, visits),

@@ -17,6 +17,7 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.timing import seconds_of
@@ -56,6 +58,8 @@ class Extent:
 
     width: int
     """samples of the largest batch"""
+    least: int
+    """samples of the smallest batch"""
     most_steps: int
     most_samples: int
     """different ones that a client visits in a round"""
@@ -319,7 +323,9 @@ class Lanes:
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
         def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-            outputs = functional_call(self._model, {**params, **buffers, **own.frozen}, (x,))
+            norms = nullcontext() if weights is None else MaskedBatchNorm(weights, self._extent.least)
+            with norms:
+                outputs = functional_call(self._model, {**params, **buffers, **own.frozen}, (x,))
             losses = algorithm.loss(outputs, y, _cross_entropy if data.is_classification else data.criterion)
             return losses.mean() if weights is None else (losses * weights).sum()
 
@@ -518,7 +524,7 @@ class Lanes:
         batches = [some[i * n : (i + 1) * n] for i in range(self.size)]
         orders = [Order(np.concatenate([batch, batch[::-1]]), (n, n)) for batch in batches]
         if number == MASKED:  # the last lane: one step on a part of a batch
-            part = batches[-1][: max(1, n // 2)]
+            part = batches[-1][: max(self._extent.least, n // 2)]
             orders[-1] = Order(part, (len(part),))
         return orders
 

@@ -10,7 +10,7 @@ from torch import nn
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import choice, loop
+from flgo_hydra.federated.backend import choice, lanes, loop
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -36,10 +36,10 @@ def rounds(backend, model, data, algorithm=None, num_rounds=2, **hyper):
     return {**server.params, **server.buffers}
 
 
-def both(build, data, algorithm=None, batch_size=4, lanes=4, **hyper):
+def both(build, data, algorithm=None, batch_size=4, lanes=4, compiles=True, **hyper):
     """The model after two rounds in the plain loop and side by side, and what the second says of itself."""
     ends = []
-    for kind, more in ((LoopBackend, {"compiles": False}), (VmapBackend, {"lanes": lanes})):
+    for kind, more in ((LoopBackend, {"compiles": False}), (VmapBackend, {"lanes": lanes, "compiles": compiles})):
         model = build()
         step = LocalStep(algorithm or FedAvg(), build_optimizer("sgd", momentum=0.5))
         backend = kind(model, data, step, LocalWork(batch_size, 2, None, seed=3), **more)
@@ -70,9 +70,56 @@ def test_batch_norm_side_by_side_where_batches_are_of_one_size(make_ragged_task)
     assert ours["1.num_batches_tracked"].item() == 8
 
 
-def test_batch_norm_of_ragged_batches_trains_in_the_loop(make_ragged_task):
+NORMS = {
+    "as it is": lambda: nn.BatchNorm1d(4),
+    "own momentum": lambda: nn.BatchNorm1d(4, momentum=0.3, eps=0.1),
+    "not affine": lambda: nn.BatchNorm1d(4, affine=False),
+    "no running statistics": lambda: nn.BatchNorm1d(4, track_running_stats=False),
+    "over places too": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.BatchNorm1d(2), nn.Flatten()),
+    "images": lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.BatchNorm2d(1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("compiles", [True, False])
+def test_batch_norm_of_ragged_batches_side_by_side(make_ragged_task, norm, compiles):
+    """Batches of 4, 3 and 2 samples, filled up to 4, and clients who are done before others."""
     data = to_data(make_ragged_task((7, 6, 12)), torch.device("cpu"), torch.float64)
+    build = seeded(lambda: nn.Sequential(nn.Linear(5, 4), NORMS[norm](), nn.ReLU(), nn.Linear(4, 3)))
+    plain, ours, note = both(build, data, lanes=3, compiles=compiles)
+    assert note["backend"] == "vmap" and note["compiled_with_masks"] is compiles
+    assert_same(plain, ours)
+    if norm == "own momentum":
+        assert ours["1.num_batches_tracked"].dtype == torch.int64 and (ours["1.running_var"] != 1).all()
+
+
+def test_batch_norm_of_pairs_and_different_numbers_of_steps(make_ragged_task, monkeypatch):
+    """Nothing that is tried beforehand may have a single sample; and in the dual form."""
+    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    data = to_data(make_ragged_task((8, 4, 6)), torch.device("cpu"), torch.float64)
     build = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)))
+    plain, ours, note = both(build, data, batch_size=2, lanes=3)
+    assert note["backend"] == "vmap" and note["compiled_with_masks"] and note["dual_layers"] == ["0.weight"]
+    assert_same(plain, ours)
+
+
+def test_batch_norm_of_a_single_sample_is_refused_as_torch_refuses_it(make_ragged_task):
+    data = to_data(make_ragged_task((7, 5, 12)), torch.device("cpu"), torch.float64)  # 5 = 4 + 1
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))()
+    step = LocalStep(FedAvg(), build_optimizer("sgd"))
+    backend = VmapBackend(model, data, step, LocalWork(4, 2, None, seed=3), lanes=3)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        rounds(backend, model, data)
+    assert "more than one value per channel" in backend.note["why_not_vmap"]
+
+
+def test_what_mixes_ragged_batches_trains_in_the_loop(make_ragged_task):
+    class Centering(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    data = to_data(make_ragged_task((7, 6, 12)), torch.device("cpu"), torch.float64)
+    build = seeded(lambda: nn.Sequential(nn.Linear(5, 4), Centering(), nn.ReLU(), nn.Linear(4, 3)))
     plain, ours, note = both(build, data)
     assert note["backend"] == "loop" and "mixes the samples" in note["why_not_vmap"]
     assert_same(plain, ours)
