@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
+from flgo_hydra.launch.host import num_cores
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i", "--version", "--hydra-help", "--shell-completion", "-sc"}
@@ -49,7 +50,9 @@ def _run(arguments: Sequence[str]) -> int:
     if _starts_grid(arguments):
         # It imports torch on another core while this process composes and checks the grid.
         server_process.start_early(
-            server_process.PRELOAD, ["flgo_hydra.launch.worker:prepare", "flgo_hydra.app:preload"]
+            server_process.PRELOAD,
+            ["flgo_hydra.launch.worker:prepare", "flgo_hydra.app:preload"],
+            _expected_threads(arguments, num_cores()),
         )
     with without_garbage_collection():
         import hydra
@@ -86,6 +89,13 @@ def _starts_grid(arguments: Sequence[str]) -> bool:
     only_shows = any(text.partition("=")[0] in _SHOWING_FLAGS for text in arguments)
     other_launcher = any(text.startswith("hydra/launcher=") and text != _OUR_LAUNCHER for text in arguments)
     return is_grid and not only_shows and not other_launcher
+
+
+def _expected_threads(arguments: Sequence[str], cores: int) -> int:
+    """Threads of a job, if there is no GPU; a guess that is wrong costs the server that was started early."""
+    given = {key: int(value) for key, _, value in (text.partition("=") for text in arguments) if value.isdecimal()}
+    threads, slots = given.get("hydra.launcher.threads"), given.get("hydra.launcher.slots")
+    return max(1, threads or cores // (slots or cores))
 
 
 if __name__ == "__main__":

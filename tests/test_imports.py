@@ -35,7 +35,7 @@ LAYERS = {
         *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help", "importing", "launch.server_process"},
+    "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process"},
     "api": {
         "app",
         "compose",

@@ -100,14 +100,15 @@ def worker_env(num_threads: int) -> dict[str, str]:
     return threads | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
-def start_early(preload: Sequence[str], prepare: Sequence[str]) -> None:
+def start_early(preload: Sequence[str], prepare: Sequence[str], num_threads: int = 1) -> None:
     """Starts a forkserver that the first launcher of this process takes, if it fits.
 
-    Jobs get one thread each where slots and threads are left to us, on whatever machine.
+    Args:
+        num_threads: of a job; one where slots and threads are left to us, on whatever machine.
     """
     global _early
     take_early({})  # of a command before, in the same process, that was refused before it had a launcher
-    _early = ServerProcess(preload, worker_env(1), prepare)
+    _early = ServerProcess(preload, worker_env(num_threads), prepare)
 
 
 def take_early(env: Mapping[str, str]) -> ServerProcess | None:

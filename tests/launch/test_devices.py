@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flgo_hydra.launch.devices import Devices, host_memory_mib, num_cores
+from flgo_hydra.launch.devices import Devices
 from flgo_hydra.launch.scheduler import CPU, Device
 
 MIB = 2**20
@@ -224,13 +224,6 @@ def test_device_that_vanishes_is_gone_until_it_answers() -> None:
     assert [device.id for device in devices.read({})] == ["GPU-a1", "GPU-a2", "GPU-b1"]
 
 
-def test_slots_share_the_cores(tmp_path: Path) -> None:
-    lay(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"})
-    assert Devices(environ={}, nvml=FakeNvml(PLAIN), root=tmp_path).slots == 1
-    assert Devices("cpu", root=tmp_path).slots == 1
-    assert Devices("cpu", slots=9, root=tmp_path).slots == 9
-
-
 def lay(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -239,57 +232,16 @@ def lay(root: Path, files: dict[str, str]) -> Path:
 
 
 MEMINFO = {"proc/meminfo": f"MemTotal: {16000 * 1024} kB\nMemFree: 1 kB\nMemAvailable: {12000 * 1024} kB\n"}
-V1 = "sys/fs/cgroup/memory/"
 
 
-@pytest.mark.parametrize(
-    "files, total, free",
-    [
-        ({}, 16000, 12000),
-        # v2: a limit of a group above the own one
-        (
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                "sys/fs/cgroup/a/b/memory.max": "max\n",
-                "sys/fs/cgroup/a/memory.max": str(8000 * MIB),
-                "sys/fs/cgroup/a/memory.current": str(3000 * MIB),
-                "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {1000 * MIB}\n",
-            },
-            8000,
-            6000,
-        ),
-        # v1, and the limit leaves more than the kernel has
-        (
-            {
-                "proc/self/cgroup": "5:cpu:/\n4:memory:/a\n",
-                V1 + "a/memory.limit_in_bytes": str(15000 * MIB),
-                V1 + "a/memory.usage_in_bytes": str(1000 * MIB),
-                V1 + "memory.limit_in_bytes": "9223372036854771712",
-            },
-            15000,
-            12000,
-        ),
-        # v1 in a container: the path is the host's, the mounted root is the own group
-        (
-            {
-                "proc/self/cgroup": "4:memory:/docker/123\n",
-                V1 + "memory.limit_in_bytes": str(4000 * MIB),
-                V1 + "memory.usage_in_bytes": str(3000 * MIB),
-                V1 + "memory.stat": f"total_inactive_file {500 * MIB}\n",
-            },
-            4000,
-            1500,
-        ),
-        # use unknown
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": str(8000 * MIB)}, 8000, 12000),
-    ],
-)
-def test_host_memory(tmp_path: Path, files: dict[str, str], total: int, free: int) -> None:
-    assert host_memory_mib(lay(tmp_path, MEMINFO | files)) == (total, free)
+def test_slots_share_the_cores(tmp_path: Path) -> None:
+    lay(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"})
+    assert Devices(environ={}, nvml=FakeNvml(PLAIN), root=tmp_path).slots == 1
+    assert Devices("cpu", root=tmp_path).slots == 1
+    assert Devices("cpu", slots=9, root=tmp_path).slots == 9
 
 
-def test_host_memory_unknown(tmp_path: Path) -> None:
-    assert host_memory_mib(tmp_path) == (None, None)
+def test_a_host_whose_memory_is_unknown(tmp_path: Path) -> None:
     assert Devices("cpu", slots=2, root=tmp_path).read({}) == [Device(CPU, None, None, 2, None)]
 
 
@@ -298,36 +250,6 @@ def test_cpu_read(tmp_path: Path) -> None:
     assert devices.name.startswith("cpu ")
     assert devices.read({CPU: 1000}) == [Device(CPU, 16000, 12000, 2, foreign_mib=3000)]
     assert devices.read({CPU: None}) == [Device(CPU, 16000, 12000, 2, foreign_mib=None)]
-
-
-@pytest.mark.parametrize(
-    "files, cores",
-    [
-        ({}, 8),
-        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "350000 100000"}, 3),
-        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "50000 100000"}, 1),
-        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "max 100000"}, 8),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-            },
-            2,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu:/",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-            },
-            8,
-        ),
-    ],
-)
-def test_num_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert num_cores(lay(tmp_path, files)) == cores
 
 
 def test_this_machine_answers() -> None:

@@ -9,7 +9,7 @@ import textwrap
 import psutil
 import pytest
 
-from flgo_hydra.__main__ import _starts_grid
+from flgo_hydra.__main__ import _expected_threads, _starts_grid
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.pool import Ended, Message, Pool
 
@@ -105,3 +105,19 @@ def test_it_leaves_with_a_parent_that_never_spoke(tmp_path):
 )
 def test_which_commands_start_one(command, is_early):
     assert _starts_grid(command.split()) is is_early
+
+
+@pytest.mark.parametrize(
+    "overrides, num_threads",
+    [
+        ("lr=0.1", 1),
+        ("hydra.launcher.slots=8", 1),
+        ("hydra.launcher.slots=2", 4),
+        ("hydra.launcher.slots=20", 1),
+        ("hydra.launcher.slots=2 hydra.launcher.threads=3", 3),
+        ("hydra.launcher.slots=2 hydra.launcher.slots=1", 8),
+        ("hydra.launcher.slots=null hydra.launcher.threads=-1", 1),  # the second is refused later
+    ],
+)
+def test_it_starts_with_the_threads_that_its_jobs_will_have(overrides, num_threads):
+    assert _expected_threads(overrides.split(), cores=8) == num_threads
