@@ -16,9 +16,9 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensor
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
+from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -48,8 +49,6 @@ _log = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
-_PLAN_BYTES = 2**25
-"""Of the steps that lie ready on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -76,44 +75,6 @@ class Recipe:
     """of the optimizer"""
     step: Callable[[Numbers], LocalStep]
     """the local step with these numbers: of all lanes, or, where runs differ, of one lane"""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step of all lanes, as it stands on the device."""
-
-    kind: int
-    count: int
-    """its number in the round, from 1"""
-    rows: Tensor
-    index: Tensor | None
-    weights: Tensor | None
-    is_active: Tensor | None
-
-
-@dataclass
-class _Kind:
-    """Steps of one kind: where they find their samples, and their program."""
-
-    rows: Tensor
-    """of the training samples, (H * B,)"""
-    x: Tensor
-    y: Tensor
-    weights: Tensor | None
-    """of each sample in its batch's mean, (H, B)"""
-    is_active: Tensor | None
-    """(H,)"""
-    index: Tensor
-    """of the samples in the dual form, (H * B,)"""
-    program: Program | None = None
-    reads_x: bool = True
-    counts: bool = True
-    """the step reads its number"""
-    plan: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """by the name of a step's part: this kind's own tensor of it, and those of the steps to come, (steps, …)"""
-    position: Tensor | None = None
-    """of the next step in the plan"""
-    graph: Graph | None = None
 
 
 class Lanes:
@@ -156,7 +117,7 @@ class Lanes:
         self._scalars = {"lr": self.tensors.numbers["lr"]} if has_scalars else {}
         self._count = torch.zeros((), dtype=self.tensors.exact, device=self._device)
         self._arena = Arena(self._device)
-        self._kinds: dict[int, _Kind] = {}
+        self._kinds: dict[int, Kind] = {}
         self._visited: Visited | None = None
         self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
@@ -240,11 +201,11 @@ class Lanes:
         """The kind of each step of these clients."""
         return kinds_of(orders, self._extent.sizes)
 
-    def _steps(self, orders: Sequence[Order]) -> list[_Step]:
+    def _steps(self, orders: Sequence[Order]) -> list[Step]:
         """The steps of the lanes' clients, on the device."""
         return self._to_device(schedule(orders, self._extent.sizes, self._extent.width))
 
-    def _to_device(self, arrays: Sequence[StepArrays]) -> list[_Step]:
+    def _to_device(self, arrays: Sequence[StepArrays]) -> list[Step]:
         """Brings a round's steps to the device in one go."""
         rows = self._bring([step.rows for step in arrays])
         index: Sequence[Tensor | None] = [None] * len(arrays)
@@ -257,9 +218,9 @@ class Lanes:
             weights = iter(self._bring_stacked([step.weights for step in masked], self.tensors.dtype))
             is_active = iter(self._bring_stacked([step.is_active for step in masked], torch.bool))
         return [
-            _Step(step.kind, count, r, i, next(weights), next(is_active))
+            Step(step.kind, count, r, i, next(weights), next(is_active))
             if step.kind == MASKED
-            else _Step(step.kind, count, r, i, None, None)
+            else Step(step.kind, count, r, i, None, None)
             for count, (step, r, i) in enumerate(zip(arrays, rows, index, strict=True), start=1)
         ]
 
@@ -270,15 +231,16 @@ class Lanes:
     def _bring_stacked(self, arrays: Sequence[np.ndarray | None], dtype: torch.dtype) -> Sequence[Tensor]:
         return to_device(torch.from_numpy(np.stack(arrays)).to(dtype), self._device).unbind()  # type: ignore[arg-type]
 
-    def _run(self, steps: Sequence[_Step]) -> None:
+    def _run(self, steps: Sequence[Step]) -> None:
         if not self._plans:
             for step in steps:
                 self._take(step)
             return
         while steps:
-            part = _as_many(steps, {number: len(kind.plan["rows"][1]) for number, kind in self._kinds.items()})
+            room = {number: kind.plan.room for number, kind in self._kinds.items() if kind.plan is not None}
+            part = first_that_fit(steps, room)
             for number in {step.kind for step in part}:
-                self._fill_plan(self._kinds[number], [step for step in part if step.kind == number])
+                self._plan_of(number).fill([step for step in part if step.kind == number])
             for step in part:
                 kind = self._kinds[step.kind]
                 if kind.graph is not None:
@@ -287,26 +249,25 @@ class Lanes:
                     self._take_next(kind)
             steps = steps[len(part) :]
 
-    def _take(self, step: _Step) -> None:
+    def _take(self, step: Step) -> None:
         kind = self._kinds[step.kind]
-        if kind.weights is not None and kind.is_active is not None:
-            kind.weights.copy_(step.weights)  # type: ignore[arg-type]
-            kind.is_active.copy_(step.is_active)  # type: ignore[arg-type]
+        kind.read(step)
         if kind.counts:
             self._count.fill_(step.count)
-        if step.index is not None:
-            kind.index.copy_(step.index)
         self._compute(kind, step.rows, step.count)
 
-    def _take_next(self, kind: _Kind) -> None:
-        """Takes the step at the plan's position, and moves on; nothing is asked of the host."""
-        assert kind.position is not None
-        for mine, planned in kind.plan.values():
-            torch.index_select(planned, 0, kind.position, out=mine.unsqueeze(0))
-        kind.position.add_(1)
+    def _take_next(self, kind: Kind) -> None:
+        """Takes the next step of the kind's plan."""
+        assert kind.plan is not None
+        kind.plan.fetch_next()
         self._compute(kind, kind.rows, self._count)
 
-    def _compute(self, kind: _Kind, rows: Tensor, count: Any) -> None:
+    def _plan_of(self, number: int) -> Plan:
+        plan = self._kinds[number].plan
+        assert plan is not None
+        return plan
+
+    def _compute(self, kind: Kind, rows: Tensor, count: Any) -> None:
         if kind.reads_x:
             torch.index_select(self._data.x_train, 0, rows, out=kind.x.flatten(0, 1))
         torch.index_select(self._data.y_train, 0, rows, out=kind.y.flatten(0, 1))
@@ -316,10 +277,10 @@ class Lanes:
         for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
 
-    def _next(self, kind: _Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
+    def _next(self, kind: Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
         algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
-        is_masked = kind.is_active is not None
+        is_masked = kind.is_masked
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
         def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
@@ -417,10 +378,10 @@ class Lanes:
             kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
         self._kinds[number] = kind
         if self._plans:
-            self._add_plan(kind)
+            kind.add_plan(self._extent.most_steps, self._dual is not None, self._count if kind.counts else None)
         return ""
 
-    def _record(self, kind: _Kind, samples: VisitedSamples | None) -> Program | None:
+    def _record(self, kind: Kind, samples: VisitedSamples | None) -> Program | None:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
         ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
         return compile_program(ops, results, self._scalars, self._arena, samples) if self._compiles else None
@@ -429,27 +390,14 @@ class Lanes:
         self._kinds.clear()
         return next((why for number in numbers if (why := self._add(number))), "")
 
-    def _empty_kind(self, number: int) -> _Kind:
+    def _empty_kind(self, number: int) -> Kind:
         shape = (self.size, number or self._extent.width)
         x, y = self._data.x_train, self._data.y_train
         rows = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=self._device)
         weights = torch.zeros(shape, dtype=self.tensors.dtype, device=self._device) if number == MASKED else None
         is_active = torch.zeros(self.size, dtype=torch.bool, device=self._device) if number == MASKED else None
         x, y = x.new_zeros(*shape, *x.shape[1:]), y.new_zeros(*shape, *y.shape[1:])
-        return _Kind(rows, x, y, weights, is_active, torch.zeros_like(rows))
-
-    def _add_plan(self, kind: _Kind) -> None:
-        """Makes room for the steps of a round, and the graph that takes the next one."""
-        mine = {"rows": kind.rows}
-        if kind.weights is not None and kind.is_active is not None:
-            mine |= {"weights": kind.weights, "is_active": kind.is_active}
-        if self._dual is not None:
-            mine["index"] = kind.index
-        if kind.counts:
-            mine["count"] = self._count
-        room = max(1, min(self._extent.most_steps, _PLAN_BYTES // sum(t.nbytes for t in mine.values())))
-        kind.plan = {part: (t, t.new_zeros(room, *t.shape)) for part, t in mine.items()}
-        kind.position = torch.zeros(1, dtype=torch.int64, device=self._device)
+        return Kind(rows, x, y, weights, is_active, torch.zeros_like(rows))
 
     def _capture(self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers]) -> None:
         """Captures the graph that takes the next step of a kind's plan."""
@@ -462,7 +410,7 @@ class Lanes:
         def restart() -> None:
             self.begin(servers, numbers, orders, kept)
             steps = self._to_device(schedule(orders, {number}, number or self._extent.width))
-            self._fill_plan(kind, steps[:1])
+            self._plan_of(number).fill(steps[:1])
 
         def results() -> list[Tensor]:
             slots = [slot for own in self.tensors.slots.values() for slot in own]
@@ -476,16 +424,6 @@ class Lanes:
         except Exception as error:  # what CUDA does not let be captured runs as it is
             self._why_no_graph = _one_line(error)
             _log.warning("local steps run without a CUDA graph: %s", self._why_no_graph)
-
-    def _fill_plan(self, kind: _Kind, steps: Sequence[_Step]) -> None:
-        assert kind.position is not None
-        for part, (_, planned) in kind.plan.items():
-            if part == "count":
-                counts = torch.tensor([step.count for step in steps], dtype=planned.dtype)
-                planned[: len(steps)].copy_(to_device(counts, self._device))
-            else:
-                torch.stack([getattr(step, part) for step in steps], out=planned[: len(steps)])
-        kind.position.zero_()
 
     def _check(
         self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers], loops: Sequence[LoopBackend]
@@ -537,16 +475,6 @@ class Lanes:
             again = [step] * (4 if self._plans else 1)
             seconds += num_steps[kind] * seconds_of(partial(self._run, again), self._device) / len(again)
         return seconds
-
-
-def _as_many(steps: Sequence[_Step], room: Mapping[int, int]) -> Sequence[_Step]:
-    """The first steps, as many as there is room for steps of each kind."""
-    used: Counter[int] = Counter()
-    for i, step in enumerate(steps):
-        if used[step.kind] == room[step.kind]:
-            return steps[:i]
-        used[step.kind] += 1
-    return steps
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ class MaskedBatchNorm(TorchFunctionMode):
 
     def __init__(self, weights: Tensor, least: int) -> None:
         super().__init__()
-        counts = weights > 0
-        share = counts.to(weights.dtype)
+        share = (weights > 0).to(weights.dtype)
         self._count = share.sum()
-        self._weights = torch.where(counts.any(), share / self._count.clamp(min=1), 1 / len(weights))
+        is_idle = (self._count == 0).to(weights.dtype)
+        self._weights = (share + is_idle / len(weights)) / (self._count + is_idle)
         self._least = least
 
     def __torch_function__(
