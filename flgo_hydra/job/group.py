@@ -80,7 +80,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
                 _log.info("%s", stop)
                 stopped.append(i)
                 return
-            result = replace(result, engine={**result.engine, **backend.note})
+            result = replace(result, engine=backend.note)
             write_result(runs[i].paths, result)
             _log.info("%s", describe(result))
         jobs[i].finish(result.objective)

@@ -61,6 +61,7 @@ def test_points_run_as_one_program_are_what_they_are_alone(tmp_path):
     assert_same(fused, alone)
     assert {result["status"] for result, _ in fused} >= {"diverged"}
     assert [result["engine"]["backend"] for result, _ in fused] == ["fused"] * 6
+    assert all("why_not_compiled" not in result["engine"] for result, _ in fused)  # nothing of each one's own loop
     assert [result["engine"]["backend"] for result, _ in alone] == ["loop"] * 6
     for run in tmp_path.glob("fused/[0-9]"):
         assert (run / ".hydra" / "overrides.yaml").is_file()
