@@ -167,7 +167,15 @@ class LoopBackend:
                 self._apply(grads, count, client, hyper)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        outputs = self._model(x)
+        try:
+            outputs = self._model(x)
+        except ValueError as error:
+            if len(x) == 1 and "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    f"{error}. A client's last batch has a single sample, which batch normalisation cannot train on: "
+                    "set another `batch_size` (-1: all samples at once), or a model with group normalisation."
+                ) from error
+            raise
         if self._has_own_loss:
             return self._step.algorithm.loss(outputs, y, self._data.criterion).mean()
         return self._data.mean_criterion(outputs, y)

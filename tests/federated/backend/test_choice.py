@@ -108,7 +108,7 @@ def test_batch_norm_of_a_single_sample_is_refused_as_torch_refuses_it(make_ragge
     model = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))()
     step = LocalStep(FedAvg(), build_optimizer("sgd"))
     backend = VmapBackend(model, data, step, LocalWork(4, 2, None, seed=3), lanes=3)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match="more than 1 value per channel.* set another `batch_size`"):
         rounds(backend, model, data)
     assert "more than one value per channel" in backend.note["why_not_vmap"]
 
