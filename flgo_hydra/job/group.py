@@ -1,5 +1,6 @@
 """Several jobs as one program: which may run so, and how they do (see `launch/group.py`)."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
     Args:
         is_auto: train as many of them at once as pays; else all.
     """
+    import torch
+
     from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
     from flgo_hydra.federated.rounds import RoundWork
     from flgo_hydra.federated.together import run_together
@@ -113,15 +116,22 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
     backend = FusedBackend(first.model, first.data, members, is_auto, *switches)
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
-        if backend.is_not_worth_it:
-            for i in works:
-                runs[i].watcher.save(runs[i].state)
-            raise reporter.RunApart("two at once are no faster than one after the other")
-        return backend.train(works)
+        try:
+            if backend.is_not_worth_it:
+                raise CannotFuse("two at once are no faster than one after the other")
+            return backend.train(works)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            # Whose fault it is shows where each runs alone, and goes on after the round before.
+            for i in works.keys() - backend.half_trained:
+                with contextlib.suppress(Exception):  # a GPU that has failed gives nothing back
+                    runs[i].watcher.save(runs[i].state)
+            if isinstance(error, CannotFuse):
+                raise reporter.RunApart(str(error)) from None
+            first_line = str(error).strip().partition("\n")[0]
+            raise reporter.RunApart(f"their program failed: {type(error).__name__}: {first_line}") from error
 
-    try:
-        run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
-    except CannotFuse as error:
-        raise reporter.RunApart(str(error)) from error
+    run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     if stopped:
         raise KeyboardInterrupt

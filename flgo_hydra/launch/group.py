@@ -12,6 +12,7 @@ import logging
 import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,8 @@ def run(channels: Sequence[Channel]) -> int:
         memory.tell(is_last=True)
         return worker.EXIT_STOPPED
     except RunApart as why:
+        if why.__cause__ is not None:
+            traceback.print_exception(why.__cause__)
         print(f"these jobs run one by one from here: {why}", file=sys.stderr)
         memory.tell(is_last=True)
         for job in jobs:

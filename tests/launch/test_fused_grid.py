@@ -97,3 +97,38 @@ def test_what_cannot_be_a_batch_runs_one_by_one(tmp_path):
     assert all(math.isfinite(result["best_valid_loss"]) for result, _ in runs)
     logs = [path.read_text() for path in tmp_path.glob("fused/0/attempt-*.log")]
     assert any("run one by one from here" in text and "random" in text for text in logs)
+
+
+BREAKING = '''
+import torch
+
+from flgo_hydra.federated.algorithm.scaffold import Scaffold
+
+calls = 0
+
+
+class Breaking(Scaffold):
+    """Fails in the fourth round of a program of several runs: their server updates come batched."""
+
+    def update_server(self, params, *rest):
+        global calls
+        if any(torch._C._functorch.is_batchedtensor(tensor) for tensor in params.values()):
+            calls += 1
+            if calls == 4:
+                raise RuntimeError("a kernel has failed")
+        return super().update_server(params, *rest)
+'''
+
+
+def test_a_program_that_fails_leaves_its_runs_where_they_were(tmp_path):
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    options = ["algorithm=custom", "algorithm._target_=breaking.Breaking", "+algorithm.eta=1.0"]
+    done, fused = sweep(tmp_path, "fused", *options, "hydra.launcher.fuse=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, alone = sweep(tmp_path, "alone", *options)
+    assert_same(fused, alone)
+    assert [result["engine"]["backend"] for result, _ in fused] == ["loop"] * 4
+    log = (tmp_path / "fused/0/attempt-1.log").read_text()
+    assert "Traceback" in log and "one by one from here: their program failed: RuntimeError: a kernel has failed" in log
+    for run in tmp_path.glob("fused/[0-9]"):
+        assert "going on after round 3" in (run / "flgo_hydra.log").read_text()

@@ -11,6 +11,7 @@ Where runs have ended, others fill their lanes up and count nothing, until half 
 P runs, K clients of each at most.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -35,6 +36,7 @@ from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
 from flgo_hydra.federated.transfer import to_device
 
+_log = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -124,6 +126,9 @@ class FusedBackend:
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
         self._alone_s = math.inf
+        self._evaluates_apart = False
+        self.half_trained: set[Any] = set()
+        """runs whose clients have kept something of a round that `train` has not returned"""
 
     @property
     def note(self) -> dict[str, Any]:
@@ -148,6 +153,7 @@ class FusedBackend:
         """
         keys = list(works)
         servers: dict[Key, ServerState] = {}
+        self.half_trained.clear()
         self._model.train()
         if not self._search.is_done and math.isinf(self._alone_s):
             first = works[keys[0]]
@@ -157,19 +163,31 @@ class FusedBackend:
         while len(servers) < len(keys):
             chosen = keys[len(servers) : len(servers) + self._search.width]
             servers |= self._halving(partial(self._train_chunk, chosen, works))
+            self.half_trained |= set(servers)
         if not self._search.is_done:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             if len(keys) >= self._search.width:
                 self._search.learn((time.perf_counter() - started) / len(keys))
+        self.half_trained.clear()
         return servers
 
     def evaluate(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
         """The metrics of several runs' models on held-out samples."""
-        if self._device.type != "cuda" or len(servers) == 1:
+        if self._device.type != "cuda" or len(servers) == 1 or self._evaluates_apart:
             return {
                 key: metrics_of(self._members[key].loop.load(server), self._data) for key, server in servers.items()
             }
+        try:
+            return self._evaluate_together(servers)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model may do in evaluation what vmap cannot
+            _log.warning("runs are evaluated one by one: %s: %s", type(error).__name__, error)
+            self._evaluates_apart = True
+        return self.evaluate(servers)
+
+    def _evaluate_together(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
         found: dict[Key, Metrics] = {}
         keys = list(servers)
         while len(found) < len(keys):

@@ -229,6 +229,53 @@ def test_memory_runs_out_and_the_width_is_halved(ragged):
         assert_same(runs.alone(values), one)
 
 
+def test_a_failure_between_two_chunks_tells_which_runs_it_caught_half_way(ragged):
+    """Their clients have kept what belongs to a round that never ended."""
+    backends = []
+
+    def prepare(backend):
+        backend._search.width = 2
+        train, calls = backend._train_chunk, []
+
+        def failing(keys, works):
+            calls.append(keys)
+            if len(calls) == 4:  # the second chunk of the second round
+                assert backend.half_trained == {0, 1}
+                raise ValueError("a kernel has failed")
+            return train(keys, works)
+
+        backend._train_chunk = failing
+        backends.append(backend)
+
+    with pytest.raises(ValueError, match="a kernel"):
+        Runs(ragged, Scaffold).together([{"seed": seed} for seed in range(4)], prepare=prepare)
+    assert backends[0].half_trained == {0, 1}
+    together, backend = Runs(ragged, Scaffold).together(POINTS)
+    assert backend.half_trained == set()
+
+
+def test_evaluation_as_one_program_where_that_works_and_else_one_by_one(ragged, caplog):
+    class Deciding(nn.Linear):
+        def forward(self, x):
+            if not self.training and self.weight.sum() > 1e9:
+                return 0 * super().forward(x)
+            return super().forward(x)
+
+    for build, works in ((mlp, True), (lambda: Deciding(5, 3), False)):
+        runs = Runs(ragged, FedAvg, build)
+        made = [runs.make(values) for values in POINTS]
+        backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
+        servers = {i: one[2].server for i, one in enumerate(made)}
+        one_by_one = backend.evaluate(servers)
+        backend._device = torch.device("cuda")  # where it pays
+        for _ in range(2):
+            together = backend.evaluate(servers)
+            for i, metrics in one_by_one.items():
+                assert together[i] == pytest.approx(metrics, rel=1e-12)
+        assert ("one by one" in caplog.text) is not works
+        assert caplog.text.count("evaluated one by one") == (not works)
+
+
 def test_what_vmap_cannot_do_is_refused_before_anything_is_kept(ragged):
     class Dropout(nn.Sequential):
         pass
