@@ -14,6 +14,7 @@ use each kind of step is taken twice beside the loop.
 P runs of K clients each are H = P K lanes, those of a run side by side; B samples a batch.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -383,6 +384,7 @@ class Lanes:
 
     def _record(self, kind: Kind, samples: VisitedSamples | None) -> Program | None:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
+        _first_vmap()
         ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
         return compile_program(ops, results, self._scalars, self._arena, samples) if self._compiles else None
 
@@ -475,6 +477,12 @@ class Lanes:
             again = [step] * (4 if self._plans else 1)
             seconds += num_steps[kind] * seconds_of(partial(self._run, again), self._device) / len(again)
         return seconds
+
+
+@functools.cache
+def _first_vmap() -> None:
+    """Has torch import what it imports at the first call: 2.6 its compiler, whose import computes, and was recorded."""
+    torch.vmap(torch.neg)(torch.zeros(1))
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
