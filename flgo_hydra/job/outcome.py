@@ -41,6 +41,7 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
 
 
 def record_failure(paths: RunPaths, error: Exception) -> None:
+    """Writes failure.json, with the error's traceback."""
     text = "".join(traceback.format_exception(error))
     write_failure(paths, Failure(type(error).__name__, str(error), text))
 
@@ -65,6 +66,12 @@ def result_of(
     prune_reason: str,
     engine: dict[str, Any],
 ) -> RunResult:
+    """Returns the result of a run that ended in this state.
+
+    Args:
+        prune_reason: why it was pruned; empty where it was not.
+        engine: what trained it, for people.
+    """
     import numpy as np
     import torch
 

@@ -75,6 +75,7 @@ class Watcher:
         return [*self._record, _line(state)]
 
     def evaluated(self, state: "RunState", is_best: bool) -> None:
+        """Writes the round's line, shows it, and tells the launcher; keeps the model where it is the best."""
         line = _line(state)
         self._record.append(line)
         self._lines.append(line)
@@ -94,6 +95,7 @@ class Watcher:
         )
 
     def finished_round(self, state: "RunState") -> "Status | None":
+        """Writes a checkpoint where one is due; returns the status of a run that shall end here, else None."""
         from flgo_hydra.federated.rounds import Status
 
         self.prune_reason = self._line.prune_reason()

@@ -69,6 +69,7 @@ class SweepTables:
             self.write()
 
     def write(self) -> None:
+        """Writes the tables as things stand."""
         begin = time.monotonic()
         rows = self.sorted_rows()
         write_results(self._paths.results, rows)

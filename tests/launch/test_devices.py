@@ -1,6 +1,6 @@
 """Devices, from a pretended NVML and from real files laid out like /proc and /sys."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,18 +224,11 @@ def test_device_that_vanishes_is_gone_until_it_answers() -> None:
     assert [device.id for device in devices.read({})] == ["GPU-a1", "GPU-a2", "GPU-b1"]
 
 
-def lay(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
 MEMINFO = {"proc/meminfo": f"MemTotal: {16000 * 1024} kB\nMemFree: 1 kB\nMemAvailable: {12000 * 1024} kB\n"}
 
 
-def test_slots_share_the_cores(tmp_path: Path) -> None:
-    lay(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"})
+def test_slots_share_the_cores(lay: Callable[[dict[str, str]], Path], tmp_path: Path) -> None:
+    lay({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"})
     assert Devices(environ={}, nvml=FakeNvml(PLAIN), root=tmp_path).slots == 1
     assert Devices("cpu", root=tmp_path).slots == 1
     assert Devices("cpu", slots=9, root=tmp_path).slots == 9
@@ -245,8 +238,8 @@ def test_a_host_whose_memory_is_unknown(tmp_path: Path) -> None:
     assert Devices("cpu", slots=2, root=tmp_path).read({}) == [Device(CPU, None, None, 2, None)]
 
 
-def test_cpu_read(tmp_path: Path) -> None:
-    devices = Devices("cpu", slots=2, root=lay(tmp_path, MEMINFO))
+def test_cpu_read(lay: Callable[[dict[str, str]], Path]) -> None:
+    devices = Devices("cpu", slots=2, root=lay(MEMINFO))
     assert devices.name.startswith("cpu ")
     assert devices.read({CPU: 1000}) == [Device(CPU, 16000, 12000, 2, foreign_mib=3000)]
     assert devices.read({CPU: None}) == [Device(CPU, 16000, 12000, 2, foreign_mib=None)]

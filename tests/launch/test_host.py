@@ -1,17 +1,13 @@
 """Memory and cores, within control groups of both versions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flgo_hydra.launch.host import MIB, host_memory_mib, num_cores
 
-
-def lay(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
+Lay = Callable[[dict[str, str]], Path]
 
 
 MEMINFO = {"proc/meminfo": f"MemTotal: {16000 * 1024} kB\nMemFree: 1 kB\nMemAvailable: {12000 * 1024} kB\n"}
@@ -60,8 +56,8 @@ V1 = "sys/fs/cgroup/memory/"
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": str(8000 * MIB)}, 8000, 12000),
     ],
 )
-def test_host_memory(tmp_path: Path, files: dict[str, str], total: int, free: int) -> None:
-    assert host_memory_mib(lay(tmp_path, MEMINFO | files)) == (total, free)
+def test_host_memory(lay: Lay, files: dict[str, str], total: int, free: int) -> None:
+    assert host_memory_mib(lay(MEMINFO | files)) == (total, free)
 
 
 def test_memory_that_nothing_tells(tmp_path: Path) -> None:
@@ -93,6 +89,6 @@ def test_memory_that_nothing_tells(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_num_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int) -> None:
+def test_num_cores(lay: Lay, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert num_cores(lay(tmp_path, files)) == cores
+    assert num_cores(lay(files)) == cores

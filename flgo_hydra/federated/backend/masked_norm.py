@@ -15,10 +15,14 @@ from torch.overrides import TorchFunctionMode
 class MaskedBatchNorm(TorchFunctionMode):
     """While open, `torch.nn.functional.batch_norm` in training takes mean and variance over the weighted samples.
 
+    Its input is (B, C, …), B samples of C channels; running statistics change in place, (C,).
+
     Args:
         weights: of each sample in its batch's mean, (B,); 0 of those that fill it up. All 0: nothing counts, and every
             sample is taken, so that what nobody reads stays as finite as the batch.
         least: samples of the smallest batch there is.
+    Raises:
+        ValueError: in the call, where that batch has one value per channel, which torch refuses too.
     """
 
     def __init__(self, weights: Tensor, least: int) -> None:
