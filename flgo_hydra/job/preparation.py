@@ -2,8 +2,9 @@
 
 import shlex
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf
@@ -60,6 +61,7 @@ def prepare(
     line: reporter.Reporter,
     is_interrupted: threading.Event,
     data: "Data | None" = None,
+    form: Mapping[str, Any] | None = None,
 ) -> ReadyRun:
     """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
 
@@ -68,6 +70,7 @@ def prepare(
         line: to the launcher.
         is_interrupted: set when the run shall end at its next round boundary.
         data: of the task, if another run has them on the device already.
+        form: what of the backend's `form` another one replaces, that trains this run in its place.
     """
     import torch
 
@@ -97,7 +100,7 @@ def prepare(
         torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
     if device.type == "cpu":
         arrange_for_cpu(model)
-        torch.set_num_threads(count_threads(conf, model, task.input_shape, dtype))
+        torch.set_num_threads(count_threads(conf))
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
@@ -108,7 +111,7 @@ def prepare(
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
-    watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
+    watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
     watcher.resume(state)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))

@@ -4,7 +4,8 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, OptionConf
@@ -17,7 +18,6 @@ from flgo_hydra.record.result import read_rounds
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
 
-    from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.rounds import RunState, Status
 
 _log = logging.getLogger("flgo_hydra")
@@ -33,8 +33,12 @@ class Watcher:
         device: "torch.device",
         line: reporter.Reporter,
         is_interrupted: threading.Event,
-        backend: "ChosenBackend | None" = None,
+        form: Mapping[str, Any] | None = None,
     ) -> None:
+        """
+        Args:
+            form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
+        """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
         self._option: OptionConf = conf
@@ -43,7 +47,7 @@ class Watcher:
         self._fingerprint = compose.fingerprint(conf)
         self._line = line
         self._is_interrupted = is_interrupted
-        self._backend = backend
+        self._form = None if form is None else dict(form)
         self.prune_reason: str | None = None
         self._record: list[dict[str, float]] = []
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
@@ -57,14 +61,16 @@ class Watcher:
 
         files.remove_leftovers(self._paths.checkpoint)
         saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        if saved is not None and saved["form"] != self._form:
+            differences = _differences(saved["form"] or {}, self._form or {})
+            _log.warning("the run begins anew, not to mix two ways of rounding: %s", differences)
+            saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
             state.round_num = saved["round_num"]
             state.patience = Patience(**saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
-            if self._backend is not None:
-                self._backend.go_on(saved["engine"])
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self._record = read_rounds(self._paths)
@@ -117,7 +123,7 @@ class Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "engine": None if self._backend is None else self._backend.findings,
+            "form": self._form,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
@@ -131,3 +137,9 @@ class Watcher:
 def _line(state: "RunState") -> dict[str, float]:
     """A line of rounds.jsonl."""
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`backend was loop, is vmap`."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)

@@ -16,7 +16,6 @@ from torch import nn
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
-from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
@@ -42,7 +41,7 @@ class VmapBackend:
         visits: float = float("inf"),
         loop: LoopBackend | None = None,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         """
@@ -60,6 +59,11 @@ class VmapBackend:
         extent = extent_of(data, work, visits / lanes)
         self._lanes = Lanes(model, data, self._loop, recipe, extent, 1, lanes, (), compiles, dual, graphs, plans)
         self.why_not = ""
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name, "clients_at_once": self._lanes.size}
 
     @property
     def note(self) -> dict[str, Any]:
@@ -100,42 +104,6 @@ class VmapBackend:
             frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
             return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
 
-    def signature(self, cohort: Cohort) -> tuple[Any, ...]:
-        """What decides how fast a cohort is trained."""
-        kind, optimizer = type(self._step.algorithm), self._step.optimizer
-        forms = tuple((name, tuple(p.shape), p.dtype) for name, p in self._loop.params.items())
-        sizes = tuple(self._work.size(self._data.num_samples(k)) for k in cohort.clients.tolist())
-        x = self._data.x_train
-        device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
-        step = (kind, optimizer.num_slots, optimizer.is_plain_sgd, self._step.clip_grad > 0)
-        return device, type(self._model), forms, x.shape[1:], *step, self._compiles, self._lanes.size, sizes
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float | None:
-        """Seconds that the cohort would take, from a few steps of each kind; None if it cannot be trained so."""
-        orders = self._orders(cohort, round_num)
-        self._prepare(server, orders, hyper)
-        if self.why_not:
-            return None
-        template = self._step.algorithm.init_client(self._loop.params)
-        kept = {s: {n: torch.zeros_like(t).unsqueeze(0) for n, t in ts.items()} for s, ts in template.items()}
-        weights = np.ones((2, self._lanes.size)) / self._lanes.size
-        seconds = 0.0
-        with torch.no_grad():
-            for chosen in self._chunks(orders):
-                own = [orders[i] for i in chosen]
-                own += [own[0]] * (self._lanes.size - len(own))
-                num_steps = [len(order) for order in own]
-
-                def begin(own: list[Order] = own) -> None:
-                    self._lanes.begin([server], [hyper], own, kept)
-
-                def mean(num_steps: list[int] = num_steps) -> None:
-                    self._lanes.mean(weights, num_steps)
-
-                device = self._data.x_train.device
-                seconds += seconds_of(begin, device, 2) + self._lanes.estimate(own) + seconds_of(mean, device, 2)
-        return seconds
-
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
         return self._work.orders(self._offsets, cohort.clients, round_num)
 
@@ -159,7 +127,11 @@ def extent_of(data: Data, work: LocalWork, visits: float) -> Extent:
     Args:
         visits: rounds of the run in which a client is expected to take part, over the clients trained at once.
     """
-    sizes = np.diff(data.offsets)
+    return extent_of_sizes(np.diff(data.offsets), work, visits)
+
+
+def extent_of_sizes(sizes: np.ndarray, work: LocalWork, visits: float) -> Extent:
+    """The same, of clients with so many samples."""
     by_client = [(int(n), *work.size(int(n))) for n in np.unique(sizes)]
     last = [n % size or size for n, size, num_steps in by_client if num_steps >= math.ceil(n / size)]
     return Extent(

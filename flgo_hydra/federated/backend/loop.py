@@ -4,9 +4,7 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensors
-from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
@@ -30,10 +27,6 @@ PAYS_AFTER = 100
 MLP and the FedAvg paper's CNN), and each step then saves a third."""
 
 
-_SLOWER = 1.5
-"""A recorded step is given up when it takes so many times as long as a plain one, or more: no matter of chance."""
-
-
 class LoopBackend:
     """Trains a cohort's clients one after another in one working model."""
 
@@ -47,7 +40,7 @@ class LoopBackend:
         work: LocalWork,
         compiles: bool = True,
         visits: float = float("inf"),
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -69,12 +62,15 @@ class LoopBackend:
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
         self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
         self._traced: TracedSteps | None = None
-        self.is_recorded: bool | None = None
-        """whether recorded steps were found to pay; None: no step has been recorded yet"""
         self._why_not_compiled = "engine.compile=off"
         if compiles:
             self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data, graphs)
             self._why_not_compiled = "" if self._paying else "the run is too short"
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name}
 
     @property
     def note(self) -> dict[str, Any]:
@@ -84,12 +80,6 @@ class LoopBackend:
         if self._traced is not None and self._data.x_train.device.type == "cuda":
             note |= self._traced.graph_note
         return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
-
-    def decide(self, is_recorded: bool | None) -> None:
-        """Takes over what an earlier process found out, so that the run's numbers go on as they began."""
-        self.is_recorded = is_recorded
-        if is_recorded is False and self._traced is not None:
-            self._traced, self._why_not_compiled = None, "checkpoint"
 
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
@@ -122,23 +112,6 @@ class LoopBackend:
         with torch.no_grad():
             mean_buffers = buffers.value()[""] if self.buffers else {}
             return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
-        """Seconds that the cohort's local steps would take, from a few steps of each batch size."""
-        batches = self._batches(cohort.clients, round_num)
-        self._model.train()
-        self._compile(server, batches, hyper)
-        self.load(server)
-        state = self._step.algorithm.init_client(self.params)
-        client = Client(server.params, server.state, state)
-        by_size = {len(rows): rows for steps in batches for rows in steps}
-        num_steps = Counter(len(rows) for steps in batches for rows in steps)
-        device = self._param_list[0].device
-        seconds = 0.0
-        for size, rows in by_size.items():
-            steps = partial(self.train_client, [rows] * 4, client, hyper)
-            seconds += num_steps[size] * seconds_of(steps, device) / 4
-        return seconds
 
     def _batches(self, clients: np.ndarray, round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
@@ -206,32 +179,10 @@ class LoopBackend:
         for size, rows in by_size.items():
             if size in self._paying and size not in self._traced.sizes:
                 why_not = self._traced.compile(rows, lambda: self.load(server), server, hyper)
-                if not why_not and self.is_recorded is None:
-                    why_not = self._measure(rows, server, hyper)
-                self.is_recorded = not why_not
                 if why_not:
                     _log.info("local steps run uncompiled: %s", why_not)
                     self._traced, self._why_not_compiled = None, why_not
                     return
-
-    def _measure(self, rows: Tensor, server: ServerState, hyper: Hyper) -> str:
-        """Takes a few steps by program and plainly; says why not by program, where that is clearly slower."""
-        self.load(server)
-        client = Client(server.params, server.state, self._step.algorithm.init_client(self.params))
-        steps = partial(self.train_client, [rows] * 2, client, hyper)
-        device = self._param_list[0].device
-        traced = self._traced
-        compiled_s = plain_s = float("inf")
-        # In turn, and more often if it seems slower: what else the machine does shall not decide.
-        for tries in (3, 12):
-            for _ in range(tries):
-                compiled_s = min(compiled_s, seconds_of(steps, device, 1))
-                self._traced = None
-                plain_s = min(plain_s, seconds_of(steps, device, 1))
-                self._traced = traced
-            if compiled_s < _SLOWER * plain_s:
-                return ""
-        return f"a recorded step takes {compiled_s / plain_s:.2f} times as long as a plain one"
 
 
 def paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:
