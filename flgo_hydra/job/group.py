@@ -84,7 +84,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
                 _log.info("%s", stop)
                 stopped.append(i)
                 return
-            result = replace(result, engine=backend.note)
+            result = replace(result, engine={**backend.note, **runs[i].backend.threads})
             write_result(runs[i].paths, result)
             _log.info("%s", describe(result))
         jobs[i].finish(result.objective)

@@ -150,10 +150,11 @@ class ChosenBackend:
     def note(self) -> dict[str, Any]:
         """What ran and why, for result.json."""
         modelled = {f"{name}_round_s": float(f"{value:.3g}") for name, value in self._seconds.items()}
-        return {**self._backend.note, "chosen_by": self._why, **modelled, **self._threads}
+        return {**self._backend.note, "chosen_by": self._why, **modelled, **self.threads}
 
     @property
-    def _threads(self) -> dict[str, int]:
+    def threads(self) -> dict[str, int]:
+        """How many threads train the run, where that matters."""
         return {name: value for name, value in self._engine.items() if name == "num_threads"}
 
     def load(self, server: ServerState) -> nn.Module:
