@@ -1,15 +1,18 @@
 import math
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flgo_hydra.report.bands import draw_bands, lines_by
+from flgo_hydra.report.bands import Plot, draw_bands, lines_of
 from flgo_hydra.report.figure import is_log_spaced, legend_for, shade_range, ticks_of
 from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
 from flgo_hydra.report.parallel import draw_parallel, scale_of
-from flgo_hydra.report.runs import read_runs
+from flgo_hydra.report.question import Question
+from flgo_hydra.report.runs import keys_that_vary, read_runs
+from flgo_hydra.report.selection import Selection
 
 
 def _runs(folder: Path):
@@ -24,8 +27,17 @@ def _is_drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
-def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss"):
-    return lines_by(runs, keys, ["seed"], curve, "best_valid_loss", False, band)
+_QUESTION = Question(("best_valid_loss",), False, Selection("best_valid_loss", False))
+
+
+def _plot(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=(), is_log=False) -> Plot:
+    settings = [key for key in keys_that_vary(runs) if key not in (*keys, *panels, "seed")]
+    return Plot(curve, tuple(keys), tuple(panels), tuple(settings), band, (), is_log)
+
+
+def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=()):
+    plot = _plot(runs, keys, band, curve, panels)
+    return lines_of(runs, plot, _QUESTION), list(plot.settings)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +77,9 @@ def test_numbers_are_in_order_and_other_metrics_decide_nothing(make_run, tmp_pat
 
 
 def _bands(folder: Path, path: Path, **changed):
-    keys = changed.pop("keys", ("algorithm",))
-    lines, others = _lines(_runs(folder), keys)
-    draw_bands(path, lines, keys, others, ["seed"], "valid_loss", "std", **changed)
+    runs = _runs(folder)
+    plot = _plot(runs, **changed)
+    draw_bands(path, lines_of(runs, plot, _QUESTION), plot, _QUESTION)
 
 
 def test_bands_are_drawn(sweep, tmp_path):
@@ -120,16 +132,16 @@ def test_few_and_many_lines(make_run, tmp_path, count, key):
 
 def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
     make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="new", lr=0.1)
-    cells = cells_of(_runs(sweep), "lr", "algorithm", "best_valid_loss", False)
+    cells = cells_of(_runs(sweep), "lr", "algorithm", _QUESTION)
     assert cells.columns == [0.01, 0.1] and cells.rows == ["fedavg", "fedprox", "new"] and cells.averaged == ["seed"]
     assert cells.means[0] == pytest.approx([2.1, 1.1]) and cells.means[1][1] == pytest.approx(0.999)
     assert all(math.isnan(mean) for mean in cells.means[2])
     assert cells.troubles[2] == ["", "1 diverged"] and cells.counts == [[3, 3], [3, 3], [0, 0]]
-    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", _QUESTION)
     text = (tmp_path / "a.svg").read_text()
     for shown in ("0.9990", "1 diverged", "best_valid_loss, mean of 3 runs over seed", ">lr<", ">fedprox<"):
         assert shown in text
-    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
@@ -137,13 +149,13 @@ def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
 def test_heatmaps_of_nothing_and_of_very_much(tmp_path, mean, trouble, rows):
     means = [[mean] * 20 for _ in range(rows)]
     cells = Cells(list(range(20)), list(range(rows)), means, [[trouble] * 20] * rows, [[1] * 20] * rows, [])
-    draw_heatmap(tmp_path / "a.png", cells, "x", "y", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.png", cells, "x", "y", _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
 def test_parallel_coordinates(sweep, make_run, tmp_path):
     make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="fedavg", lr=1)
-    draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], "best_valid_loss", False)
+    draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], _QUESTION)
     text = (tmp_path / "a.svg").read_text()
     for shown in (
         "best: algorithm=fedprox lr=0.1 seed=0 (best_valid_loss 0.9000)",
@@ -151,7 +163,12 @@ def test_parallel_coordinates(sweep, make_run, tmp_path):
         "(log)",
     ):
         assert shown in text
-    draw_parallel(tmp_path / "a.png", _runs(sweep), ["algorithm", "lr", "seed"], "test_accuracy", True)
+    draw_parallel(
+        tmp_path / "a.png",
+        _runs(sweep),
+        ["algorithm", "lr", "seed"],
+        replace(_QUESTION, metrics=("test_accuracy",), is_max=True),
+    )
     assert _is_drawn(tmp_path / "a.png")
 
 
