@@ -189,7 +189,7 @@ def _report(options: argparse.Namespace) -> None:
     runs = choose(known, options.where)
     question = _question(options, runs)
     differences = compare(runs, question)
-    runs = best_first(runs, question.selection, question.conditions)
+    in_order, runs = runs, best_first(runs, question.selection, question.conditions)
     group_keys = [key for key in keys_that_vary(runs) if key not in question.over]
     groups = [
         group
@@ -200,7 +200,7 @@ def _report(options: argparse.Namespace) -> None:
     wanted = options.table or (["points"] if options.format == "csv" else _TABLES)
     if options.table:
         _refuse_empty(options.table, has_replicates, differences, question)
-    wanted_pictures, files = _wanted_pictures(options, runs, question, known)
+    wanted_pictures, files = _wanted_pictures(options, in_order, question, known)
     tables: dict[str, Table] = {}
     if "points" in wanted:
         tables["points"] = points_table(runs, question, options.top)
@@ -226,7 +226,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.html:
         said = sentences(differences, question) if "comparison" in tables else []
         by = _split(options.by)
-        shown = wanted_pictures or pictures.usual(runs, question, by, options.band, options.log, known)
+        shown = wanted_pictures or pictures.usual(in_order, question, by, options.band, options.log, known)
         make = partial(html_page, tables=tables, conclusions=said, pictures=shown, remarks=remarks)
         _write_page(options.html, options.folders, make, stream)
 
