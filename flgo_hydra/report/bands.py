@@ -145,7 +145,7 @@ def draw_bands(path: Path, lines: Sequence[Line], plot: Plot, question: Question
     with figure(path, num_columns * width, num_rows * height) as drawn:
         panels = drawn.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes in panels[len(parts) :]:
-            axes.set_axis_off()
+            axes.remove()
         for axes, own, legend in zip(panels, parts, legends, strict=False):
             looks = _scaled_looks(plot, own) if is_scaled else None
             looks = looks or line_looks([plot.name_of(line.point) for line in own], plot.known)

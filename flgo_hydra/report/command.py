@@ -280,7 +280,7 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     varied = keys_that_vary(runs)
     over = check_keys(_split(options.over), runs) if options.over else ["seed"]
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
-    conditions, settings = (check_keys(_split(text), runs) for text in (options.conditions, options.settings))
+    conditions, settings = (_parts(text, runs) for text in (options.conditions, options.settings))
     if options.compare is not None:
         compared = check_keys(_split(options.compare), runs)
         if not any(key in varied for key in compared):
@@ -302,6 +302,14 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
         conditions_of(varied, [*compared, *over], conditions, settings),
         tuple(keys),
     )
+
+
+def _parts(text: str, runs: Sequence[Run]) -> list[str]:
+    """Keys of `--conditions` and `--settings`: a part of the config (`task.partition`) stands for all below it."""
+    known = {key for run in runs for key in run.values}
+    keys = _split(text)
+    check_keys([key for key in keys if not any(covers(key, one) for one in known)], runs)
+    return keys
 
 
 def _refuse_empty(

@@ -189,9 +189,9 @@ def _where(found: Difference, others: Sequence[str], question: Question) -> str:
     """`mean over 2 settings`, `each at its best: lr=0.1 / lr=0.01, chosen on seed 0`."""
     if not found.at_best:
         return f"mean over {found.num_settings} settings" if found.num_settings > 1 else "matched"
-    where = _setting(others, found.first_setting)
+    where = _setting(others, found.first_setting) or ABSENT
     if found.second_setting != found.first_setting:
-        where += f" / {_setting(others, found.second_setting)}"
+        where += f" / {_setting(others, found.second_setting) or ABSENT}"
     if found.num_settings == 1:
         return f"each at its only setting: {where}"
     on = ""
@@ -219,6 +219,8 @@ def _notes(differences: Sequence[Difference], question: Question) -> list[str]:
             f"{few} replicates are few: the t-test then rests on differences being normal (p_exact cannot be below "
             f"{number_text(2 / 2**few)})"
         )
+    if "task.seed" in question.conditions:
+        notes.append("each data split is compared by itself: `--over seed,task.seed` takes splits for replicates too")
     if any(found.estimate.count > found.estimate.num_units for found in differences):
         notes.append(f"seeds are counted by the outer unit of {over}: those that share it are averaged first")
     if any(found.chosen_on for found in differences):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.report.bands import Plot, draw_bands, lines_of
-from flgo_hydra.report.figure import is_log_spaced, legend_for, shade_range, ticks_of
+from flgo_hydra.report.curves import line_names
+from flgo_hydra.report.figure import COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
 from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
 from flgo_hydra.report.parallel import draw_parallel, scale_of
 from flgo_hydra.report.question import Question
@@ -227,3 +228,90 @@ def test_where_a_legend_stands():
     assert legend_for(["a", "b"]).is_inside
     beside = legend_for(["a"] * 61)
     assert not beside.is_inside and beside.columns == 3 and beside.width > legend_for(["a"] * 20).width
+
+
+_STROKE = r"stroke: #\w+|stroke-dasharray: [\d., ]+"
+
+
+def _colors(path: Path) -> dict[str, str]:
+    """Of an SVG's legend: each name's colour and dash."""
+    text = path.read_text()
+    entries = re.findall(
+        r'<path d="[^"]*" style="fill: none;([^"]*stroke: #[^"]*)"/>\s*</g>\s*'
+        r'<g id="text_\d+">.*?<text[^>]*>([^<]*)</text>',
+        text,
+        flags=re.DOTALL,
+    )
+    return {name: ";".join(sorted(re.findall(_STROKE, style), reverse=True)) for style, name in entries}
+
+
+def test_a_method_has_one_colour_in_all_figures_of_a_report(make_run, tmp_path, monkeypatch, capsys):
+    """Whatever its rank, whichever runs are drawn beside it, and whatever else tells lines apart."""
+    from flgo_hydra.report.command import main
+
+    monkeypatch.chdir(tmp_path)
+    names = ["scaffold", "fedavg", "fedprox"]
+    for i, (algorithm, lr, seed) in enumerate((a, lr, s) for a in names for lr in (0.1, 0.5) for s in range(2)):
+        rank = {"scaffold": [1, 2], "fedavg": [3, 1], "fedprox": [2, 3]}[algorithm][lr == 0.5]
+        make_run(f"s/{i}", [5.0, float(rank)], algorithm=algorithm, lr=lr, seed=seed, accuracies=[0.0, 1 - rank / 9])
+
+    def colors(*options):
+        assert main(["s", "--out", "a.svg", "--plot", "valid_loss", *options]) == 0
+        return {name.split()[0]: look for name, look in _colors(tmp_path / "a.svg").items()}
+
+    alone = colors("--where", "lr=0.1")
+    assert [alone[name].split(";")[0] for name in names] == [f"stroke: {c}".lower() for c in COLORS[:3]]
+    assert colors("--where", "lr=0.5").items() == alone.items()
+    assert colors("--where", "algorithm=fedprox,fedavg").items() <= alone.items()
+    assert colors("--metric", "test_accuracy", "--select", "test_accuracy").items() == alone.items()
+    assert main(["s", "--out", "a.svg", "--plot", "valid_loss", "--by", "lr,algorithm"]) == 0
+    both = _colors(tmp_path / "a.svg")
+    for name in names:
+        own = {look for label, look in both.items() if name in label}
+        assert len(own) == 2 and {look.split(";")[0] for look in own} == {alone[name].split(";")[0]}
+
+
+def test_looks_follow_the_grid():
+    known = [(f"a{i}", j) for i in range(9) for j in range(6)]
+    looks = line_looks(known, known)
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == len(known)
+    some = [known[i] for i in (50, 3, 17)]
+    assert line_looks(some, known) == [looks[50], looks[3], looks[17]]
+    assert [line_looks([(f"a{i}", 0)], known)[0]["color"] for i in range(7)] == list(COLORS)
+    assert line_looks([("new", 0)], []) == [{"color": COLORS[0], "linestyle": "-"}]
+
+
+def test_methods_have_the_same_colours_at_the_end_of_a_sweep(tmp_path):
+    names = line_names([("algorithm=b", "lr=1"), ("algorithm=a", "lr=1"), ("algorithm=b", "lr=2")])
+    looks = line_looks(names, names)
+    assert [look["color"] for look in looks] == [COLORS[0], COLORS[1], COLORS[0]]
+    assert looks[0]["linestyle"] != looks[2]["linestyle"]
+    alone = line_names([("lr=1", "algorithm=a"), ("lr=2", "algorithm=a")])
+    assert [look["color"] for look in line_looks(alone, alone)] == list(COLORS[:2])
+
+
+def test_frames_are_the_selections_and_of_one_condition(make_run, tmp_path):
+    for i, (lr, alpha) in enumerate((lr, alpha) for lr in (0.1, 0.5) for alpha in (0.1, 1)):
+        loss = (1.0 if (lr == 0.1) == (alpha == 1) else 2.0) - alpha / 10
+        make_run(f"s/{i}", [5.0, loss], lr=lr, accuracies=[0.0, lr], **{"task.partition.alpha": alpha})
+    by_accuracy = replace(_QUESTION, metrics=("test_accuracy",), is_max=True, conditions=("task.partition.alpha",))
+    cells = cells_of(_runs(tmp_path / "s"), "lr", "task.partition.alpha", by_accuracy)
+    # Of each row the rate with the lowest valid_loss, though lr=0.5 has the higher accuracy.
+    assert sorted(cells.best) == [(0, 1), (1, 0)]
+    make_run("s/9", [5.0, 1.0], lr=0.9, **{"task.partition.alpha": 1})
+    cells = cells_of(_runs(tmp_path / "s"), "lr", "algorithm", by_accuracy)
+    assert not cells.is_even and cells.best == []  # lr=0.9 has the easier half of the conditions only
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 13])
+def test_panels_of_conditions(make_run, tmp_path, monkeypatch, count):
+    from flgo_hydra.report.command import main
+
+    monkeypatch.chdir(tmp_path)
+    for i in range(count):
+        for algorithm in ("a", "b"):
+            make_run(f"s/{algorithm}{i}", [2.0, 1.0], algorithm=algorithm, **{"task.seed": i})
+    assert main(["s", "--plot", "valid_loss", "--out", "a.svg"]) == 0
+    text = (tmp_path / "a.svg").read_text()
+    assert text.count('id="axes_') == (count if count <= 12 else 1)
+    assert (f"a task.seed={count - 1}<" in text) == (count > 12)
