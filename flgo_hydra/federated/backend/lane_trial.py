@@ -49,7 +49,6 @@ def find_lanes(
     if habits.why_apart:
         return None, habits.why_apart
     tried = [{**one, "lr": TRIAL_LR} for one in numbers]
-    device = first.data.x_train.device
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):

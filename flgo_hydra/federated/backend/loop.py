@@ -241,7 +241,6 @@ class LoopBackend:
             plain = self.copy()
             # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
             self._bind(copy.deepcopy(original))
-            device = self.data.x_train.device
             with generators_kept(), exact_convolutions():
                 why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
             if not why_not and self.is_recorded is None:
