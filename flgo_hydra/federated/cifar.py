@@ -44,7 +44,7 @@ class _Dtype:
 class _Array:
     """An array, from the state that NumPy pickles."""
 
-    __slots__ = ("shape", "dtype", "order", "content")
+    __slots__ = ("shape", "dtype", "is_fortran", "content")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, content = state
@@ -55,17 +55,17 @@ class _Array:
             raise pickle.UnpicklingError("it has an array that is no block of plain numbers")
         if math.prod(shape) * dtype.make().itemsize != len(content):
             raise pickle.UnpicklingError(f"it has an array of shape {shape} in {len(content)} bytes")
-        self.shape, self.dtype, self.order, self.content = shape, dtype, "F" if is_fortran else "C", content
+        self.shape, self.dtype, self.is_fortran, self.content = shape, dtype, bool(is_fortran), content
 
     def make(self) -> NDArray[Any]:
         if not hasattr(self, "content"):
             raise ValueError("it has an array without content")
         flat = np.frombuffer(self.content, self.dtype.make())
-        return flat.reshape(self.shape, order=self.order)
+        return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 
 class _Reconstruct:
-    """NumPy's function that makes an empty array, to be given its state. It has no attributes that a pickle could set."""
+    """NumPy's function that makes an empty array, to be given its state; a pickle can set nothing on it."""
 
     __slots__ = ()
 
@@ -84,10 +84,10 @@ _STAND_INS = {
 }
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _ArrayUnpickler(pickle._Unpickler):
     dispatch = {
         code: load
-        for code, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+        for code, load in pickle._Unpickler.dispatch.items()
         if code != pickle.BYTEARRAY8[0]  # it takes memory for as long as a file says it is
     }
 

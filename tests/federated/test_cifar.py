@@ -1,4 +1,4 @@
-"""A pickle from elsewhere: numbers come in, nothing is run, and no memory is taken or read that the file does not fill."""
+"""A pickle from elsewhere: numbers come in, nothing is run, and no memory is taken that the file does not fill."""
 
 import pickle
 import struct
