@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the object in the file, or None when there is no such file or it is not one JSON object."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
