@@ -93,7 +93,7 @@ def build_backend(
         itemsize=data.x_train.element_size(),
         num_inputs=data.x_train[0].numel(),
         work=work,
-        extent=extent_of_sizes(np.array(every), work, visits / lanes),
+        extent=extent_of_sizes(np.array(every), work, visits, lanes),
         cohort=cohort,
         compiles=compiles,
         has_dual=dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
@@ -159,6 +159,14 @@ class ChosenBackend:
 
     def load(self, server: ServerState) -> nn.Module:
         return self.loop.load(server)
+
+    def prepare(self, server: ServerState, hyper: Hyper) -> None:
+        """Tries the faster forms before the first round.
+
+        Args:
+            server: untrained, whatever the run goes on from: what is found must not depend on where it was interrupted.
+        """
+        self._backend.prepare(server, hyper)
 
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
