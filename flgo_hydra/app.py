@@ -40,6 +40,7 @@ def preload() -> None:
     import flgo_hydra.federated.algorithm.fedprox
     import flgo_hydra.federated.algorithm.scaffold
     import flgo_hydra.federated.backend.choice
+    import flgo_hydra.federated.fit
     import flgo_hydra.federated.model
     import flgo_hydra.federated.rounds
     import flgo_hydra.federated.task
@@ -80,8 +81,11 @@ def run(conf: Conf, folder: Path) -> RunResult:
     if finished is not None:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
+    from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
+
     try:
-        result = _train(conf, paths, check(conf))
+        with generators_kept():  # the caller's, whom a run in this process leaves as they were
+            result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)
         raise

@@ -137,7 +137,7 @@ def check(overrides: list[str]) -> Conf:
         with open_dict(cfg):
             del cfg["hydra"]
         conf = compose.to_conf(cfg)
-        checks.check(conf)
+        checks.check_model(conf, checks.check(conf))
         resolve_device(conf.device)
         return conf
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from flgo_hydra import compose, mistakes
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
-from flgo_hydra.job.checks import check
+from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
@@ -100,13 +100,13 @@ class PointChecker:
         return cfg
 
     def refer(self, overrides: tuple[str, ...], conf: Conf) -> None:
-        """Checks what a config refers to: functions, data files, the task they make.
+        """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
 
         Raises:
             ValueError: something is missing or impossible.
         """
         try:
-            check(conf)
+            check_model(conf, check(conf))
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
 
