@@ -4,6 +4,9 @@
 refuses the model before round 1.
 """
 
+import functools
+import itertools
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +52,7 @@ def zoo(
     forms: frozenset[str] = frozenset(),
     keeps: Callable[[nn.Module], Any] | None = None,
     is_one_model: bool = False,
+    before: Callable[[], None] | None = None,
     **options: Any,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Puts a model (a class, or a function that makes one) into the zoo."""
@@ -57,7 +61,7 @@ def zoo(
         name = build.__name__
         assert name not in MODELS
         options_of = options or VARIANTS[len(MODELS) % len(VARIANTS)]
-        case = Case(name, build, source, sizes, options=options_of, is_one_model=is_one_model or keeps is not None)
+        case = Case(name, build, source, sizes, options=options_of, is_one_model=is_one_model or keeps is not None, before=before)
         MODELS[name] = Model(case, why, expect, forms, keeps)
         return build
 
@@ -148,6 +152,50 @@ def batch_norm_untracked(input_shape, num_outputs):
 @zoo("not affine, statistics alone", sizes="pairs")
 def batch_norm_bare(input_shape, num_outputs):
     return nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, num_outputs))
+
+
+@zoo("one norm used twice in a step", sizes="pairs")
+class NormTwice(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.output(torch.tanh(self.norm(torch.tanh(self.norm(self.hidden(x))))))
+
+
+@zoo("a norm over halves of the samples, twice as many rows as samples", sizes="pairs")
+class NormOfHalves(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.output = nn.Linear(6, num_outputs)
+
+    def forward(self, x):
+        return self.output(self.norm(x.reshape(-1, 3)).reshape(-1, 6))
+
+
+@zoo("a norm of the batch's first two samples", sizes="pairs")
+class NormOfSome(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.output = nn.Linear(6, num_outputs)
+
+    def forward(self, x):
+        return self.output(torch.cat([self.norm(x[:2]), x[2:]]))
+
+
+@zoo("functional batch norm with buffers of its own", sizes="pairs")
+class FunctionalNorm(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("var", torch.ones(5))
+
+    def forward(self, x):
+        h = functional.batch_norm(self.hidden(x), self.mean, self.var, training=self.training, momentum=0.2)
+        return self.output(torch.relu(h))
 
 
 @zoo("a single sample has no variance", expect="single sample.*batch_size", sizes="ragged")
@@ -314,6 +362,62 @@ class Properties(nn.Module):
 
     def forward(self, x):
         return x @ self.weight.T
+
+
+@zoo("two parameters in one memory")
+class SharedStorage(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = nn.Parameter(self.first.weight.data)
+        self.output = nn.Linear(6, num_outputs)
+
+    def forward(self, x):
+        return self.output(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@zoo("a buffer in a parameter's memory")
+class BufferInWeights(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.register_buffer("seen", self.hidden.weight.data)
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.1 * self.seen.mean())
+
+
+@zoo("a weight that lies transposed in memory")
+class Transposed(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.weight = nn.Parameter((0.3 * torch.randn(6, num_outputs)).T)
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x):
+        return functional.linear(x, self.weight, self.bias)
+
+
+@zoo("`train` that returns nothing")
+class TrainReturnsNothing(Body):
+    def train(self, mode=True):
+        super().train(mode)
+
+
+@zoo("attributes that come from an inner model", is_one_model=True)
+class Delegates(nn.Module):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__()
+        self.inner = Body(input_shape, num_outputs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def __call__(self, x, **_):
+        return self.output(torch.tanh(self.hidden(x)))
 
 
 @zoo("a head that nothing uses")
@@ -604,11 +708,101 @@ class TensorAttribute(Body):
 _CALLS = [0]
 
 
-@zoo("a counter of the module's, outside the model")
+def _forget() -> None:
+    _CALLS[0] = 0
+    ClassCounter.calls = 0
+    _table.cache_clear()
+
+
+@zoo("a counter of the module's, outside the model", before=_forget, is_one_model=True)
 class GlobalState(Body):
     def forward(self, x):
-        _CALLS[0] += 1
-        return super().forward(x) + 0.0 * _CALLS[0]
+        _CALLS[0] += self.training
+        return super().forward(x) / (1 + 0.01 * _CALLS[0])
+
+
+@zoo("a counter of the class, not of the object", before=_forget, is_one_model=True)
+class ClassCounter(Body):
+    calls = 0
+
+    def forward(self, x):
+        type(self).calls += 1
+        return super().forward(x) / (1 + 0.001 * self.calls)
+
+
+@functools.lru_cache
+def _table(n, dtype):
+    return torch.linspace(0.5, 1.0, n, dtype=dtype)
+
+
+@zoo("a table from functools.lru_cache", before=_forget)
+class LruCache(Body):
+    def forward(self, x):
+        return super().forward(x * _table(x.shape[1], x.dtype))
+
+
+@zoo("an iterator that goes on with each call", is_one_model=True)
+class Cycles(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.scales = itertools.cycle([1.0, 0.9, 0.8])
+
+    def forward(self, x):
+        return super().forward(x) * (next(self.scales) if self.training else 1.0)
+
+
+@zoo("a layer that is trained after so many calls only", keeps=lambda m: m.calls, momentum=0.5)
+class UnfreezesLater(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        h = torch.tanh(self.hidden(x))
+        return self.output(h if self.calls > 10 else h.detach())
+
+
+@zoo("a teacher that follows in forward: parameters without gradient that change all the same")
+class Teacher(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.teacher = nn.Linear(6, num_outputs).requires_grad_(False)
+        self.student = nn.Linear(6, num_outputs)
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+        return super().forward(x) + self.student(x) + self.teacher(x)
+
+
+@zoo("a queue of earlier samples and its position, as MoCo has it", sizes="ragged")
+class Queue(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.register_buffer("queue", torch.zeros(8, 5))
+        self.register_buffer("position", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        y = self.output(h - 0.1 * self.queue.clone().mean(0))
+        if self.training:
+            places = (torch.arange(len(x)) + int(self.position)) % 8
+            self.queue[places] = h.detach()
+            self.position[0] = (int(self.position) + len(x)) % 8
+        return y
+
+
+@zoo("a buffer that is registered in the first forward")
+class BufferMadeLate(Body):
+    def forward(self, x):
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", torch.zeros(6, dtype=x.dtype))
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return super().forward(x - self.mean)
 
 
 @zoo("the number of the step anneals a temperature, in Python", keeps=lambda m: m.temperature)
@@ -760,8 +954,6 @@ class NumpyNoise(Body):
 @zoo("a layer left out by Python's random", momentum=0.5)
 class PythonNoise(Body):
     def forward(self, x):
-        import random
-
         if self.training and random.random() < 0.3:
             return self.output(x[:, :5])
         return super().forward(x)
@@ -785,6 +977,32 @@ class OwnGenerator(Body):
         if self.training:
             x = x + 0.1 * torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
         return super().forward(x)
+
+
+@zoo("noise that is the same in each step, since forward seeds torch itself")
+class SeedsItself(Body):
+    def forward(self, x):
+        if self.training:
+            torch.manual_seed(0)
+            x = x + 0.1 * torch.randn_like(x)
+        return super().forward(x)
+
+
+@zoo("noise under fork_rng: nobody else's draws change")
+class ForksGenerator(Body):
+    def forward(self, x):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return super().forward(functional.dropout(x, 0.3, self.training))
+
+
+@zoo("gumbel softmax, alpha dropout, bernoulli")
+class OtherNoise(Body):
+    def forward(self, x):
+        h = functional.alpha_dropout(self.hidden(x), 0.2, self.training)
+        if self.training:
+            h = h * functional.gumbel_softmax(h, tau=0.5) * torch.bernoulli(torch.full_like(h, 0.7))
+        return self.output(h)
 
 
 @zoo("initial weights from numpy")
@@ -881,6 +1099,22 @@ class SqueezedAll(Body):
 class OneRow(Body):
     def forward(self, x):
         return super().forward(x).mean(0, keepdim=True)
+
+
+@zoo("classes in the outputs' place", expect="floating-point")
+class IntegerOutputs(Body):
+    def forward(self, x):
+        return super().forward(x).argmax(1, keepdim=True).expand(-1, 3)
+
+
+@zoo("outputs that do not depend on the samples")
+class ConstantOutputs(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x):
+        return self.bias.expand(len(x), -1)
 
 
 @zoo("a regression of two targets", samples.targets, forms=ALL)
@@ -1016,6 +1250,39 @@ class Item(Body):
         return super().forward(x) * (1 + 0.1 * torch.tanh(x.sum()).item())
 
 
+@zoo("numpy inside forward")
+class ThroughNumpy(Body):
+    def forward(self, x):
+        scale = torch.from_numpy(np.tanh(x.detach().numpy()).mean(axis=1, keepdims=True))
+        return super().forward(x) * (1 + scale)
+
+
+@zoo("a rare branch by a number that numpy read, which no operation of torch tells")
+class RareBranch(Body):
+    def forward(self, x):
+        y = super().forward(x)
+        return 0.5 * y if x.detach().numpy().max() > 2.3 else y
+
+
+@zoo("a rare branch by tolist")
+class RareByList(Body):
+    def forward(self, x):
+        y = super().forward(x)
+        return 0.5 * y if max(x.detach().flatten().tolist()) > 2.3 else y
+
+
+@zoo("unique and nonzero: shapes that depend on numbers", samples.tokens)
+class Unique(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+        self.output = nn.Linear(20, num_outputs)
+
+    def forward(self, x):
+        found, where = x.long().unique(return_inverse=True)
+        return self.output(self.embedding(found)[where].flatten(1))
+
+
 @zoo("the samples chosen by a mask")
 class BooleanMask(Body):
     def forward(self, x):
@@ -1065,6 +1332,65 @@ class SortsBatch(Body):
 class UsesBatchSize(Body):
     def forward(self, x):
         return super().forward(x) * (1 + 0.1 * len(x))
+
+
+@zoo("distances to prototypes, a solved system, a running sum")
+class Linalg(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(4, 6))
+        self.matrix = nn.Parameter(torch.eye(4) + 0.1 * torch.randn(4, 4))
+        self.output = nn.Linear(4, num_outputs)
+
+    def forward(self, x):
+        d = torch.cdist(x, self.prototypes).cumsum(1)
+        return self.output(torch.linalg.solve(self.matrix, d.T).T)
+
+
+@zoo("resized, unfolded and shuffled images", samples.images)
+class Resizes(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+        self.output = nn.Linear(12, num_outputs)
+
+    def forward(self, x):
+        h = functional.interpolate(torch.relu(self.conv(x)), scale_factor=1.5, mode="bilinear")
+        h = functional.unfold(functional.pixel_shuffle(h[:, :, :4, :4], 2), 2, stride=2).flatten(2)
+        return self.output(functional.adaptive_max_pool1d(h, 3).flatten(1))
+
+
+@zoo("a convolution whose kernel each sample makes: the batch in the groups", samples.images)
+class DynamicConv(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.kernel = nn.Linear(32, 2 * 2 * 9)
+        self.output = nn.Linear(8, num_outputs)
+
+    def forward(self, x):
+        b = len(x)
+        kernel = self.kernel(x.flatten(1)).view(2 * b, 2, 3, 3)
+        h = functional.conv2d(x.reshape(1, 2 * b, 4, 4), kernel, groups=b)
+        return self.output(h.view(b, 8))
+
+
+@zoo("fake quantisation, straight through")
+class FakeQuantized(Body):
+    def forward(self, x):
+        weight = torch.fake_quantize_per_tensor_affine(self.hidden.weight, 0.05, 0, -128, 127)
+        h = torch.tanh(functional.linear(x, weight, self.hidden.bias))
+        return self.output(h + ((h * 8).round() / 8 - h).detach())
+
+
+@zoo("gradients scaled by how often a token occurs in the batch", samples.tokens)
+class ScaledByFrequency(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4, scale_grad_by_freq=True)
+        self.output = nn.Linear(20, num_outputs)
+
+    def forward(self, x):
+        return self.output(self.embedding(x.long()).flatten(1))
 
 
 @zoo("einsum, bilinear forms, a parameter list and a dict")
@@ -1249,7 +1575,7 @@ class SetsEval(Body):
         return y
 
 
-@zoo("a model that replaces one of its parameters in forward", is_one_model=True)
+@zoo("a model that replaces one of its parameters in forward", expect="make its parameters")
 class ReplacesParameter(Body):
     def forward(self, x):
         if self.training:

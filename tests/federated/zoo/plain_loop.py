@@ -7,7 +7,6 @@ algorithm's hooks, called client by client with tensors of their own.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from flgo_hydra.federated.algorithm.base import Client
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.randomness import Purpose, numpy_generator, torch_seed
+from flgo_hydra.federated.randomness import Purpose, numpy_generator, seed_all, torch_seed
 from flgo_hydra.federated.training import LocalWork
 
 
@@ -71,7 +70,6 @@ def train(
     conf: Any,
     num_rounds: int,
     is_one_model: bool = False,
-    seed_all: Callable[[int], object] = torch.manual_seed,
 ) -> End:
     """Trains `num_rounds` rounds, and evaluates after each and before the first.
 
@@ -82,7 +80,7 @@ def train(
             model keeps in Python goes from one to the next. Else each has a deep copy.
     """
     params = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    buffers = {name: b.detach().clone() for name, b in _buffers(model).items()}
     state = copy.deepcopy(algorithm.init_server({name: p.clone() for name, p in params.items()}))
     first = algorithm.init_client({name: p.clone() for name, p in params.items()})
     first = {key: {name: torch.zeros_like(t) for name, t in tensors.items()} for key, tensors in first.items()}
@@ -93,13 +91,15 @@ def train(
     def working() -> nn.Module:
         mine = model if is_one_model else copy.deepcopy(model)
         with torch.no_grad():
-            own = dict(mine.named_parameters())
-            for name, p in params.items():
-                own[name].copy_(p)
-            for name, b in buffers.items():
-                _owner(mine, name)._buffers[name.rpartition(".")[2]] = b.clone()
+            own = {**dict(mine.named_parameters()), **dict(mine.named_buffers())}
+            for name, t in {**params, **buffers}.items():
+                own[name].copy_(t)
         return mine
 
+    def seed(purpose: Purpose, r: int, client: int = 0) -> None:
+        seed_all(torch_seed(conf.seed, purpose, r, client))
+
+    seed(Purpose.EVALUATION, 0)
     losses = [_evaluate(working(), arrays)]
     for r in range(1, num_rounds + 1):
         rng = numpy_generator(conf.seed, Purpose.COHORT, r)
@@ -109,12 +109,14 @@ def train(
         orders = work.orders(arrays.offsets, cohort.clients, r)
         message: dict[str, dict[str, torch.Tensor]] = {}
         mean: dict[str, torch.Tensor] = {}
+        changed: set[str] = set()
         share = cohort.weights / cohort.weights.sum()
         for k, order, weight, of_buffers in zip(cohort.clients.tolist(), orders, cohort.weights, share, strict=True):
-            local = working().train()
+            local = working()
+            local.train()
             # Copies: a client that writes on what it was given writes on its own.
             client = Client(*copy.deepcopy((params, state, kept[k])))
-            seed_all(torch_seed(conf.seed, Purpose.LOCAL_NOISE, r, k))
+            seed(Purpose.LOCAL_NOISE, r, k)
             _local_steps(local, arrays, order.batches(), algorithm, client, hyper, conf)
             with torch.no_grad():
                 own = {name: p.detach() for name, p in local.named_parameters() if name in params}
@@ -122,13 +124,16 @@ def train(
                 kept[k] = {key: {n: keeps[key][n].clone() for n in tensors} for key, tensors in first.items()}
                 for key, tensors in sent.items():
                     _add(message.setdefault(key, {}), tensors, weight)
-                _add(mean, dict(local.named_buffers()), of_buffers)
+                _add(mean, _buffers(local), of_buffers)
+                changed |= {name for name, b in _buffers(local).items() if not torch.equal(b, buffers[name])}
         with torch.no_grad():
+            seed(Purpose.SERVER, r)
             params, state = algorithm.update_server(params, state, message, cohort.participation, hyper)
-            buffers = {
-                name: mean[name].to(b.dtype) if b.is_floating_point() else mean[name].round().to(b.dtype)
-                for name, b in buffers.items()
-            }
+            # What no client has changed, such as frozen parameters, stays as it is to the last bit.
+            for name in changed:
+                kind = buffers[name].dtype
+                buffers[name] = mean[name] if kind.is_floating_point else mean[name].round().to(kind)
+        seed(Purpose.EVALUATION, r)
         losses.append(_evaluate(working(), arrays))
     return End(params, buffers, state, kept, losses, working())
 
@@ -181,5 +186,6 @@ def _add(sums: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], weight
         sums[name] = sums[name] + part if name in sums else part
 
 
-def _owner(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All that is sent beside what is trained: running statistics and the like, and frozen parameters."""
+    return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())

@@ -6,7 +6,6 @@ The config says so many rounds that every faster form pays; the run is asked to 
 import copy
 import functools
 import random
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,15 +17,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from flgo_hydra import compose, reference
+from flgo_hydra import app, compose, reference
 from flgo_hydra.config import Conf
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.build import build_algorithm
-from flgo_hydra.federated.model import build_model
-from flgo_hydra.federated.rounds import drive
+from flgo_hydra.federated.fit import build_fitting_model
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
 from flgo_hydra.federated.task import Task, build_task
+from flgo_hydra.federated.training import LocalWork
 from flgo_hydra.job import group, preparation
-from flgo_hydra.job.checks import check
 from flgo_hydra.launch import reporter
 from flgo_hydra.record.paths import RunPaths
 
@@ -68,14 +67,16 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     is_one_model: bool = False
     """the plain loop has one working model, since it keeps something in Python or cannot be copied"""
+    before: Callable[[], None] | None = None
+    """called before a run: what the model keeps outside itself begins anew"""
 
     def __hash__(self) -> int:
         return hash((self.name, self.sizes))
 
 
 @functools.cache
-def _base() -> DictConfig:
-    """`config.yaml` with a task, a model and an algorithm of the user's own."""
+def _composed(algorithm: str) -> DictConfig:
+    """`config.yaml` with a task and a model of the user's own."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -83,28 +84,15 @@ def _base() -> DictConfig:
     compose.prepare()
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-    overrides = ["task=custom", "task/partition=given", "task.num_clients=null", "model=custom", "algorithm=fedavg"]
+    own = ["task=custom", "task/partition=given", "task.num_clients=null", "model=custom", f"algorithm={algorithm}"]
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
-        return hydra_compose("config", overrides=overrides)
-
-
-@functools.cache
-def _own_algorithm() -> DictConfig:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-    overrides = ["task=custom", "task/partition=given", "task.num_clients=null", "model=custom", "algorithm=custom"]
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
-        return hydra_compose("config", overrides=overrides)
+        return hydra_compose("config", overrides=own)
 
 
 def config(case: Case, dtype: str, engine: str, **options: Any) -> DictConfig:
     """The composed config of a run."""
     name = "".join(c if c.isalnum() else "_" for c in case.name)
-    cfg = copy.deepcopy(_base() if case.algorithm is None else _own_algorithm())
+    cfg = copy.deepcopy(_composed("fedavg" if case.algorithm is None else "custom"))
     targets = {"task.source": f"source_{name}_{case.sizes}", "model": f"model_{name}"}
     reference.give(f"{reference.GIVEN}.{targets['model']}", case.build)
     reference.give(f"{reference.GIVEN}.{targets['task.source']}", _source(case))
@@ -150,26 +138,35 @@ class Ran:
     """why it did not run as it was asked to"""
 
 
-def alone(case: Case, folder: Path, dtype: str = "float64", engine: str = "auto", **options: Any) -> Ran:
-    """Runs as a single job does.
+def alone(case: Case, folder: Path, monkeypatch: Any, dtype: str = "float64", engine: str = "auto", **options: Any) -> Ran:
+    """Runs as a single job does, in this process.
 
     Raises:
         what the job would have failed with.
     """
-    return _alone(compose.to_conf(config(case, dtype, engine, **options)), folder)
+    if case.before is not None:
+        case.before()
+    return _alone(config(case, dtype, engine, **options), folder, monkeypatch)
 
 
-def _alone(conf: Conf, folder: Path, num_rounds: int = NUM_ROUNDS) -> Ran:
-    folder.mkdir(parents=True, exist_ok=True)
-    found: list[preparation.ReadyRun] = []
-    line = reporter.Reporter(is_stopping=lambda: found[0].state.round_num >= num_rounds)
-    task = check(conf) or build_task(conf.task)
-    found.append(preparation.prepare(conf, RunPaths(folder), task, line, threading.Event()))
-    run = found[0]
-    losses = _listen(run)
-    status = drive(run.rounds, run.backend, run.data)
-    assert status == "stopped" or num_rounds >= conf.num_rounds, status
-    return Ran(_end(run, losses), run.data)
+def _alone(cfg: DictConfig, folder: Path, monkeypatch: Any) -> Ran:
+    found: list[tuple[preparation.ReadyRun, list[tuple[float, float]]]] = []
+
+    def preparing(*args: Any) -> preparation.ReadyRun:
+        run = preparation.prepare(*args)
+        found.append((run, _listen(run)))
+        return run
+
+    monkeypatch.setattr(app, "prepare", preparing)
+    monkeypatch.setattr(
+        reporter, "_current", reporter.Reporter(is_stopping=lambda: found[0][0].state.round_num >= NUM_ROUNDS)
+    )
+    try:
+        app.run(compose.to_conf(cfg), folder)
+    except KeyboardInterrupt:  # stopped, as it was asked to
+        [(run, losses)] = found
+        return Ran(_end(run, losses), run.data)
+    raise AssertionError("it ended before it was asked to")
 
 
 def _listen(run: preparation.ReadyRun) -> list[tuple[float, float]]:
@@ -228,6 +225,8 @@ def fused(case: Case, folder: Path, monkeypatch: Any, dtype: str = "float64", po
     assert len({group.fuse_key(cfg) for cfg in cfgs}) == 1
     for i in range(len(points)):
         (folder / str(i)).mkdir(parents=True)
+    if case.before is not None:
+        case.before()
     jobs = [_Job(cfg, folder / str(i), lambda i=i: runs[i]) for i, cfg in enumerate(cfgs)]
     try:
         group.job_group(jobs, False)
@@ -239,7 +238,7 @@ def fused(case: Case, folder: Path, monkeypatch: Any, dtype: str = "float64", po
         raise next(job.error for job in jobs if job.error is not None)
     apart = []
     for i, job in enumerate(jobs):
-        ran = _alone(compose.to_conf(job.cfg), job.folder)
+        ran = _alone(job.cfg, job.folder, monkeypatch)
         ran.end.losses[:0] = losses[i] if len(ran.end.losses) < NUM_ROUNDS + 1 else []
         ran.text = text
         apart.append(ran)
@@ -254,22 +253,21 @@ def plain(case: Case, dtype: str = "float64", num_rounds: int = NUM_ROUNDS, **op
     """The plain loop's end of the same run; nothing of the process's generators changes."""
     with generators_kept():
         conf = compose.to_conf(config(case, dtype, "plain", **options))
-        task = build_task(conf.task)
-        kind = getattr(torch, dtype)
-        model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, kind)
+        task, kind = build_task(conf.task), getattr(torch, dtype)
+        seed_all(torch_seed(conf.seed, Purpose.SERVER))
         algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
-        return plain_loop.train(
-            model, arrays_of(task, kind), algorithm, numbers, conf, num_rounds, case.is_one_model, seed_all
-        )
+        work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+        model = compose.parameters(conf.model)
+        fitting = build_fitting_model(model, task, work, kind, torch.device("cpu"), has_own_loss=True)
+        arrays = arrays_of(task, kind)
+        if case.before is not None:
+            case.before()
+        return plain_loop.train(fitting.model, arrays, algorithm, numbers, conf, num_rounds, case.is_one_model)
 
 
 def arrays_of_case(case: Case, dtype: str) -> Arrays:
     """Its samples as they come from their source."""
     return arrays_of(build_task(compose.to_conf(config(case, dtype, "plain")).task), getattr(torch, dtype))
-
-
-def seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
 
 
 def arrays_of(task: Task, dtype: torch.dtype) -> Arrays:
@@ -291,18 +289,6 @@ def arrays_of(task: Task, dtype: torch.dtype) -> Arrays:
         tensor(task.x_test),
         tensor(task.y_test),
     )
-
-
-class generators_kept:
-    """A context in which the process's three generators may be used, and after which they are as they were."""
-
-    def __enter__(self) -> None:
-        self._states = generators()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._states[0])
-        np.random.set_state(self._states[1])
-        random.setstate(self._states[2])
 
 
 def generators() -> tuple[torch.Tensor, Any, Any]:
