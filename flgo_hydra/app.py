@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from flgo_hydra import compose
+from flgo_hydra.chosen import check_identities
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.checks import check
@@ -62,6 +63,7 @@ def job(cfg: DictConfig) -> float:
         grid = " ".join(f"{key}={value}" for key, value in hydra.sweeper.params.items())
         raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
     try:
+        check_identities(cfg, hydra)
         return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
     except Exception:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line

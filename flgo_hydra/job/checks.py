@@ -76,9 +76,7 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     has_own_loss = getattr(reference.load(algorithm, "algorithm._target_"), "loss", None) is not Algorithm.loss
     local_work, dtype = LocalWork(*work, conf.seed), getattr(torch, conf.dtype)
     try:
-        build_fitting_model(
-            model, task or build_task(conf.task), local_work, dtype, torch.device("cpu"), has_own_loss
-        )
+        build_fitting_model(model, task or build_task(conf.task), local_work, dtype, torch.device("cpu"), has_own_loss)
     except ValueError:
         raise
     except Exception:  # it may want a GPU, or fail as only a job can show: with its traceback, in its log
