@@ -115,6 +115,7 @@ def prepare(
     proportion = 1.0 if conf.sample == "full" else conf.proportion
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience(conf.followed))
