@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.federated.users_code import no_silent_end
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.checks import check
 from flgo_hydra.job.device import resolve_device
@@ -81,7 +82,8 @@ def run(conf: Conf, folder: Path) -> RunResult:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        result = _train(conf, paths, check(conf))
+        with no_silent_end():
+            result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)
         raise

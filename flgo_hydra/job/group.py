@@ -61,6 +61,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
     from flgo_hydra.federated.rounds import RoundWork
     from flgo_hydra.federated.together import run_together
     from flgo_hydra.federated.training import LocalWork, ServerState
+    from flgo_hydra.federated.users_code import no_silent_end
 
     runs: dict[int, ReadyRun] = {}
     members: dict[int, Member] = {}
@@ -97,8 +98,9 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
             if finished is not None:
                 jobs[i].finish(finished.objective)
                 continue
-            task = check(conf) or task
-            with jobs[i].logging():
+            with no_silent_end():
+                task = check(conf) or task
+            with jobs[i].logging(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data)
                 data = run.data
         except Exception as error:
@@ -119,7 +121,8 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
         try:
             if backend.is_not_worth_it:
                 raise CannotFuse("two at once are no faster than one after the other")
-            return backend.train(works)
+            with no_silent_end():
+                return backend.train(works)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
