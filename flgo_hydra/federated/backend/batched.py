@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
 from flgo_hydra.federated.backend.timing import seconds_of
@@ -21,7 +22,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ class VmapBackend:
         self._compiles = compiles
         self._offsets = np.array(data.offsets)
         self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
-        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda numbers: step)
+        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda settings: step)
         extent = extent_of(data, work, visits / lanes)
-        self._lanes = Lanes(model, data, self._loop, recipe, extent, 1, lanes, (), compiles, dual, graphs, plans)
+        self._lanes = Lanes(model, data, self._loop, recipe, extent, 1, lanes, None, compiles, dual, graphs, plans)
         self.why_not = ""
 
     @property
@@ -80,25 +81,24 @@ class VmapBackend:
         if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
         message: State = {}
-        buffers: Tensors = {}
-        weights = np.stack([cohort.weights, cohort.weights / cohort.weights.sum()])
+        changes: Tensors = {}
+        weights = weights_of(cohort)
         with torch.no_grad():
             for chosen in self._chunks(orders):
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                self._lanes.begin([server], [hyper], own, clients.get_many(ids))
+                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids))
                 self._lanes.run(own)
-                counted = np.zeros((2, self._lanes.size))
+                counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]
                 sent, theirs, kept = self._lanes.mean(counted, [len(order) for order in own])
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
                 for state, tensors in sent.items():
                     _add(message.setdefault(state, {}), tensors)
-                _add(buffers, theirs)
-            frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
-            return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
+                _add(changes, theirs)
+            return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
 
     def signature(self, cohort: Cohort) -> tuple[Any, ...]:
         """What decides how fast a cohort is trained."""
@@ -118,7 +118,7 @@ class VmapBackend:
             return None
         template = self._step.algorithm.init_client(self._loop.params)
         kept = {s: {n: torch.zeros_like(t).unsqueeze(0) for n, t in ts.items()} for s, ts in template.items()}
-        weights = np.ones((2, self._lanes.size)) / self._lanes.size
+        weights = np.ones((3, self._lanes.size)) / self._lanes.size
         seconds = 0.0
         with torch.no_grad():
             for chosen in self._chunks(orders):
@@ -127,7 +127,7 @@ class VmapBackend:
                 num_steps = [len(order) for order in own]
 
                 def begin(own: list[Order] = own) -> None:
-                    self._lanes.begin([server], [hyper], own, kept)
+                    self._lanes.begin([server], [Numbers(hyper)], own, kept)
 
                 def mean(num_steps: list[int] = num_steps) -> None:
                     self._lanes.mean(weights, num_steps)
@@ -148,7 +148,7 @@ class VmapBackend:
         """Makes ready each kind of step that this cohort takes and that is new."""
         kinds = {kind for chosen in self._chunks(orders) for kind in self._lanes.kinds_of([orders[i] for i in chosen])}
         self._model.train()
-        self.why_not = self._lanes.prepare(kinds, [server], [hyper], [self._loop])
+        self.why_not = self._lanes.prepare(kinds, [server], [Numbers(hyper)], [self._loop])
         if self.why_not:
             _log.info("clients train one after another: %s", self.why_not)
 

@@ -17,7 +17,7 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
@@ -74,8 +74,8 @@ class Recipe:
     algorithm: Algorithm
     num_slots: int
     """of the optimizer"""
-    step: Callable[[Numbers], LocalStep]
-    """the local step with these numbers: of all lanes, or, where runs differ, of one lane"""
+    step: Callable[[Mapping[str, Any]], LocalStep]
+    """the local step with these settings of the optimizer's: of all lanes, or, where runs differ, of one lane"""
 
 
 class Lanes:
@@ -85,7 +85,7 @@ class Lanes:
         model: gives the architecture.
         like: has the parameters and buffers of one client.
         num_runs, clients_per_run: P and K.
-        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+        numbers: of one run, where several differ in them; None where P is 1.
         compiles: record and compile the steps.
         dual: keep layers on the samples in their dual form, where that pays and steps are compiled.
         graphs: capture CUDA graphs of compiled steps.
@@ -101,7 +101,7 @@ class Lanes:
         extent: Extent,
         num_runs: int,
         clients_per_run: int,
-        numbers: Sequence[str] = (),
+        numbers: Numbers | None = None,
         compiles: bool = True,
         dual: bool = True,
         graphs: bool = True,
@@ -168,7 +168,7 @@ class Lanes:
 
         Args:
             servers: of each run, P.
-            numbers: the hyper-parameters of each run, P.
+            numbers: of each run, P.
             orders: of each lane, H; a lane without a client has another one's.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
         """
@@ -278,7 +278,7 @@ class Lanes:
         for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
 
-    def _next(self, kind: Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
+    def _next(self, kind: Kind, count: Any, hyper: Hyper) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
         algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_masked
@@ -292,29 +292,36 @@ class Lanes:
             return losses.mean() if weights is None else (losses * weights).sum()
 
         def lane(
-            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, mine: Numbers
+            params: Tensors,
+            grads: Tensors,
+            slots: Any,
+            kept: State,
+            anchor: Tensors,
+            server: State,
+            hyper: Hyper,
+            settings: Mapping[str, Any],
         ) -> Any:
-            return self._recipe.step(mine)(params, grads, slots, count, Client(anchor, server, kept), mine)
+            return self._recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
 
         with torch.enable_grad():
             losses = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
                 own.params, buffers, kind.x, kind.y, kind.weights
             )
-            grads = torch.autograd.grad(
-                losses.sum(), list(own.params.values()), allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(losses.sum(), list(own.params.values()), allow_unused=True)
         with torch.no_grad():
-            by_name = dict(zip(own.params, grads, strict=True))
+            by_name = {name: g for name, g in zip(own.params, found, strict=True) if g is not None}
             shared = None if own.is_shared else 0
-            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared))(
+            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared, shared))(
                 own.params,
                 by_name,
                 own.slots,
                 own.kept,
                 own.anchor,
                 own.server,
-                dict(numbers),
+                dict(hyper),
+                own.settings,
             )
+        kind.stepped = frozenset(params)
         pairs = [(own.params[name], value) for name, value in params.items()]
         pairs += [pair for name, new in slots.items() for pair in zip(own.slots[name], new, strict=True)]
         if kind.is_active is None:
@@ -365,6 +372,9 @@ class Lanes:
             raise
         except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
             return _one_line(error)
+        if any(other.stepped != kind.stepped for other in self._kinds.values()):
+            # They would have taken different numbers of steps, which optimizers ask for.
+            return "some parameters have a gradient in batches of one size and none in those of another"
         if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
             # All kinds of steps must keep a layer in one form.
             self._dual = None
@@ -448,7 +458,7 @@ class Lanes:
             loop.load(server).train()
             state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
             rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
-            loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
+            loop.train_client(rows, Client(server.params, server.state, state), numbers[run].hyper)
             pairs = [(server.params[name], p, self.tensors.params[name][lane]) for name, p in loop.params.items()]
             pairs += [(server.buffers[name], loop.buffers[name], b[lane]) for name, b in self.tensors.buffers.items()]
             if any(_differ(before, theirs.detach(), ours.detach()) for before, theirs, ours in pairs):

@@ -9,6 +9,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, extent_of
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.data import to_data
@@ -36,7 +37,7 @@ def test_a_step_reads_neither_weights_nor_samples(make_ragged_task, make_mlp):
     data, model = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64), make_mlp()
     made, loop, orders = lanes_of(model, data, FedAvg(), build_optimizer("sgd"))
     server = server_state(model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers({"lr": 0.1})], [loop]) == ""
     (kind,) = made._kinds.values()
     assert not kind.program.reads(made.tensors.params["0.weight"]) and not kind.program.reads(kind.x)
     assert kind.program.reads(made.tensors.params["2.weight"])
@@ -51,11 +52,11 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
     made, loop, orders = lanes_of(model, ragged, algorithm, optimizer)
     server = server_state(model, algorithm)
     hyper = {"lr": 0.1, **numbers}
-    assert made.prepare(set(made.kinds_of(orders)), [server], [hyper], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers(hyper)], [loop]) == ""
     with torch.no_grad():
-        made.begin([server], [hyper], orders, {})
+        made.begin([server], [Numbers(hyper)], orders, {})
         made.run(orders)
-        message, _, _ = made.mean(np.stack([weights, weights]), [len(order) for order in orders])
+        message, _, _ = made.mean(np.stack([weights] * 3), [len(order) for order in orders])
         made.put_weights()
         changes = made.tensors.params["0.weight"] - server.params["0.weight"]
         expected = torch.einsum("h,hoi->oi", torch.from_numpy(weights), changes)
@@ -73,7 +74,7 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
 def test_forms_of_models_that_have_it(ragged, build):
     made, loop, orders = lanes_of(build().double(), ragged, FedAvg(), build_optimizer("sgd"))
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers({"lr": 0.1})], [loop]) == ""
     assert len(made.note["dual_layers"]) == 1
 
 
@@ -81,7 +82,7 @@ def test_one_lane_has_it_too(make_ragged_task, make_mlp):
     data = to_data(make_ragged_task((8,)), CPU, torch.float64)
     made, loop, orders = lanes_of(make_mlp(), data, FedAvg(), build_optimizer("sgd"))
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers({"lr": 0.1})], [loop]) == ""
     assert made.note["dual_layers"] == ["0.weight"]
 
 
@@ -91,7 +92,7 @@ def test_frozen_parameters_are_not_copied_for_each_client(make_ragged_task, make
     model[0].requires_grad_(False)
     made, loop, orders = lanes_of(model, data, FedAvg(), build_optimizer("sgd"))
     server = server_state(model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers({"lr": 0.1})], [loop]) == ""
     assert {name: t.shape for name, t in made.tensors.frozen.items()} == {"0.weight": (4, 5), "0.bias": (4,)}
     assert made.tensors.buffers == {}
 
@@ -128,7 +129,7 @@ class Penalised(nn.Module):
 def test_what_has_no_dual_form_keeps_its_weights(ragged, build, optimizer):
     made, loop, orders = lanes_of(build().double(), ragged, FedAvg(), optimizer)
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert made.prepare(set(made.kinds_of(orders)), [server], [Numbers({"lr": 0.1})], [loop]) == ""
     assert made.note["dual_layers"] == [] and made.note["compiled_with_masks"]
 
 
