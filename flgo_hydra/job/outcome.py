@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import flgo_hydra
@@ -65,12 +66,14 @@ def result_of(
     device: "torch.device",
     prune_reason: str,
     engine: dict[str, Any],
+    warnings: Sequence[str] = (),
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
 
     Args:
         prune_reason: why it was pruned; empty where it was not.
         engine: what trained it, for people.
+        warnings: what its settings make of it, for people.
     """
     import numpy as np
     import torch
@@ -115,4 +118,5 @@ def result_of(
         engine=engine,
         monitor=conf.monitor,
         is_maximized=conf.is_maximized,
+        warnings=list(warnings),
     )

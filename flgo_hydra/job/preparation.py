@@ -1,5 +1,6 @@
 """A run made ready to go: config, task, model, algorithm, backend and watcher put together."""
 
+import logging
 import shlex
 import threading
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     from flgo_hydra.federated.rounds import Run, RunState, Status
     from flgo_hydra.federated.task import Task
 
+_log = logging.getLogger("flgo_hydra")
+
 
 @dataclass
 class ReadyRun:
@@ -38,6 +41,8 @@ class ReadyRun:
     state: "RunState"
     watcher: Watcher
     rounds: "Run"
+    warnings: list[str]
+    """of the settings, for the result"""
 
     def end(self, status: "Status") -> RunResult:
         """Returns the result of a run that ended so.
@@ -50,7 +55,7 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note)
+        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, self.warnings)
 
 
 def prepare(
@@ -74,7 +79,7 @@ def prepare(
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
-    from flgo_hydra.federated.cohort import count_drawn
+    from flgo_hydra.federated.cohort import caveats, count_drawn
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import arrange_for_cpu, build_model
@@ -99,6 +104,9 @@ def prepare(
         arrange_for_cpu(model)
         torch.set_num_threads(count_threads(conf, model, task.input_shape, dtype))
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
+    for text in warnings:
+        _log.warning("%s", text)
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
@@ -113,4 +121,4 @@ def prepare(
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps)
+    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps, warnings)

@@ -43,6 +43,8 @@ class RunResult:
     """the metric that decided which round is best"""
     is_maximized: bool = False
     """whether more of it is better"""
+    warnings: list[str] = field(default_factory=list)
+    """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
 
     @property
     def objective(self) -> float:

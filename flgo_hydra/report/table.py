@@ -39,6 +39,8 @@ class Row:
     monitor: str = "valid_loss"
     """the metric that decides"""
     is_maximized: bool = False
+    warnings: Sequence[str] = ()
+    """of its settings, for people"""
 
     @property
     def is_valid(self) -> bool:
@@ -72,6 +74,7 @@ class Row:
             result.option.get("num_rounds"),
             result.monitor,
             result.is_maximized,
+            result.warnings,
         )
 
     @staticmethod
