@@ -18,7 +18,7 @@ from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, metrics_of
 from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.patience import Patience
-from flgo_hydra.federated.randomness import Purpose, numpy_generator
+from flgo_hydra.federated.randomness import Purpose, numpy_generator, seed_all, torch_seed
 from flgo_hydra.federated.schedule import lr_at
 from flgo_hydra.federated.training import Backend, ServerState
 from flgo_hydra.federated.users_code import no_silent_end
@@ -67,6 +67,8 @@ class Evaluation:
     """A model whose metrics on held-out samples are wanted."""
 
     server: ServerState
+    draws: int
+    """seed of what the model draws meanwhile"""
 
 
 Run = Generator[RoundWork | Evaluation, Any, Status]
@@ -92,6 +94,7 @@ def drive(run: Run, backend: Backend, data: Data) -> Status:
             return asked
         with no_silent_end():
             if isinstance(asked, Evaluation):
+                seed_all(asked.draws, data.x_train.device)
                 answer = metrics_of(backend.load(asked.server), data)
             else:
                 answer = backend.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num)
@@ -147,8 +150,9 @@ def rounds(
         state.round_num = r
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
-            state.last = yield Evaluation(state.server)
+            state.last = yield Evaluation(state.server, torch_seed(option.seed, Purpose.EVALUATION, r))
             if own_metrics is not None:
+                seed_all(torch_seed(option.seed, Purpose.OWN_METRICS, r), data.x_train.device)
                 state.last = {**state.last, **own_metrics(backend.load(state.server), state)}
             state.seconds = clock() - started
             before = state.patience

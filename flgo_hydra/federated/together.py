@@ -14,7 +14,7 @@ Key = TypeVar("Key", bound=Hashable)
 def run_together(
     runs: Mapping[Key, Run],
     train: Callable[[Mapping[Key, RoundWork]], Mapping[Key, ServerState]],
-    evaluate: Callable[[Mapping[Key, ServerState]], Mapping[Key, Metrics]],
+    evaluate: Callable[[Mapping[Key, Evaluation]], Mapping[Key, Metrics]],
     ended: Callable[[Key, Status | Exception], None],
 ) -> None:
     """Runs all to their ends. Each keeps its own rounds, patience and end; one that ends or fails leaves the others.
@@ -28,7 +28,7 @@ def run_together(
     """
     live = dict(runs)
     works: dict[Key, RoundWork] = {}
-    evaluations: dict[Key, ServerState] = {}
+    evaluations: dict[Key, Evaluation] = {}
 
     def give(key: Key, answer: Any) -> None:
         try:
@@ -39,7 +39,7 @@ def run_together(
             del live[key]
             ended(key, asked)
         elif isinstance(asked, Evaluation):
-            evaluations[key] = asked.server
+            evaluations[key] = asked
         else:
             works[key] = asked
 

@@ -17,6 +17,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, StepCounts, clip, is_zero
 from flgo_hydra.federated.randomness import Purpose, permutations
+from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.schedule import Order, batch_sizes, count_steps, resolve_batch_size
 
 
@@ -41,7 +42,7 @@ class LocalStep:
             name = error.args[0] if error.args else None
             if name not in params or name in grads:
                 raise
-            raise ValueError(
+            raise Refused(
                 f"`correct` of {type(self.algorithm).__name__} reads the gradient of {name!r}, but the loss of this "
                 "batch does not depend on that parameter, and such are not among `grads`. Go through `grads.items()` "
                 "to leave them alone, or take `grads.get(name, 0.0)`."
@@ -172,9 +173,9 @@ def row_of(entry: str, algorithm: Algorithm) -> int:
 
 
 def check_message(message: State, cohort: Cohort) -> None:
-    """Raises ValueError where the aggregate is about an update that the algorithm does not send."""
+    """Raises `Refused` where the aggregate is about an update that the algorithm does not send."""
     if "update" not in message and abs(float(cohort.weights.sum()) - 1.0) > 1e-9:
-        raise ValueError(
+        raise Refused(
             "`aggregate=weighted_com` and `weighted_scale` weigh the entry `update` of what clients send, but this "
             f"algorithm sends {', '.join(map(repr, message)) or 'nothing'}. Take aggregate=other or uniform."
         )

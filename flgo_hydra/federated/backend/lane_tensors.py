@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.trial import is_number
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of
 from flgo_hydra.federated.transfer import to_device
@@ -51,6 +53,7 @@ class LaneTensors:
         numbers: Numbers | None,
     ) -> None:
         self._algorithm = algorithm
+        self._messages = Messages(algorithm, like.params)
         self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
         some = next(iter(like.params.values()))
         self.device, self.dtype = some.device, some.dtype
@@ -154,7 +157,7 @@ class LaneTensors:
         of_updates = rows[UPDATE]
         changed = {name: self._sum(self._buffer_changes(name), rows[MEAN]) for name in self.buffers}
         if type(self._algorithm).finish is not Algorithm.finish:
-            sent, new = self._finish(num_steps, dual)
+            sent, new = self.finish(num_steps, dual)
             sums = {
                 s: {n: self._sum(t, rows[row_of(s, self._algorithm)]) for n, t in ts.items()} for s, ts in sent.items()
             }
@@ -188,7 +191,7 @@ class LaneTensors:
             parts.append(torch.bmm(of_runs[at], change.view(*change.shape[:2], -1)).view_as(start[at]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _finish(self, num_steps: Sequence[int], dual: DualLayers | None) -> tuple[State, State]:
+    def finish(self, num_steps: Sequence[int], dual: DualLayers | None) -> tuple[State, State]:
         """What the clients in the lanes send and keep, (H, …)."""
         if dual is not None:
             dual.put_weights(self.start)
@@ -204,7 +207,7 @@ class LaneTensors:
         }
 
         def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
-            return self._algorithm.finish(params, Client(anchor, server, kept), count, numbers)
+            return self._messages.read(self._algorithm.finish(params, Client(anchor, server, kept), count, numbers))
 
         shared = None if self.is_shared else 0
         in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
@@ -219,7 +222,7 @@ class LaneTensors:
 
         No run's lanes touch another's: infinite numbers stay where they are.
         """
-        lanes = lanes if lanes.is_floating_point() or lanes.is_complex() else lanes.double()
+        lanes = lanes if is_number(lanes) else lanes.double()
         rows = lanes.reshape(self._runs, self._clients, -1)
         weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
         return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])
