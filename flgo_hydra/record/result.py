@@ -43,6 +43,8 @@ class RunResult:
     """how local training was computed, and why so"""
     monitor: Monitor = VALID_LOSS
     """what decided which round is best"""
+    warnings: list[str] = field(default_factory=list)
+    """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
 
     @property
     def objective(self) -> float:

@@ -156,10 +156,10 @@ class _Trial:
     def _update_server(self, loop: "LoopBackend", server: ServerState, sent: State) -> None:
         message = Mean()
         message.add(sent, 1.0)
-        cohort = Cohort(np.zeros(1, np.int64), np.ones(1), 1.0, 1.0)
+        cohort = Cohort(np.zeros(1, np.int64), np.ones(1), 1.0, 1.0, 1)
         noise = _TorchNoise(loop.data.x_train.device)
         with torch.no_grad():
-            after = finish_round(server, loop.step.algorithm, message.value(), server.buffers, cohort, self._hyper)
+            after = finish_round(server, loop.step.algorithm, message.value(), {}, cohort, self._hyper)
         if noise.has_moved:
             self._found = replace(
                 self._found, server_draws=True, why_not_fused="`update_server` draws random numbers, each run's own"

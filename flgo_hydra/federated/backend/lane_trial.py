@@ -45,10 +45,10 @@ def find_lanes(
         the lanes, or None and why there are none.
     """
     first = loops[0]
-    habits = first.habits(servers[0], numbers[0])
+    habits = first.habits(servers[0], numbers[0].hyper)
     if habits.why_apart:
         return None, habits.why_apart
-    tried = [{**one, "lr": TRIAL_LR} for one in numbers]
+    tried = [one._replace(hyper={**one.hyper, "lr": TRIAL_LR}) for one in numbers]
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
