@@ -142,6 +142,7 @@ def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
 
 
 _DECIDES_NOTHING = ("device", "num_threads", "checkpoint_interval", "save_best", "engine")
+_TASK_DECIDES_NOTHING = ("cache", "cache_dir", "data_dir")
 
 
 def parts(conf: Conf) -> dict[str, Any]:
@@ -155,8 +156,19 @@ def deciding(conf: Conf) -> dict[str, Any]:
     """What decides a run's numbers, in parts: all of the config but where files lie and how it is run."""
     values = parts(conf)
     values["option"] = {key: value for key, value in values["option"].items() if key not in _DECIDES_NOTHING}
-    values["task"] = {key: value for key, value in values["task"].items() if key not in ("cache_dir", "data_dir")}
+    values["task"] = {key: value for key, value in values["task"].items() if key not in _TASK_DECIDES_NOTHING}
     return values
+
+
+def not_deciding(conf: Conf) -> dict[str, Any]:
+    """The rest of the config, by the keys that people type: where files lie and how a run is computed.
+
+    A run that goes on may change it. Points of a sweep that differ in nothing else are points of their own all the
+    same, since somebody has asked for both (`study/points.py`).
+    """
+    values = {key: getattr(conf, key) for key in _DECIDES_NOTHING if key != "engine"}
+    values |= {f"engine.{key}": value for key, value in asdict(conf.engine).items()}
+    return values | {f"task.{key}": getattr(conf.task, key) for key in _TASK_DECIDES_NOTHING}
 
 
 def settings(conf: Conf) -> dict[str, Any]:

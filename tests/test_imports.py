@@ -18,6 +18,8 @@ LAYERS = {
     "config": set(),
     "reference": set(),
     "importing": set(),
+    "own_code": set(),
+    "captured": {"own_code"},
     "mistakes": set(),
     "progress": set(),
     "record": set(),
@@ -39,6 +41,7 @@ LAYERS = {
     "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process"},
     "api": {
         "app",
+        "captured",
         "chosen",
         "compose",
         "config",

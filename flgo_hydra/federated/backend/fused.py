@@ -23,10 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
+from flgo_hydra.federated.backend.habits import one_line
+from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.python_state import PythonState
+from flgo_hydra.federated.backend.trial import difference, is_number
 from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
@@ -34,7 +39,7 @@ from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, i
 from flgo_hydra.federated.randomness import seed_all
 from flgo_hydra.federated.rounds import Evaluation, RoundWork
 from flgo_hydra.federated.schedule import Order
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, like
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
@@ -122,12 +127,12 @@ class FusedBackend:
         self._device = data.x_train.device
         self._offsets = np.array(data.offsets)
         first = next(iter(self._members.values()))
-        self._extent = extent_of(data, first.work, float("inf"))
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
         self._alone_s = math.inf
         self._evaluates_apart = False
+        self._is_evaluation_tried = False
         self.half_trained: set[Any] = set()
         """runs whose clients have kept something of a round that `train` has not returned"""
 
@@ -178,7 +183,10 @@ class FusedBackend:
         if self._device.type != "cuda" or len(asked) == 1 or self._evaluates_apart:
             return {key: self._evaluate_alone(key, evaluation) for key, evaluation in asked.items()}
         try:
-            return self._evaluate_together({key: evaluation.server for key, evaluation in asked.items()})
+            servers = {key: evaluation.server for key, evaluation in asked.items()}
+            if self._is_evaluation_tried or self._is_evaluated_alike(servers):
+                return self._evaluate_together(servers)
+            self._evaluates_apart = True
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do in evaluation what vmap cannot
@@ -189,6 +197,18 @@ class FusedBackend:
     def _evaluate_alone(self, key: Key, asked: Evaluation) -> Metrics:
         seed_all(asked.draws, self._device)
         return metrics_of(self._members[key].loop.load(asked.server), self._data)
+
+    def _is_evaluated_alike(self, servers: Mapping[Key, ServerState]) -> bool:
+        """Tries whether models at once have the metrics that each has alone."""
+        keys = list(servers)[:: max(1, len(servers) - 1)]  # the first and the last
+        together = evaluate_many(self._model, self._data, [servers[key] for key in keys])
+        for key, found in zip(keys, together, strict=True):
+            for name, value in metrics_of(self._members[key].loop.load(servers[key]), self._data).items():
+                if math.isfinite(value) and not math.isclose(found[name], value, rel_tol=1e-3, abs_tol=1e-3):
+                    _log.warning("runs are evaluated one by one: %s is %g and not %g", name, found[name], value)
+                    return False
+        self._is_evaluation_tried = True
+        return True
 
     def _evaluate_together(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
         found: dict[Key, Metrics] = {}
@@ -258,18 +278,66 @@ class FusedBackend:
         if self._lanes is None or self._shape[0] != runs or self._shape[1] < clients:
             self._lanes = None  # first, so that there is memory for the new ones
             self._shape = (runs, max(clients, self._shape[1]))
-            names = list(chunk.numbers()[0])
-            like = chunk.members[0].loop
-            extent, recipe = self._extent, self._recipe
-            self._lanes = Lanes(self._model, self._data, like, recipe, extent, *self._shape, names, *self._engine)
-        orders = [order for own in chunk.orders for order in own]
-        loops = [member.loop for member in chunk.members]
-        kinds = set(self._lanes.kinds_of(orders))
-        why_not = self._lanes.prepare(kinds, chunk.servers(), chunk.numbers(), loops)
-        if why_not:
-            self._lanes = None
-            raise CannotFuse(why_not)
+            names, recipe = list(chunk.numbers()[0]), self._recipe
+            extent = extent_of(self._data, chunk.members[0].work, float("inf"), runs * self._shape[1])
+            compiles, dual, graphs = self._engine
+
+            def make(
+                model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
+            ) -> Lanes:
+                return Lanes(model, data, like, recipe, extent, runs, k, names, compiles, dual, graphs)
+
+            loops = [member.loop for member in chunk.members]
+            numbers = chunk.numbers()
+            found, why_not = find_lanes(make, extent, loops, chunk.servers(), numbers, self._shape[1], compiles, dual)
+            if why_not := why_not or self._why_not_models() or self._why_not_servers(chunk):
+                raise CannotFuse(why_not)
+            self._lanes = found
+        assert self._lanes is not None
         return self._lanes
+
+    def _why_not_models(self) -> str:
+        """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
+        first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
+        return next((f"`{name}` differs from run to run" for one in others if (name := first.differs(one))), "")
+
+    def _why_not_servers(self, chunk: _Chunk) -> str:
+        """Why the servers of the runs cannot take a step at once, or nothing."""
+        algorithm = self._recipe.algorithm
+        if type(algorithm).update_server is Algorithm.update_server:
+            return ""
+        servers, numbers = chunk.servers(), chunk.numbers()
+        if why_not := chunk.members[0].loop.habits(servers[0], numbers[0]).why_not_fused:
+            return why_not
+        messages, buffers = [], []
+        for server in servers:
+            params = {name: p * 1.01 + 0.01 for name, p in server.params.items()}
+            state = {
+                s: {n: torch.full_like(t, 1e-2) for n, t in ts.items()}
+                for s, ts in algorithm.init_client(server.params).items()
+            }
+            sent, _ = Messages(algorithm, params).read(
+                algorithm.finish(params, Client(server.params, server.state, state), 2, numbers[0])
+            )
+            messages.append(sent)
+            buffers.append({name: b if is_number(b) else b.double() for name, b in server.buffers.items()})
+        together = {s: {n: torch.stack([m[s][n] for m in messages]) for n in ts} for s, ts in messages[0].items()}
+        try:
+            found = self._finish(chunk, together, {n: torch.stack([b[n] for b in buffers]) for n in buffers[0]})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
+            return f"`update_server` of several runs at once: {one_line(error)}"
+        for row in {0, len(servers) - 1}:
+            work = chunk.works[row]
+            one = {s: {n: t.clone() for n, t in ts.items()} for s, ts in messages[row].items()}
+            alone = finish_round(servers[row], algorithm, one, buffers[row], work.cohort, numbers[row])
+            wrong = difference(servers[row].params, alone.params, found[row].params)
+            for key, tensors in alone.state.items():
+                wrong = wrong or difference(servers[row].state[key], tensors, found[row].state[key])
+            if wrong is not None:
+                return f"`update_server` of several runs at once: {wrong}"
+        return ""
 
     def _kept(self, chunk: _Chunk, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""

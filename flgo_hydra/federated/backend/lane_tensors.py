@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.trial import is_number
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import ServerState
 from flgo_hydra.federated.transfer import to_device
@@ -43,6 +45,7 @@ class LaneTensors:
         numbers: Sequence[str],
     ) -> None:
         self._algorithm = algorithm
+        self._messages = Messages(algorithm, like.params)
         self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
         some = next(iter(like.params.values()))
         self.device, self.dtype = some.device, some.dtype
@@ -140,7 +143,7 @@ class LaneTensors:
         of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self.exact), self.device)
         buffers = {name: self._sum(b, of_buffers) for name, b in self.buffers.items()}
         if type(self._algorithm).finish is not Algorithm.finish:
-            sent, new = self._finish(num_steps, dual)
+            sent, new = self.finish(num_steps, dual)
             return {s: {n: self._sum(t, of_messages) for n, t in ts.items()} for s, ts in sent.items()}, buffers, new
         # Their mean change, without each client's weights where those are in the dual form.
         changes = {} if dual is None else dual.mean_changes(self.start, of_messages.to(self.dtype))
@@ -163,7 +166,7 @@ class LaneTensors:
             parts.append(torch.bmm(of_runs[at], change.view(*change.shape[:2], -1)).view_as(start[at]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _finish(self, num_steps: Sequence[int], dual: DualLayers | None) -> tuple[State, State]:
+    def finish(self, num_steps: Sequence[int], dual: DualLayers | None) -> tuple[State, State]:
         """What the clients in the lanes send and keep, (H, …)."""
         if dual is not None:
             dual.put_weights(self.start)
@@ -179,7 +182,7 @@ class LaneTensors:
         }
 
         def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
-            return self._algorithm.finish(params, Client(anchor, server, kept), count, numbers)
+            return self._messages.read(self._algorithm.finish(params, Client(anchor, server, kept), count, numbers))
 
         shared = None if self.is_shared else 0
         in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
@@ -194,7 +197,7 @@ class LaneTensors:
 
         No run's lanes touch another's: infinite numbers stay where they are.
         """
-        lanes = lanes if lanes.is_floating_point() else lanes.double()
+        lanes = lanes if is_number(lanes) else lanes.double()
         rows = lanes.reshape(self._runs, self._clients, -1)
         weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
         return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])
