@@ -129,14 +129,18 @@ def _counted(values: Iterable[Value]) -> str:
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).items())
 
 
-def has_other_data(runs: Iterable[Run]) -> bool:
+def has_other_data(runs: Sequence[Run]) -> bool:
     """Whether runs with the same task in their configs had different data: a file was changed between them."""
-    found: dict[tuple[tuple[str, Value], ...], set[Value]] = {}
+    if len({run.values[DATA] for run in runs if DATA in run.values}) < 2:
+        return False
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.values) if _is_of_task(key)]
+    found: dict[tuple[Value, ...], Value] = {}
     for run in runs:
         if DATA in run.values:
-            task = [(key, value) for key, value in run.values.items() if _is_of_task(key)]
-            found.setdefault(tuple(sorted(task, key=str)), set()).add(run.values[DATA])
-    return any(len(data) > 1 for data in found.values())
+            task = tuple(run.values.get(key, ABSENT) for key in keys)
+            if found.setdefault(task, run.values[DATA]) != run.values[DATA]:
+                return True
+    return False
 
 
 def _is_of_task(key: str) -> bool:
