@@ -50,7 +50,8 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note)
+        record = self.watcher.record
+        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, record)
 
 
 def prepare(
@@ -113,7 +114,7 @@ def prepare(
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
-    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
+    state = RunState(server, clients, patience=Patience(conf.followed))
     watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
