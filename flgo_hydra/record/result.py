@@ -43,6 +43,10 @@ class RunResult:
     """how local training was computed, and why so"""
     monitor: Monitor = VALID_LOSS
     """what decided which round is best"""
+    data_sha256: str = ""
+    """of the content of the samples and their split"""
+    code: dict[str, Any] = field(default_factory=dict)
+    """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
 
     @property
     def objective(self) -> float:

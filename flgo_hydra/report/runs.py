@@ -223,8 +223,8 @@ def _read(folder: Path, name: str) -> Run:
     texts = tuple(f"{key}={text}" for key, text in overrides.items())
     if result is not None:
         row = Row.of_result(job, texts, paths, result)
-        code = getattr(result, "code", {})
-        hashes = {DATA: getattr(result, "data_sha256", ""), CODE: code.get("sha256", "")}
+        code = result.code
+        hashes = {DATA: result.data_sha256, CODE: code.get("sha256", "")}
         values |= {key: text[:_HASH_DIGITS] for key, text in hashes.items() if text}
         return Run(name, row, overrides, values, result.fingerprint or None, code.get("files", {}))
     return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
