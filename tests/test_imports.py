@@ -67,6 +67,7 @@ LAYERS = {
         "job.device",
         "launch",
         "mistakes",
+        "monitor",
         "overrides",
         "record",
         "reference",

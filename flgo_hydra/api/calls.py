@@ -175,7 +175,7 @@ def _collect(outcome: Outcome) -> Sweep:
     for written, job in outcome.jobs.items():
         row = outcome.rows.get(job)
         runs[written] = read_run(outcome.folders[job], written, job, row)
-    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name)
+    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name, outcome.monitor)
 
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:

@@ -18,6 +18,7 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
@@ -54,6 +55,7 @@ class Outcome:
     paths: SweepPaths
     storage: str
     study_name: str
+    monitor: Monitor
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Sweep:
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
         self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
-        self._study.follow(plan.common.monitor)
+        self._monitor = plan.common.monitor
+        self._study.follow(self._monitor)
         earlier = self._study.description
         if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)
@@ -163,7 +166,15 @@ class Sweep:
         """What has come out so far; it grows while the sweep runs."""
         for job in self._trials.jobs.all():
             self._note(job)
-        return Outcome(self._tables.rows, self._numbers, self._folders, self._paths, self._storage, self._study.name)
+        return Outcome(
+            self._tables.rows,
+            self._numbers,
+            self._folders,
+            self._paths,
+            self._storage,
+            self._study.name,
+            self._monitor,
+        )
 
     def _note(self, job: Job) -> None:
         for written in job.point.written or [job.point.overrides]:
