@@ -12,13 +12,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from flgo_hydra.monitor import Monitor
+
 MISSING: Any = "???"
 """OmegaConf's mark of a value that must be given, spelled out: what trains needs torch and numpy only."""
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
 SAMPLES = ("uniform", "md", "full")
 AGGREGATES = ("other", "uniform", "weighted_com", "weighted_scale")
-METRICS = ("valid_loss", "valid_accuracy", "test_loss", "test_accuracy")
-DIRECTIONS = ("minimize", "maximize")
 DTYPES = ("float32", "float64")
 LR_SCHEDULES = ("constant", "step", "step_<k>", "multistep_<a>_<b>…", "ratiostep_<q>", "divide_by_round", "cosine")
 _LR_SCHEDULE = re.compile(r"constant|step|step_[1-9]\d*|multistep(_[1-9]\d*)+|ratiostep_0?\.\d+|divide_by_round|cosine")
@@ -79,11 +79,6 @@ class EngineConf:
         one_of("engine.graph", self.graph, ("off", "on"))
 
 
-def is_maximized(monitor: str, direction: str | None) -> bool:
-    """Whether more of a metric is better: as `direction` says, or by its name."""
-    return monitor.endswith("accuracy") if direction is None else direction == "maximize"
-
-
 @dataclass
 class OptionConf:
     """What every algorithm shares. These keys stand at the root: `lr=0.1`, not `option.lr=0.1`."""
@@ -125,8 +120,9 @@ class OptionConf:
     metrics: str | None = None
     # the metric that best round, early stop, tuning and save_best follow: valid_loss, another one, or one of your own
     monitor: str = "valid_loss"
-    # minimize or maximize the monitor; null: maximize what ends in accuracy, minimize the rest
-    direction: str | None = None
+    # min or max: which way the monitor is better; null: accuracies of ours max, losses of ours min (a metric of your
+    # own needs one of the two)
+    monitor_mode: str | None = None
     # decides initial weights, cohorts and batch order; task.seed decides the data split
     seed: int = 0
     # auto (a GPU where there is one), cpu, cuda, cuda:<i>, mps
@@ -174,8 +170,7 @@ class OptionConf:
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
-        if self.direction is not None:
-            one_of("direction", self.direction, DIRECTIONS)
+        Monitor.of(self.monitor, self.monitor_mode)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
@@ -186,9 +181,9 @@ class OptionConf:
         hold(interval is None or interval >= 0, "checkpoint_interval >= 0, or null for automatic", interval)
 
     @property
-    def is_maximized(self) -> bool:
-        """Whether more of `monitor` is better."""
-        return is_maximized(self.monitor, self.direction)
+    def followed(self) -> Monitor:
+        """What decides which round is best."""
+        return Monitor.of(self.monitor, self.monitor_mode)
 
 
 @dataclass

@@ -51,7 +51,8 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note)
+        record = self.watcher.record
+        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, record)
 
 
 def prepare(
@@ -114,9 +115,10 @@ def prepare(
     proportion = 1.0 if conf.sample == "full" else conf.proportion
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
-    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
+    state = RunState(server, clients, patience=Patience(conf.followed))
     watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
     if form is None:
         backend.prepare(server, {**numbers, "lr": conf.lr})

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
@@ -49,7 +50,8 @@ class Watcher:
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
         self.prune_reason: str | None = None
-        self._record: list[dict[str, float]] = []
+        self.record: list[dict[str, float]] = []
+        """the evaluated rounds, as lines of rounds.jsonl"""
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
         self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
 
@@ -69,35 +71,34 @@ class Watcher:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
             state.round_num = saved["round_num"]
-            state.patience = Patience(**saved["patience"])
+            state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
-        self._record = read_rounds(self._paths)
+        self.record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
 
     def record_with(self, state: "RunState") -> list[dict[str, float]]:
         """The evaluated rounds, the present one, which is not written yet, last."""
-        return [*self._record, _line(state)]
+        return [*self.record, _line(state)]
 
     def evaluated(self, state: "RunState", is_best: bool) -> None:
         """Writes the round's line, shows it, and tells the launcher; keeps the model where it is the best."""
         line = _line(state)
-        self._record.append(line)
+        self.record.append(line)
         self._lines.append(line)
         if is_best and self._option.save_best:
             self._save_best_model(state)
         best = state.patience
-        self.progress.show(state.round_num, state.last, best.best, best.best_round, self._option.monitor)
+        self.progress.show(state.round_num, state.last, best.best, best.best_round, best.monitor.metric)
         self._line.report(
             "round",
             round=state.round_num,
             num_rounds=self._option.num_rounds,
             best=best.best,
             best_round=best.best_round,
-            monitor=self._option.monitor,
-            is_maximized=self._option.is_maximized,
-            **state.last,
+            monitor=asdict(best.monitor),
+            metrics=state.last,
         )
 
     def finished_round(self, state: "RunState") -> "Status | None":
@@ -119,7 +120,7 @@ class Watcher:
             "server": vars(state.server),
             "clients": state.clients.export(),
             "round_num": state.round_num,
-            "patience": vars(state.patience),
+            "patience": {"best": state.patience.best, "best_round": state.patience.best_round},
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,

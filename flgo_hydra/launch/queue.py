@@ -410,14 +410,15 @@ class Queue:
 
     def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
         job = running.job
-        if isinstance(values.get("memory_mib"), int | float):
-            self._has_changed = True
-            running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
-        if isinstance(values.get("context_mib"), int | float):
-            self._context_mib[running.placement.device] = round(values["context_mib"])
-        if values["kind"] == "end":
+        if values["kind"] == "memory":
+            if isinstance(values.get("memory_mib"), int | float):
+                self._has_changed = True
+                running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
+            if isinstance(values.get("context_mib"), int | float):
+                self._context_mib[running.placement.device] = round(values["context_mib"])
+        elif values["kind"] == "end":
             running.end_message = values
-        elif values["kind"] not in ("memory", "unreadable"):
+        elif values["kind"] != "unreadable":
             if values["kind"] == "round" and isinstance(values.get("round"), int):
                 running.round = values["round"]
                 job.progress = values

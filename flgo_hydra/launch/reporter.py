@@ -1,9 +1,10 @@
 """What a running job says to its launcher and hears from it; outside a worker both are no-ops.
 
-The app calls `report("round", round=…, valid_loss=…, best=…, num_rounds=…)` at each evaluated round and asks
-`stop_requested()` at each round boundary: true means "write a checkpoint and return". `prune_reason()`, asked there
-too, means "other runs are better: end here for good" unless it is None. A job may run under our launcher, anybody
-else's, or none: this module imports nothing of them, so the app can import it anywhere.
+The app calls `report("round", round=…, num_rounds=…, metrics={"valid_loss": …}, best=…)` at each evaluated round
+(metrics in a mapping of their own: they may have any names) and asks `stop_requested()` at each round boundary: true
+means "write a checkpoint and return". `prune_reason()`, asked there too, means "other runs are better: end here for
+good" unless it is None. A job may run under our launcher, anybody else's, or none: this module imports nothing of them,
+so the app can import it anywhere.
 """
 
 from collections.abc import Callable
