@@ -152,14 +152,14 @@ class _Trial:
         try:
             return model(x)
         except Exception as error:
-            self._explain(error, x)
+            self._explain(error, x, model.training)
             mode = "training" if model.training else "evaluation"
             error.add_note(f"(the model was tried in {mode} mode on {_form(x)})")
             raise
 
-    def _explain(self, error: Exception, x: Tensor) -> None:
+    def _explain(self, error: Exception, x: Tensor, is_training: bool) -> None:
         """Raises what torch's error means for the user, where that is known."""
-        if len(x) == 1 and "more than 1 value per channel" in str(error):
+        if is_training and len(x) == 1 and "more than 1 value per channel" in str(error):
             raise ValueError(
                 f"{error}. A client's last batch has a single sample, which batch normalisation cannot train on: "
                 "set another `batch_size` (-1: all samples at once), or a model with group normalisation."
