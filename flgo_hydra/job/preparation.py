@@ -100,7 +100,9 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
+    has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
     seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
     warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
