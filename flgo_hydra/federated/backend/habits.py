@@ -88,12 +88,12 @@ class _Trial:
         noise = python_noise()
         try:
             self._try(loop)
+            changed = before.changed(PythonState(model=loop.model, algorithm=loop.step.algorithm))
         finally:
             own.put_back_outside()
         if python_noise() != noise:
             return _plain("it draws random numbers from Python or numpy", self._found)
-        after = PythonState(model=loop.model, algorithm=loop.step.algorithm)
-        if changed := before.changed(after):
+        if changed:
             return _plain(f"`{changed}` changes while it computes", self._found)
         return self._found
 
@@ -303,4 +303,4 @@ def untouched_generators(device: torch.device) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"

@@ -275,7 +275,7 @@ class LoopBackend:
         def native(is_rounded: bool) -> Difference | None:
             return self._differs(plain, sizes, server, hyper, is_rounded)
 
-        def wide(is_rounded: bool) -> Difference | str | None:
+        def wide() -> Difference | str | None:
             data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
             try:
                 ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
@@ -283,7 +283,7 @@ class LoopBackend:
                 if not is_wide(ours.model, data.x_train[:2]):
                     return "the model does not run in float64"
                 why_not = ours._record(sizes, wide_server, hyper)
-                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded)
+                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
             except Exception as error:
                 return one_line(error)
 
