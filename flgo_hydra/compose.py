@@ -59,6 +59,28 @@ def hydra_main_arguments() -> dict[str, Any]:
     return {"config_path": str(conf_dir()), "config_name": "config", **base}
 
 
+def choices_alone(hydra: Any, chosen: Mapping[str, str]) -> DictConfig | None:
+    """The config that these choices make with nothing else written; None where they do not go with our own `config`.
+
+    Args:
+        hydra: Hydra's node of a composed config, which says where choices lie.
+        chosen: a choice by group.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    path = ConfigSearchPathImpl()
+    for source in hydra.runtime.config_sources:
+        path.append(source.provider, f"{source.schema}://{source.path}")
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    try:
+        return ConfigLoaderImpl(path).load_configuration("config", overrides, RunMode.RUN)
+    except HydraException:
+        return None
+
+
 def is_ours(cfg: DictConfig) -> bool:
     """Whether a composed config is one of flgo_hydra, and not of another Hydra app that uses our plugins."""
     kind = OmegaConf.get_type(cfg)
@@ -120,6 +142,7 @@ def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
 
 
 _DECIDES_NOTHING = ("device", "num_threads", "checkpoint_interval", "save_best", "engine")
+_TASK_DECIDES_NOTHING = ("cache", "cache_dir", "data_dir")
 
 
 def parts(conf: Conf) -> dict[str, Any]:
@@ -133,8 +156,19 @@ def deciding(conf: Conf) -> dict[str, Any]:
     """What decides a run's numbers, in parts: all of the config but where files lie and how it is run."""
     values = parts(conf)
     values["option"] = {key: value for key, value in values["option"].items() if key not in _DECIDES_NOTHING}
-    values["task"] = {key: value for key, value in values["task"].items() if key not in ("cache_dir", "data_dir")}
+    values["task"] = {key: value for key, value in values["task"].items() if key not in _TASK_DECIDES_NOTHING}
     return values
+
+
+def not_deciding(conf: Conf) -> dict[str, Any]:
+    """The rest of the config, by the keys that people type: where files lie and how a run is computed.
+
+    A run that goes on may change it. Points of a sweep that differ in nothing else are points of their own all the
+    same, since somebody has asked for both (`study/points.py`).
+    """
+    values = {key: getattr(conf, key) for key in _DECIDES_NOTHING if key != "engine"}
+    values |= {f"engine.{key}": value for key, value in asdict(conf.engine).items()}
+    return values | {f"task.{key}": getattr(conf.task, key) for key in _TASK_DECIDES_NOTHING}
 
 
 def settings(conf: Conf) -> dict[str, Any]:

@@ -324,6 +324,9 @@ class TaskConf:
     path: str | None = None
     # built tasks are kept in its flgo_hydra/tasks; null: the user's cache folder
     cache_dir: str | None = None
+    # false: every process calls the source itself, for one that depends on what nobody can see (a C library's files,
+    # the network)
+    cache: bool = True
 
     def __post_init__(self) -> None:
         clients = self.num_clients

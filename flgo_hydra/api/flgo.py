@@ -14,7 +14,7 @@ from flgo_hydra.api.overrides import override
 from flgo_hydra.api.parts import Objects, algorithm_overrides, is_flgo, model_overrides, name_of, task_overrides
 from flgo_hydra.api.results import Run, Sweep
 from flgo_hydra.api.schedulers import Devices, as_scheduler, device_list, devices_override
-from flgo_hydra.api.shipped import target_of
+from flgo_hydra.api.shipped import check_unchanged, target_of
 from flgo_hydra.study.grid import parse_point
 
 _RUNNER_KEYS = ("task", "algorithm", "option", "model", "Logger", "Simulator", "scene", "metrics")
@@ -52,6 +52,8 @@ class Runner:
 
     def run(self) -> Run:
         """Trains, and returns the run: `.rounds`, `.best`, and `.output()`, FLGo's dict of lists."""
+        for target, value in self._request.objects.items():
+            check_unchanged(target, value)
         folder = [override("hydra.run.dir", self._folder)] if self._folder is not None else []
         return calls.run_job([*self.overrides, *folder], is_quiet=self._request.settings.is_quiet)
 

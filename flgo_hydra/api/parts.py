@@ -1,5 +1,6 @@
 """Task, algorithm and model as a Python program gives them: names, dicts, classes, functions, FLGo's modules."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -74,12 +75,13 @@ def model_overrides(model: Any, objects: Objects) -> list[str]:
     model, parameters = _with_parameters("model", model)
     if isinstance(model, str):
         return [override("model", model)] + [override(f"model.{key}", value) for key, value in parameters.items()]
-    if isinstance(model, ModuleType) or not callable(model) or not hasattr(model, "__qualname__"):
+    named = model.func if isinstance(model, functools.partial) else model
+    if isinstance(model, ModuleType) or not callable(model) or not hasattr(named, "__qualname__"):
         raise ValueError(
             "`model` must be a name, or a class or function that returns a torch.nn.Module for `input_shape` and "
             f"`num_outputs`, but got {model!r}. Of an FLGo model give the nn.Module class, of an object its class."
         )
-    own = [override("model._target_", target_of(model, objects)), override("model.name", model.__name__.lower())]
+    own = [override("model._target_", target_of(model, objects)), override("model.name", named.__name__.lower())]
     return ["model=custom", *own, *(override(f"+model.{key}", value) for key, value in parameters.items())]
 
 
@@ -88,6 +90,7 @@ def name_of(part: Any, key: str) -> str:
     part, _ = _with_parameters(key, part)
     if isinstance(part, Mapping):
         part = part.get("name")
+    part = part.func if isinstance(part, functools.partial) else part
     name = part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
     return name.rpartition(".")[2] if isinstance(part, ModuleType) else name
 

@@ -2,14 +2,12 @@
 
 A worker does not run the script again, so a plain script needs no `if __name__ == "__main__":`. What cannot be
 imported travels by value, with cloudpickle, in a file of the sweep folder; configs name it by a target
-(`reference.give`).
+(`reference.give`), which holds a hash of all that the object is: two functions of one factory are two, an edited class
+is another one, and the same script names it alike each time.
 """
 
-import hashlib
 import importlib
-import inspect
 import pickle
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import cloudpickle
 from omegaconf import DictConfig
 
 from flgo_hydra import app, reference
+from flgo_hydra.captured import hash_of
 from flgo_hydra.record import files
 
 
@@ -41,9 +40,25 @@ class JobWithObjects:
 
 
 def write_objects(file: Path, objects: dict[str, Callable[..., Any]]) -> None:
-    """Writes the objects, by target, for `JobWithObjects`."""
+    """Writes the objects, by target, for `JobWithObjects`.
+
+    Raises:
+        ValueError: one has changed since it was named.
+    """
+    for target, value in objects.items():
+        check_unchanged(target, value)
     with files.replacing(file, is_durable=False) as opened:
         cloudpickle.dump(objects, opened)
+
+
+def check_unchanged(target: str, value: Callable[..., Any]) -> None:
+    """Raises ValueError if a given object is not any more what its name says."""
+    if _target(value) != target:
+        raise ValueError(
+            f"{getattr(value, '__qualname__', value)!r} was given, and something that it reads (a global value, an "
+            "attribute, a closure) has changed since. Give what shall be trained as a function of its own, or start "
+            "each call after the change."
+        )
 
 
 def target_of(value: Callable[..., Any], objects: dict[str, Callable[..., Any]]) -> str:
@@ -59,7 +74,7 @@ def target_of(value: Callable[..., Any], objects: dict[str, Callable[..., Any]])
                 return f"{module}.{name}"
         except (ImportError, AttributeError):
             pass
-    target = f"{reference.GIVEN}.{getattr(value, '__name__', type(value).__name__).strip('<>')}_{_version(value)}"
+    target = _target(value)
     try:
         cloudpickle.dumps(value)
     except Exception as error:
@@ -72,10 +87,6 @@ def target_of(value: Callable[..., Any], objects: dict[str, Callable[..., Any]])
     return target
 
 
-def _version(value: Callable[..., Any]) -> str:
-    """A hash of the source: an edited class is another one, and the same script names it alike each time."""
-    try:
-        text = inspect.getsource(value)
-    except (OSError, TypeError):
-        text = uuid.uuid4().hex  # nobody can say whether it is the same
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _target(value: Callable[..., Any]) -> str:
+    name = getattr(value, "__name__", type(value).__name__).strip("<>")
+    return f"{reference.GIVEN}.{name}_{hash_of(value)[:12]}"

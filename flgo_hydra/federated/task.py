@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from flgo_hydra import reference
 from flgo_hydra.config import TaskConf, hold
 from flgo_hydra.federated import partition, samples, sources, task_cache
+from flgo_hydra.federated.randomness import generators_kept, seed_all, seed_at
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # Raise it when this code builds another task from the same config: cached ones are then left alone.
-FORMAT = 1
+FORMAT = 2
 
 # Addresses of the generators [task.seed, purpose]. Not 0, since [seed, 0] is [seed]; and far from the small numbers
 # that training uses with its own seed, so that equal seeds do not draw equal numbers.
 TEST_SPLIT, PARTITION, VALID_SPLIT = 101, 102, 103
+# Of the process's own generators, while a user's source and partition run.
+SOURCE_DRAWS, PARTITION_DRAWS = 104, 105
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Task:
 
     Attributes:
         name: as in results.
-        x_train: inputs, client after client, float32, shape (n, *input_shape).
+        x_train: inputs, client after client, float32 or, where the source has integers, int64, shape (n, *input_shape).
         y_train: labels 0..num_classes-1, int64, shape (n,); of a regression targets, float32, shape (n, num_outputs).
         train_offsets: client k has the training samples train_offsets[k] to train_offsets[k + 1] - 1 (at least
             one); int64, shape (num_clients + 1,).
@@ -47,13 +50,13 @@ class Task:
     """
 
     name: str
-    x_train: NDArray[np.float32]
+    x_train: Array
     y_train: Array
     train_offsets: Ints
-    x_valid: NDArray[np.float32]
+    x_valid: Array
     y_valid: Array
     valid_offsets: Ints
-    x_test: NDArray[np.float32]
+    x_test: Array
     y_test: Array
     num_classes: int | None
 
@@ -180,7 +183,7 @@ def _fingerprint(file: Path) -> list[Any]:
 def _build(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
     """Calls the source and splits what it returns. Returns a `Task`'s arrays by name."""
     where = str(conf.path) if "path" in plan.arguments and conf.path else f"task.source={_identify(plan.source)[0]}"
-    given = samples.check(plan.source(**plan.arguments), where)
+    given = samples.check(_seeded(conf, SOURCE_DRAWS, lambda: plan.source(**plan.arguments)), where)
     n = len(given.x_train)
     keep: Ints = np.arange(n)
     if given.x_test is not None and given.y_test is not None:
@@ -191,14 +194,18 @@ def _build(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
         held = np.zeros(n, bool)
         held[_rng(conf, TEST_SPLIT).permutation(n)[: _num_held(np.array(n), conf.test_holdout)]] = True
         x_test, y_test, keep = given.x_train[held], given.y_train[held], np.flatnonzero(~held)
-    client_of = partition.assign(
-        plan.partition,
-        plan.params,
-        given.y_train[keep],
-        conf.num_clients,
-        _rng(conf, PARTITION),
-        None if given.client is None else given.client[keep],
-        plan.min_samples,
+    client_of = _seeded(
+        conf,
+        PARTITION_DRAWS,
+        lambda: partition.assign(
+            plan.partition,
+            plan.params,
+            given.y_train[keep],
+            conf.num_clients,
+            _rng(conf, PARTITION),
+            None if given.client is None else given.client[keep],
+            plan.min_samples,
+        ),
     )
     valid = None if given.valid is None else given.valid[keep]
     train, train_offsets, held_out, valid_offsets = split_clients(
@@ -206,13 +213,13 @@ def _build(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
     )
     train, held_out = keep[train], keep[held_out]
     arrays = {
-        "x_train": _scale(given.x_train[train]),
+        "x_train": _scale(given.x_train[train], conf.standardize),
         "y_train": given.y_train[train],
         "train_offsets": train_offsets,
-        "x_valid": _scale(given.x_train[held_out]),
+        "x_valid": _scale(given.x_train[held_out], conf.standardize),
         "y_valid": given.y_train[held_out],
         "valid_offsets": valid_offsets,
-        "x_test": _scale(x_test),
+        "x_test": _scale(x_test, conf.standardize),
         "y_test": y_test,
     }
     if conf.standardize:
@@ -269,8 +276,23 @@ def _rng(conf: TaskConf, purpose: int) -> np.random.Generator:
     return np.random.default_rng([conf.seed, purpose])
 
 
-def _scale(x: Array) -> NDArray[np.float32]:
-    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x
+def _seeded(conf: TaskConf, purpose: int, call: Callable[[], Any]) -> Any:
+    """Calls a user's function with the process's generators seeded for it, and leaves them as they were."""
+    value = seed_at([conf.seed, purpose])
+    had_torch = "torch" in sys.modules
+    with generators_kept():
+        seed_all(value)
+        returned = call()
+        if "torch" in sys.modules and not had_torch:  # it imported torch, whose generators have no seed yet
+            seed_all(value)
+            returned = call()
+    return returned
+
+
+def _scale(x: Array, is_float: bool) -> Array:
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    return x.astype(np.float32, copy=False) if is_float else x
 
 
 def standardize(x_train: NDArray[np.float32], *others: NDArray[np.float32]) -> None:

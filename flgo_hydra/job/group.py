@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -27,6 +27,8 @@ _VALUES = ("num_rounds", "lr", "lr_schedule", "lr_decay", "early_stop", "seed", 
 """Options in which runs of one program may differ."""
 _VALUES_OR_0 = ("momentum", "weight_decay", "clip_grad")
 """The same, but 0 is another program."""
+_EACH_ITS_OWN = ("checkpoint_interval", "save_best")
+"""What each run of a program does by itself."""
 
 
 def fuse_key(cfg: DictConfig) -> str:
@@ -36,7 +38,8 @@ def fuse_key(cfg: DictConfig) -> str:
         return ""
     if conf.engine.backend != "auto":  # one was asked for
         return ""
-    values = {**compose.deciding(conf), "engine": asdict(conf.engine)}
+    how = {key: value for key, value in compose.not_deciding(conf).items() if key not in _EACH_ITS_OWN}
+    values = {**compose.deciding(conf), "how": how}  # one program has one device, its threads, and one task's data
     option = values["option"]
     for name in _VALUES:
         option.pop(name)

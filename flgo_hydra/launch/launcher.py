@@ -202,7 +202,8 @@ class PackingLauncher(Launcher):
             self._configs.pop(num, None)
             queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
             return job
-        RunPaths(folder).failure.unlink(missing_ok=True)  # of an earlier sweep
+        with contextlib.suppress(OSError):  # where the folder cannot be used the job says so
+            RunPaths(folder).failure.unlink(missing_ok=True)  # of an earlier sweep
         self._configs[num] = composed
         queue.submit(job)
         return job
@@ -218,7 +219,10 @@ class PackingLauncher(Launcher):
         self._heed_interrupts()
         if event is not None and event.kind == "ended" and event.job.state == "failed":
             run = RunPaths(event.job.folder)
-            write_failure(run, failure_record(event.job, read_failure(run)))
+            try:
+                write_failure(run, failure_record(event.job, read_failure(run)))
+            except OSError as error:  # its folder may be what failed
+                log.warning("Job %d: %s cannot be written: %s", event.job.num, run.failure, error.strerror)
         self._view.show(event)
         return event
 
@@ -236,7 +240,9 @@ class PackingLauncher(Launcher):
         overrides, config = self._overrides.pop(job.num, []), self._configs.pop(job.num, None)
         if job.result:
             try:
-                returned: JobReturn = pickle.loads(job.result)
+                returned = pickle.loads(job.result)
+                if not isinstance(returned, JobReturn):
+                    raise TypeError(f"it is a {type(returned).__name__}")
             except Exception as error:
                 job.failure = Failure("error", f"its result cannot be read: {type(error).__name__}: {error}")
             else:
@@ -387,7 +393,7 @@ def explain(job: Job) -> str:
     text = text.rstrip(".") + "."
     if len(job.attempts) > 1:
         text += f" Attempts: {len(job.attempts)}."
-    if job.attempts:
+    if job.attempts and job.attempts[-1].log:
         text += f" Log: {job.attempts[-1].log}"
     return text
 

@@ -8,6 +8,8 @@ Everything that waits is in `next_event`: for pipes of the pool, and with a dead
 decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
+import contextlib
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,8 @@ from flgo_hydra.record.paths import RunPaths
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
+# What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
+_MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 
 @dataclass(eq=False)
@@ -217,6 +221,8 @@ class Queue:
                 now_s = self.clock()
                 wait_s = self._wait_s(now_s)
                 self._look_again_s = None if wait_s is None else now_s + wait_s
+                if self._has_changed:  # what could not be started together is tried apart
+                    continue
             if self._events or not (self.waiting or self.running):
                 break
             ends_s = [end_s for end_s in (self._look_again_s, deadline) if end_s is not None]
@@ -292,23 +298,52 @@ class Queue:
         self._has_told_stuck = False
         if not self.running:
             self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
-        numbers = [next_attempt(job.folder) for job in group]
-        logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
         expected = self._request(group).memory_mib
-        env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
-        tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env)
+        try:
+            numbers = [next_attempt(job.folder) for job in group]
+            logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
+            for log in logs[1:]:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
+            env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
+            tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env)
+        except OSError as error:
+            self._cannot_start(group, placement, now_s, error)
+            return
         for job, token, number, log in zip(group, tokens, numbers, logs, strict=True):
             self.waiting.remove(job)
             job.state = "running"
             job.progress = {}
-            if log != logs[0]:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
             self.running[token] = Running(
                 job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=expected
             )
             values = {"attempt": number, "device": placement.device, "log": str(log)}
             self._events.append(Event("started", job, values))
+
+    def _cannot_start(self, group: Sequence[Job], placement: Placement, now_s: float, error: OSError) -> None:
+        """What becomes of jobs that could not be started: they wait for what is missing, or fail with the reason."""
+        is_missing = error.errno in _MISSING
+        if is_missing and self.running:  # those have what is missing, and will give it back
+            for job in group:
+                job.not_before_s = now_s + max(self.backoff_s, _LOOK_AGAIN_S)
+            return
+        if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
+            for job in group:
+                job.most_fused = 1
+            self._has_changed = True
+            return
+        failure = Failure("crashed" if is_missing else "error", f"it could not be started: {error}")
+        for job in group:
+            number = len(job.attempts) + 1
+            job.attempts.append(Attempt(number, placement.device, "", 0.0, group_size=len(group), failure=failure))
+            retry = decide(job.attempts, self.max_retries, self.backoff_s)
+            if retry is None:
+                self.waiting.remove(job)
+                self._end(job, "failed", failure)
+            else:
+                job.not_before_s = now_s + retry.after_s
+                values = {"failure": failure, "attempt": number, "after_s": retry.after_s, "log": ""}
+                self._events.append(Event("retry", job, {**values, "memory_mib": None, "alone": job.alone}))
 
     def _device_env(self, device_id: str) -> dict[str, str]:
         if device_id == CPU:
@@ -427,7 +462,8 @@ class Queue:
             # A later attempt goes on from a checkpoint.
             if running.number == 1 and running.group_size == 1 and not job.is_pruned:
                 self.estimates.learn_duration(job.duration_signature, seconds)
-            RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
+            with contextlib.suppress(OSError):
+                RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
             return self._end(job, "done", None)
         retry = None if self.stop_level or running.ended_for else decide(job.attempts, self.max_retries, self.backoff_s)
         if retry is None:

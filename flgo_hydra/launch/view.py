@@ -162,7 +162,7 @@ def describe(event: Event, tally: Tally) -> tuple[str, int]:
         word = f"pruned after round {job.progress.get('round', '?')}" if job.is_pruned else "done"
         return f"{who}: {word} in {duration(sum(a.seconds for a in job.attempts))}{loss}{of}", logging.INFO
     why = _message(job.failure) if job.failure is not None else ""
-    logs = f" (log: {job.attempts[-1].log})" if job.attempts else ""
+    logs = f" (log: {job.attempts[-1].log})" if job.attempts and job.attempts[-1].log else ""
     level = logging.ERROR if job.state == "failed" else logging.INFO
     return f"{who}: {job.state}: {why}{logs}{of}", level
 

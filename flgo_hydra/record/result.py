@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flgo_hydra.record.files import read_json, read_json_lines, write_json
+from flgo_hydra.record.files import read_json, read_json_lines, settle, write_json
 from flgo_hydra.record.paths import RunPaths
 
 
@@ -69,7 +69,8 @@ def score_of(line: Mapping[str, float], monitor: str, is_maximized: bool) -> flo
 
 
 def write_result(paths: RunPaths, result: RunResult) -> None:
-    """Writes result.json last: where it lies, everything else of the run does."""
+    """Writes result.json last: where it lies, everything else of the run does, after a loss of power too."""
+    settle([paths.rounds, paths.best_model, *(paths.folder / ".hydra").glob("*.yaml")])
     write_json(paths.result, asdict(result))
     paths.checkpoint.unlink(missing_ok=True)
     paths.failure.unlink(missing_ok=True)

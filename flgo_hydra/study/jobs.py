@@ -82,6 +82,19 @@ class Jobs:
         """Whether an earlier call had it."""
         return job.point.identity in self._known
 
+    def knows(self, identity: str) -> bool:
+        """Whether an earlier call had a job of this identity."""
+        return identity in self._known
+
+    def known_as(self, identity: str) -> int | None:
+        """The number of an earlier call's job that this call has not asked for."""
+        known = None if identity in self._jobs else self._known.get(identity)
+        return None if known is None else known.number
+
+    def rename(self, identity: str, point: Point) -> None:
+        """Takes an earlier call's job for this point's."""
+        self._known[point.identity] = Job(self._known.pop(identity).number, point)
+
     def others(self) -> list[Job]:
         """Those of earlier calls that this one does not ask for."""
         return [job for identity, job in self._known.items() if identity not in self._jobs]

@@ -1,16 +1,17 @@
 """Composes and checks points before they run, and says which of them are the same."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import compose, mistakes
+from flgo_hydra.chosen import check_identities, writes_identity
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
-from flgo_hydra.job.checks import check
+from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
@@ -29,6 +30,43 @@ class Point:
     num_rounds: int = 0
     written: list[tuple[str, ...]] = field(default_factory=list, compare=False)
     """its overrides in all forms in which the grid has it"""
+    fingerprint: str = ""
+    """of what decides its run's numbers, as in result.json; empty: the identity"""
+    how: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """the rest of its config: where files lie, how it is computed"""
+
+    @property
+    def run_fingerprint(self) -> str:
+        """What its run's result.json must have."""
+        return self.fingerprint or self.identity
+
+
+def keys_apart(points: Iterable[Point]) -> set[str]:
+    """The keys that decide no numbers, and in which points that have the same numbers differ all the same.
+
+    Who sweeps `engine.backend=loop,vmap`, `task.data_dir=clean,noisy` or a group whose choices differ in such a key
+    asks for both.
+    """
+    by_numbers: dict[str, Mapping[str, Any]] = {}
+    keys: set[str] = set()
+    for point in points:
+        first = by_numbers.setdefault(point.run_fingerprint, point.how)
+        if first is not point.how:
+            keys.update(key for key, value in point.how.items() if not _is_same(first[key], value))
+    return keys
+
+
+def tell_apart(point: Point, keys: Iterable[str]) -> Point:
+    """The same point with an identity that holds its values of these keys."""
+    values = {key: point.how[key] for key in sorted(keys) if key in point.how}
+    if not values:
+        return point
+    numbers = point.run_fingerprint
+    return replace(point, identity=compose.hash_of({"numbers": numbers, "how": values}), fingerprint=numbers)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
 
 
 class PointChecker:
@@ -48,6 +86,9 @@ class PointChecker:
         self._common = common
         self._typed = TypedPoints(composer)
         self._seen: set[str] = set()
+        self._hows: dict[str, Mapping[str, Any]] = {}
+        self.apart: set[str] = set()
+        """keys that belong to a point's identity though they decide no numbers"""
 
     def compose(self, overrides: tuple[str, ...]) -> tuple[Point, Conf | None]:
         """Returns the point, and its config where it is one of ours.
@@ -62,7 +103,7 @@ class PointChecker:
             if unknown is not None:
                 key, cfg = unknown
                 raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
-        conf = self._typed.make(everything)
+        conf = None if writes_identity(everything) else self._typed.make(everything)
         if conf is None:
             cfg = self._load(everything, overrides)
             if compose.is_ours(cfg):
@@ -74,15 +115,20 @@ class PointChecker:
         if conf is not None:
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
-            group, num_rounds = compose.group_of(parts), conf.num_rounds
+            group, num_rounds, how = compose.group_of(parts), conf.num_rounds, self._how(conf)
         else:
             parts = settings = _plain(cfg)
-            group, num_rounds = "", 0
+            group, num_rounds, how = "", 0, {}
         identity = compose.hash_of(parts)
         if self._common is not None and identity not in self._seen:
             self._common.add(settings)
         self._seen.add(identity)
-        return Point(overrides, identity, group, num_rounds), conf
+        return tell_apart(Point(overrides, identity, group, num_rounds, how=how), self.apart), conf
+
+    def _how(self, conf: Conf) -> Mapping[str, Any]:
+        """One object for all points that have the same: a grid may have ten thousand."""
+        how = compose.not_deciding(conf)
+        return self._hows.setdefault(repr(how), how)
 
     def _load(self, everything: Sequence[str], overrides: Sequence[str]) -> DictConfig:
         """A point's config without Hydra's node."""
@@ -95,18 +141,23 @@ class PointChecker:
         own = cfg.hydra.sweeper.get("params")
         if own and own != self._outer:
             raise ValueError(_nested_grid(overrides))
+        if compose.is_ours(cfg):
+            try:
+                check_identities(cfg, cfg.hydra)
+            except ValueError as error:
+                raise ValueError(f"{error}{_at(overrides)}") from error
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
 
     def refer(self, overrides: tuple[str, ...], conf: Conf) -> None:
-        """Checks what a config refers to: functions, data files, the task they make.
+        """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
 
         Raises:
             ValueError: something is missing or impossible.
         """
         try:
-            check(conf)
+            check_model(conf, check(conf))
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
 
@@ -131,17 +182,22 @@ def check_points(
         ValueError: the first point that breaks a law, with what it is.
         HydraException: a point does not compose (a wrong key, choice or type).
     """
-    unique: dict[str, Point] = {}
+    composed: list[Point] = []
     confs: list[tuple[tuple[str, ...], Conf]] = []
     for overrides in points:
         point, conf = checker.compose(overrides)
         if conf is not None:
             confs.append((overrides, conf))
-        if not unique:
+        if not composed:
             when_first_is_lawful()
-        unique.setdefault(point.identity, point).written.append(overrides)
+        composed.append(point)
     for overrides, conf in confs:  # laws first: what they refer to takes longer to look at
         checker.refer(overrides, conf)
+    checker.apart |= keys_apart(composed)
+    unique: dict[str, Point] = {}
+    for point in composed:
+        point = tell_apart(point, checker.apart)
+        unique.setdefault(point.identity, point).written.append(point.overrides)
     return list(unique.values())
 
 

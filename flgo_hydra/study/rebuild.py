@@ -29,6 +29,7 @@ from flgo_hydra.study import recorded
 from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
+from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.typed_points import TypedPoints
 
 
@@ -118,9 +119,18 @@ def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
                 values.append(typed)
     study.describe({"grid": grid, "fixed": common.values})
     study.declare(choices)
-    for run, point in zip(runs, swept, strict=True):
+    identities = [
+        Point(point, compose.fingerprint(run.conf), how=compose.not_deciding(run.conf))
+        for run, point in zip(runs, swept, strict=True)
+    ]
+    apart = keys_apart(identities)
+    if apart:
+        study.describe({"apart": sorted(apart)})
+    for run, point, known in zip(runs, swept, identities, strict=True):
+        told = tell_apart(known, apart)
         attributes = {
-            "identity": compose.fingerprint(run.conf),
+            **({"fingerprint": told.fingerprint} if told.fingerprint else {}),
+            "identity": told.identity,
             "job": run.job,
             "overrides": list(point),
             "attempt": 1,

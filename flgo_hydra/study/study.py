@@ -59,6 +59,8 @@ class StoredJob:
     overrides: tuple[str, ...]
     value: float | None
     """where the study has it"""
+    fingerprint: str = ""
+    """of its config's numbers, where the identity has more than these"""
 
 
 class SweepStudy:
@@ -375,15 +377,20 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
     status = str(attributes.get("status", "completed" if is_complete else "failed"))
     if "identities" in attributes:
         values = attributes.get("replicates") or [None] * len(attributes["identities"])
+        fingerprints = attributes.get("fingerprints") or attributes["identities"]
         jobs = tuple(
-            StoredJob(own, int(number), tuple(lines), value)
-            for own, number, lines, value in zip(
-                attributes["identities"], attributes["jobs"], attributes["job_overrides"], values, strict=True
+            StoredJob(own, int(number), tuple(lines), value, numbers)
+            for own, number, lines, value, numbers in zip(
+                *(attributes[name] for name in ("identities", "jobs", "job_overrides")),
+                values,
+                fingerprints,
+                strict=True,
             )
         )
     elif identity:
         value = trial.value if is_complete else math.nan if status == "diverged" else None
-        jobs = (StoredJob(identity, int(attributes.get("job", -1)), overrides, value),)
+        numbers = str(attributes.get("fingerprint", ""))
+        jobs = (StoredJob(identity, int(attributes.get("job", -1)), overrides, value, numbers),)
     else:
         jobs = ()  # the sweep was killed before the trial said what it is
     is_running = trial.state == TrialState.RUNNING

@@ -27,7 +27,7 @@ from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
-from flgo_hydra.study.points import Point, PointChecker
+from flgo_hydra.study.points import Point, PointChecker, tell_apart
 from flgo_hydra.study.replicates import reason_of, value_of
 from flgo_hydra.study.search import GridSource, SearchSettings, SearchSource, Source
 from flgo_hydra.study.tables import SweepTables
@@ -63,6 +63,8 @@ class Plan:
     checked: list[Point]
     """what the jobs of a grid compute; of a search only the edges"""
     common: Common
+    apart: frozenset[str] = frozenset()
+    """keys that decide no numbers, and tell points apart all the same"""
 
 
 class Sweep:
@@ -99,8 +101,14 @@ class Sweep:
         files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
-        points = [replace(point, overrides=(*added, *point.overrides)) for point in plan.checked]
+        # Once a key tells points of a study apart, it always does.
+        self._apart = plan.apart | set(earlier.get("apart", ()))
+        points = [
+            tell_apart(replace(point, overrides=(*added, *point.overrides)), self._apart) for point in plan.checked
+        ]
         self._study.describe(_description(earlier, self._space, plan.common.values))
+        if self._apart:
+            self._study.describe({"apart": sorted(self._apart)})
         if self._settings.sampler != "grid":
             self._study.describe({"sampler": self._settings.sampler})
         if self._settings.replicate_keys:
@@ -136,6 +144,7 @@ class Sweep:
         assert settings.n_trials is not None
         search = SearchSettings(settings.sampler, settings.sampler_seed or 0, settings.n_trials)
         checker = PointChecker(self._composer, self._config, self._space.fixed)
+        checker.apart = set(self._apart)
         return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
 
     def _is_again(self, job: Job) -> bool:

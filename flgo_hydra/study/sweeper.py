@@ -140,7 +140,7 @@ class StudySweeper(Sweeper):
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
         checked = check_points(checker, [(*point, *more) for point in points for more in replicates], warm)
-        return Plan(space, replicates, checked, common)
+        return Plan(space, replicates, checked, common, frozenset(checker.apart))
 
     def _check_pruner(self) -> None:
         if self._settings.pruner is None:

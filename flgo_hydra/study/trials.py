@@ -27,7 +27,7 @@ class Trials:
         self.stored: list[StoredTrial] = study.stored_trials()
         for stored in self.stored:
             for job in stored.jobs:
-                self.jobs.know(job.number, Point(job.overrides, job.identity))
+                self.jobs.know(job.number, Point(job.overrides, job.identity, fingerprint=job.fingerprint))
             self._attempts[stored.identity] += 1
             if stored.is_running:
                 self._close_stale(stored)
@@ -45,9 +45,18 @@ class Trials:
             overrides: the point's, without replicate keys.
             points: what its jobs compute.
         """
-        jobs = tuple(self.jobs.of(point) for point in points)
+        jobs = tuple(self._job_of(point) for point in points)
         identity = identity_of([point.identity for point in points]) if is_replicated else points[0].identity
         return PointTrial(overrides, identity, jobs, is_replicated)
+
+    def _job_of(self, point: Point) -> Job:
+        """The point's job. A key that is swept from now on had one value before: its run is this one's, if it is."""
+        before = self.jobs.known_as(point.run_fingerprint)
+        if before is not None and point.identity != point.run_fingerprint and not self.jobs.knows(point.identity):
+            result = read_result(self._paths.run(before))
+            if result is not None and all(value == _how(result, key) for key, value in point.how.items()):
+                self.jobs.rename(point.run_fingerprint, point)
+        return self.jobs.of(point)
 
     def open(self, trial: PointTrial, choices: Mapping[str, Sequence[Value]]) -> None:
         """Puts a trial into the study, unless it is there."""
@@ -68,15 +77,19 @@ class Trials:
             attributes["jobs"] = [job.number for job in trial.jobs]
             attributes["identities"] = [job.point.identity for job in trial.jobs]
             attributes["job_overrides"] = [list(job.point.overrides) for job in trial.jobs]
+            if any(job.point.fingerprint for job in trial.jobs):
+                attributes["fingerprints"] = [job.point.run_fingerprint for job in trial.jobs]
         else:
             attributes["group"] = trial.jobs[0].point.group
+            if trial.jobs[0].point.fingerprint:
+                attributes["fingerprint"] = trial.jobs[0].point.fingerprint
         return attributes
 
     def harvest(self, job: Job) -> bool:
         """Takes over a job's result, if its folder has one."""
         run = self.run(job)
         result = read_result(run)
-        if result is not None and result.fingerprint == job.point.identity:
+        if result is not None and result.fingerprint == job.point.run_fingerprint:
             job.outcome = result
         elif job.point.identity in self._values and run.folder.exists() and not run.rounds.exists():
             job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
@@ -161,8 +174,17 @@ class Trials:
         if len(stored.jobs) == 1:
             run = self._paths.run(stored.jobs[0].number)
             result, failure = read_result(run), read_failure(run)
-            if result is not None and result.fingerprint == stored.identity:
+            if result is not None and result.fingerprint == (stored.jobs[0].fingerprint or stored.identity):
                 return self.study.finish(stored.number, result, read_rounds(run))
             if result is None and failure is not None:
                 return self.study.fail(stored.number, f"{failure.kind}: {failure.message}", read_rounds(run))
         self.study.interrupt(stored.number)
+
+
+def _how(result: RunResult, key: str) -> object:
+    """What a result says of a key that decides no numbers (`compose.not_deciding`)."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return result.option.get(key)
+    part = result.task if head == "task" else result.option.get(head)
+    return part.get(rest) if isinstance(part, dict) else None

@@ -22,9 +22,10 @@ def points_of(empty_folder):
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN)
 
-        def check(*overrides):
+        def check(*overrides, searchpath=None):
+            own = [] if searchpath is None else [f"hydra.searchpath=[file://{searchpath}]"]
+            config = loader.load_configuration("config", overrides=own, run_mode=RunMode.MULTIRUN)
             parser = OverridesParser.create(config_loader=loader)
             grid = read_grid(parser.parse_overrides(list(overrides)))
             return check_points(PointChecker(SweepComposer(loader, config), config, grid.fixed), grid.points())
@@ -81,3 +82,39 @@ def test_a_bad_point_is_refused_before_the_first_one_runs(points_of, overrides, 
 def test_a_wrong_choice_is_hydras_own_error(points_of):
     with pytest.raises(HydraException, match="fedavgg"):
         points_of("algorithm=fedavg,fedavgg")
+
+
+@pytest.mark.parametrize(
+    "overrides, number",
+    [
+        (["engine.backend=loop,vmap"], 2),
+        (["num_threads=1,2", "lr=0.1,0.2"], 4),
+        (["save_best=false,true"], 2),
+        (["save_best=false,False"], 1),
+        (["task.data_dir=clean,noisy"], 2),
+        (["task.cache=true,false"], 2),
+        (["device=cpu,auto", "checkpoint_interval=null,1"], 4),
+        (["lr=0.1,0.10", "engine.compile=auto,off"], 2),
+        (["num_threads=1"], 1),
+    ],
+)
+def test_every_swept_value_is_a_point_of_its_own(points_of, overrides, number):
+    points = points_of(*overrides)
+    assert len({point.identity for point in points}) == len(points) == number
+
+
+def test_choices_of_a_group_that_differ_in_nothing_that_decides_are_two_points(points_of, empty_folder):
+    for name in ("clean", "noisy"):
+        text = "# @package _global_\n" + f"task: {{data_dir: {name}}}\n"
+        (empty_folder / "experiment").mkdir(exist_ok=True)
+        (empty_folder / "experiment" / f"{name}.yaml").write_text(text)
+    points = points_of("experiment=clean,noisy", searchpath=empty_folder)
+    assert len({point.identity for point in points}) == 2
+    assert {point.how["task.data_dir"] for point in points} == {"clean", "noisy"}
+
+
+def test_where_nothing_but_that_is_swept_a_run_may_go_on_with_another(points_of):
+    """As a single run may: a key that decides no numbers is no part of what runs."""
+    (one,), (other,) = points_of("num_threads=1"), points_of("num_threads=2")
+    assert one.identity == other.identity == one.run_fingerprint
+    assert {point.run_fingerprint for point in points_of("num_threads=1,2")} == {one.identity}

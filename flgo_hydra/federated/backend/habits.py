@@ -8,7 +8,7 @@ way is looked at. What no backend can honour is refused here, in a sentence.
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from flgo_hydra.federated.backend.python_state import PythonState
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
+from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import Mean, ServerState, finish_round
 
@@ -56,7 +57,7 @@ def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hype
         Refused: something that no backend can honour.
     """
     trial = _Trial(loop, sizes, server, hyper)
-    with untouched_generators(next(iter(server.params.values())).device):
+    with generators_kept():
         try:
             return trial.look()
         except Refused:
@@ -284,21 +285,6 @@ def python_noise() -> tuple[Any, ...]:
     """The state of Python's and numpy's generators."""
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, np.asarray(keys).tobytes(), tuple(rest)
-
-
-@contextlib.contextmanager
-def untouched_generators(device: torch.device) -> Iterator[None]:
-    """What is drawn inside is as if it had not been: of torch, numpy and Python."""
-    of_torch, of_numpy, of_python = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(of_torch)
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
-        if of_device is not None:
-            torch.cuda.set_rng_state(of_device, device)
 
 
 def one_line(error: Exception) -> str:

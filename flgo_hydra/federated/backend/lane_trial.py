@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.backend.graph import exact_convolutions
-from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line, untouched_generators
+from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.trial import Difference, few, is_wide, verdict, widened
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
 
 MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, bool, bool], Lanes]
@@ -48,13 +49,12 @@ def find_lanes(
     if habits.why_apart:
         return None, habits.why_apart
     tried = [{**one, "lr": TRIAL_LR} for one in numbers]
-    device = first.data.x_train.device
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
         model = copy.deepcopy(first.model).train()
         lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
-        with untouched_generators(device):
+        with generators_kept():
             why_not = lanes.record(extent.kinds, numbers)
             if why_not:  # what vmap does not take, it takes in no form
                 return None, why_not

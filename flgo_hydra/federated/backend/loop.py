@@ -18,7 +18,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensor
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
-from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line, untouched_generators
+from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, difference, few, is_wide, rounded, verdict, widened
@@ -26,7 +26,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import is_zero
-from flgo_hydra.federated.randomness import Purpose, seed_torch, torch_seed
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
 from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, finish_round
 from flgo_hydra.federated.transfer import to_device
 
@@ -130,7 +130,7 @@ class LoopBackend:
         for k, steps, weight, buffer_weight in zip(ids, batches, cohort.weights, buffer_weights, strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
-            seed_torch(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            seed_all(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
                 sent, kept = self._messages.read(algorithm.finish(self.params, client, len(steps), hyper))
@@ -140,6 +140,7 @@ class LoopBackend:
                     buffers.add({"": self._buffers.now()}, float(buffer_weight))
         with torch.no_grad():
             mean_buffers = buffers.value()[""] if self.buffers else {}
+            seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
             return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
 
     def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
@@ -240,8 +241,7 @@ class LoopBackend:
             plain = self.copy()
             # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
             self._bind(copy.deepcopy(original))
-            device = self.data.x_train.device
-            with untouched_generators(device), exact_convolutions():
+            with generators_kept(), exact_convolutions():
                 why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
             if not why_not and self.is_recorded is None:
                 rows = _batches_of(self.data, next(iter(self._paying)))[0]
@@ -250,7 +250,7 @@ class LoopBackend:
                 self._traced = None
                 self._bind(original)
             elif self._traced is not None:
-                with untouched_generators(device):
+                with generators_kept():
                     self._traced.capture(lambda: self.load(server), server, hyper)
         self.is_recorded = not why_not
         if why_not:
@@ -318,7 +318,7 @@ class LoopBackend:
     def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
         """A trial: everything that a client's steps change, after these steps, by name."""
         self.load(server).train()
-        seed_torch(0, self._param_list[0].device)
+        seed_all(0, self._param_list[0].device)
         self.train_client(batches, client, hyper)
         ends: Tensors = {**self.params, **self._buffers.now()}
         for name, slots in self._slots.items():

@@ -1,0 +1,150 @@
+"""The user's own code behind a config: which files it is in, and what each of them says.
+
+Own is what is neither installed (the standard library, `site-packages`) nor flgo_hydra itself. A module's imports are
+read from its text, so that those inside functions count, and followed as far as they stay the user's own.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+_PACKAGE = Path(__file__).resolve().parent
+_STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_MAIN = ("__main__", "__mp_main__")
+_loaded: dict[str, tuple[ModuleType, str]] = {}
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to Python, to an installed package or to flgo_hydra, and so not to the user."""
+    if not file or file.startswith("<"):  # frozen or built in
+        return not file.startswith(("<ipython", "<stdin", "<string"))
+    return _is_installed(file)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_installed(file: str) -> bool:
+    path = Path(file).absolute()
+    is_package = any(part in ("site-packages", "dist-packages") for part in path.parts)
+    return is_package or path.is_relative_to(_PACKAGE) or any(path.is_relative_to(folder) for folder in _STDLIB)
+
+
+def is_own_module(name: str) -> bool:
+    """Whether a module is the user's own, as far as it can be found."""
+    return name in _MAIN or _find(name) is not None
+
+
+def hash_files(targets: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of every file of the user's own behind the targets (`package.module.name`).
+
+    Returns:
+        by file name from where it is imported: `{"my_models.py": "…", "lib/blocks.py": "…"}`, sorted.
+    """
+    found: dict[str, Path] = {}
+    for target in targets:
+        if not target.startswith("flgo_hydra."):
+            _follow(target.rpartition(".")[0], found)
+    files = {}
+    for name, path in sorted(found.items()):
+        parts = name.split(".")
+        is_package = path.name == "__init__.py"
+        where = "/".join([*parts, "__init__.py"] if is_package else [*parts[:-1], path.name])
+        files[where] = _hash(name, path)
+    return files
+
+
+def combine(files: dict[str, str]) -> str:
+    """One hash of many; empty of none."""
+    text = "\n".join(f"{name} {value}" for name, value in sorted(files.items()))
+    return hashlib.sha256(text.encode()).hexdigest() if files else ""
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The files that two versions of some code do not share."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _hash(name: str, path: Path) -> str:
+    """Of what is loaded: a module that was imported before its file changed computes what it did."""
+    module = sys.modules.get(name)
+    if module is not None and name in _loaded and _loaded[name][0] is module:
+        return _loaded[name][1]
+    value = hashlib.sha256(path.read_bytes()).hexdigest()
+    if module is not None:
+        _loaded[name] = module, value
+    return value
+
+
+def _follow(name: str, found: dict[str, Path]) -> None:
+    """Adds the module, the packages around it, and what of the user's own they import."""
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        part = ".".join(parts[:depth])
+        if part in found:
+            continue
+        path = _find(part)
+        if path is None:
+            return
+        found[part] = path
+        for imported in _imports(path, part, path.stat().st_mtime_ns):
+            _follow(imported, found)
+
+
+def _find(name: str) -> Path | None:
+    """The file of a module of the user's own; None of any other. Nothing is imported."""
+    head = name.partition(".")[0]
+    if not head or head in sys.stdlib_module_names or head == "flgo_hydra":
+        return None
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        try:
+            path = None
+            for depth in range(name.count(".") + 1):
+                part = ".".join(name.split(".")[: depth + 1])
+                spec = importlib.util.find_spec(part) if depth == 0 else _find_below(part, path)
+                if spec is None:
+                    return None
+                path = spec.submodule_search_locations
+            file = spec.origin if spec is not None and spec.has_location else None
+        except (ImportError, ValueError, AttributeError):
+            return None
+    if file is None or is_installed(file) or not Path(file).is_file():
+        return None
+    return Path(file)
+
+
+def _find_below(name: str, path: Iterable[str] | None) -> importlib.machinery.ModuleSpec | None:
+    return None if path is None else importlib.machinery.PathFinder.find_spec(name, list(path))
+
+
+@functools.lru_cache(maxsize=1000)
+def _imports(path: Path, name: str, mtime_ns: int) -> tuple[str, ...]:
+    """The modules that a file's text imports, by full name; names that are no module lead nowhere later."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # a library in machine code
+        return ()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return tuple(dict.fromkeys(_imports_of(tree, package)))
+
+
+def _imports_of(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield base
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.args[0].value
