@@ -52,7 +52,8 @@ def find_lanes(
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
-        model = copy.deepcopy(first.model).train()
+        model = copy.deepcopy(first.model)
+        model.train()
         lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
         with generators_kept():
             why_not = lanes.record(extent.kinds, numbers)
@@ -91,7 +92,8 @@ def _verdict(
         data = few(loops[0].data, 2 * extent.width + 1)
         try:
             theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
-            model = copy.deepcopy(theirs[0].model).train()
+            model = copy.deepcopy(theirs[0].model)
+            model.train()
             if not is_wide(model, data.x_train[:2]):
                 return "the model does not run in float64"
             clients = min(lanes.size // len(loops), 3 if len(ends) == 1 else 2)
