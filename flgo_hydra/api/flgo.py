@@ -303,8 +303,8 @@ def _print_optimum(optimal: Mapping[str, Any], optimum: Optimum) -> None:
     print("\n".join([rule, *lines, rule]))
     result = optimum.run.result
     assert result is not None
-    least = "maximal" if result.is_maximized else "minimal"
-    what = "validation loss" if result.monitor == "valid_loss" else result.monitor
+    least = "maximal" if result.monitor.is_maximized else "minimal"
+    what = "validation loss" if result.monitor.metric == "valid_loss" else result.monitor.metric
     print(f"The {least} {what} {optimum.value:.6g} occurs at the round {optimum.round}", flush=True)
 
 

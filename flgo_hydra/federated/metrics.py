@@ -18,7 +18,7 @@ what the best round, early stop and tuning follow (`monitor`). For example the w
             losses.append(float(data.mean_criterion(model(x), y)))
         return {"worst_loss": max(losses)}
 
-run by `python -m flgo_hydra metrics=my_metrics.worst_client monitor=worst_loss`.
+run by `python -m flgo_hydra metrics=my_metrics.worst_client monitor=worst_loss monitor_mode=min`.
 """
 
 import inspect
@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra import reference
-from flgo_hydra.config import METRICS
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.task import Task
+from flgo_hydra.monitor import KNOWN
 
 Values = dict[str, float]
-_TAKEN = (*METRICS, "round", "seconds")
+_TAKEN = (*KNOWN, "round", "seconds")
 
 
 class OwnMetrics:

@@ -99,28 +99,6 @@ def arrange_for_cpu(model: nn.Module) -> None:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def count_multiplications(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Multiplications of one sample's forward pass in layers with a weight (a dense or convolutional one)."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: Any, outputs: Any) -> None:
-        nonlocal total
-        weight = getattr(layer, "weight", None)
-        if isinstance(outputs, Tensor) and isinstance(weight, Tensor) and weight.dim() > 1:
-            total += outputs.numel() * weight[0].numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in model.modules()]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, *input_shape, dtype=dtype))  # two: some models take no less
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return total // 2
-
-
 def logistic(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """Multinomial logistic regression: one linear layer."""
     return mlp(input_shape, num_outputs, hidden=[])

@@ -171,7 +171,7 @@ def _best_setting(cells: _Cells, settings: Sequence[Point], levels: Sequence[Lev
     def mean(setting: Point) -> float:
         values = [(level, cells[setting][level].metric(selection.metric)) for level in levels]
         found = estimate_over(values, question.over).mean
-        return math.inf if math.isnan(found) else -found if selection.is_max else found
+        return selection.by.rank(found)
 
     return min(settings, key=mean)
 

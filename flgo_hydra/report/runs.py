@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor, metric_of
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -56,13 +57,14 @@ class Run:
         return value if isinstance(value, int) else None
 
     def metric(self, name: str) -> float:
-        """A number of the run: `valid_loss` and the like at its best round, `seconds`, `last_round`; nan without."""
-        if name in ("best_valid_loss", "valid_loss"):
+        """A number by its column: a metric at the run's best round, `best_valid_loss`, `seconds`; nan without."""
+        if name == BEST_VALID_LOSS:
             return self.row.best_valid_loss
         if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
             value = getattr(self.row, name)
             return math.nan if value is None else float(value)
-        found = self.row.best.get(name)
+        own = metric_of(name)
+        found = self.row.best.get(own) if self.row.monitor.at_best(own) == name else None
         return float(found) if isinstance(found, int | float) else math.nan
 
 
@@ -173,14 +175,13 @@ def _read(folder: Path, name: str) -> Run:
     if result is not None:
         row = Row.of_result(job, texts, paths, result)
         return Run(name, row, overrides, values, result.fingerprint or None)
-    return Run(name, _unfinished(job, texts, paths), overrides, values)
+    return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
 
 
-def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths) -> Row:
+def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: Monitor) -> Row:
     """A run without a result, as far as its rounds go."""
     rounds = _read_rounds(paths)
-    finite = [line for line in rounds if math.isfinite(line.get("valid_loss", math.nan))]
-    best = min(finite, key=lambda line: line["valid_loss"], default={})
+    best = monitor.best_of(rounds) or {}
     failure = read_failure(paths)
     if failure is not None:
         row = Row.of_failure(job, overrides, paths, failure)
@@ -191,12 +192,22 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths) -> Row:
         row = Row(job, overrides, paths.folder, status, message=message)
     return replace(
         row,
-        best_valid_loss=best.get("valid_loss", math.nan),
+        monitor=monitor,
+        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(rounds) or {}),
         best_round=int(best["round"]) if best else None,
         last_round=int(rounds[-1]["round"]) if rounds else None,
         best={name: value for name, value in best.items() if name not in ("round", "seconds")},
         seconds=rounds[-1].get("seconds") if rounds else None,
     )
+
+
+def _monitor(values: Mapping[str, Value]) -> Monitor:
+    """What an unfinished run follows, by its config."""
+    metric, mode = values.get("monitor"), values.get("monitor_mode")
+    try:
+        return Monitor.of(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
+    except ValueError:  # it was never started like that
+        return VALID_LOSS
 
 
 def _is_alive(paths: RunPaths) -> bool:

@@ -92,7 +92,7 @@ class Sweep:
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
         self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
-        self._study.follow(*plan.common.followed)
+        self._study.follow(plan.common.monitor)
         earlier = self._study.description
         if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)

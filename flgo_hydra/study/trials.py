@@ -163,7 +163,7 @@ class Trials:
         outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
         results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
         curves = [
-            [{"round": line["round"], "score": result.score_of(line)} for line in self.read_rounds(job)]
+            [{"round": line["round"], "score": result.monitor.score_at(line)} for line in self.read_rounds(job)]
             for job, result in zip(jobs, results, strict=False)
         ]
         curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}

@@ -34,7 +34,7 @@ def rates(make_run):
 
 
 _BY_VALID = "chosen by best_valid_loss, which the runs followed, on validation samples"
-_BY_TEST = "chosen by test_accuracy, as asked for, on test samples"
+_BY_TEST = "chosen by test_accuracy@best(valid_loss), as asked for, on test samples"
 
 
 @pytest.mark.parametrize("form", ["text", "md", "latex"])
@@ -53,12 +53,13 @@ def test_csv_and_json_say_what_chose(report, rates):
         rows = list(csv.DictReader(io.StringIO(report("s", "--format", "csv", "--table", table))))
         assert {row["chosen_by"] for row in rows} == {"best_valid_loss"}
         out = report("s", "--format", "csv", "--table", table, "--select", "test_accuracy")
-        assert {row["chosen_by"] for row in csv.DictReader(io.StringIO(out))} == {"test_accuracy (test samples)"}
+        chosen_by = {row["chosen_by"] for row in csv.DictReader(io.StringIO(out))}
+        assert chosen_by == {"test_accuracy@best(valid_loss) (test samples)"}
     read = json.loads(report("s", "--format", "json", "--metric", "test_accuracy"))
-    assert read["metric"] == "test_accuracy" and read["direction"] == "maximize"
+    assert read["metric"] == "test_accuracy@best(valid_loss)" and read["mode"] == "max"
     assert read["selection"] == {
         "metric": "best_valid_loss",
-        "direction": "minimize",
+        "mode": "min",
         "samples": "validation",
         "is_asked": False,
         "notes": [f"the best are {_BY_VALID}"],
@@ -88,8 +89,8 @@ def test_a_test_metric_that_the_runs_followed_is_told(report, make_run):
     for i, (lr, seed) in enumerate(itertools.product((0.1, 0.5), range(2))):
         make_run(f"s/{i}", [3.0, 1.0, 2.0], accuracies=[0.1, 0.5, 0.9 - lr], monitor="test_accuracy", lr=lr, seed=seed)
     out = report("s")
-    assert "test_accuracy  round" in out  # what they followed is what is shown
-    assert out.count("chosen by test_accuracy, which the runs followed, on test samples") == 2
+    assert "test_accuracy@best(test_accuracy)  round" in out  # what they followed is what is shown
+    assert out.count("chosen by test_accuracy@best(test_accuracy), which the runs followed, on test samples") == 2
     # Chosen by another metric, the rounds were still chosen on test samples.
     out = report("s", "--select", "best_valid_loss", "--metric", "test_loss")
     assert "each run's best round is chosen by test_accuracy, on test samples" in out
@@ -99,11 +100,15 @@ def test_runs_that_followed_different_metrics_are_not_ranked(report, make_run):
     make_run("s/0", [2.0, 1.0], lr=0.1)
     make_run("s/1", [2.0, 1.0], lr=0.2, monitor="test_accuracy")
     out = report("s", status=1)
-    assert "`monitor=valid_loss` (minimize) and `monitor=test_accuracy` (maximize)" in out
+    assert "`monitor=valid_loss` (min) and `monitor=test_accuracy` (max)" in out
     assert "`--select best_valid_loss`" in out
     assert "chosen by best_valid_loss, as asked for" in report(
-        "s", "--select", "best_valid_loss", "--metric", "test_loss"
+        "s", "--select", "best_valid_loss", "--metric", "seconds"
     )
+    # `test_loss` is of two kinds here: at the rounds that the loss chose, and at those that the accuracy chose.
+    for metric, status in (("test_loss", 1), ("test_loss@best(valid_loss)", 0)):
+        out = report("s", "--select", "best_valid_loss", "--metric", metric, status=status)
+        assert "test_loss@best(valid_loss)" in out and "test_loss@best(test_accuracy)" in out
 
 
 def test_mistyped_selections_are_answered(report, rates):

@@ -170,9 +170,10 @@ class LaneTensors:
         """What the clients in the lanes send and keep, (H, …)."""
         if dual is not None:
             dual.put_weights(self.start)
-        # One number where all lanes took as many steps: exact, and no tensor to multiply with.
+        # One number where all lanes took as many steps: exact, and no tensor to multiply with. Not where there are
+        # several runs: one's numbers must not depend on what another's clients did.
         counts: Any = num_steps[0]
-        if len(set(num_steps)) > 1:
+        if len(set(num_steps)) > 1 or not self.is_shared:
             dtype = self.exact if self.is_shared else self.dtype
             counts = to_device(torch.tensor(num_steps, dtype=dtype), self.device)
         anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self.anchor}
