@@ -182,7 +182,7 @@ class LaneTensors:
 
     def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
-        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
+        num_runs = max(1, _TEMPORARY_BYTES // max(1, params[0].nbytes))
         of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
         parts = []
         for begin in range(0, self._runs, num_runs):

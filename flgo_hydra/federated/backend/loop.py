@@ -246,7 +246,8 @@ class LoopBackend:
         self._traced = TracedSteps(
             self.params, self._buffers, self._slots, self.loss, self.step, self.data, self._graphs
         )
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         for size in sizes:
             if why_not := self._traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper):
                 return why_not
@@ -259,15 +260,16 @@ class LoopBackend:
         def native(is_rounded: bool) -> Difference | None:
             return self._differs(plain, sizes, server, hyper, is_rounded)
 
-        def wide(is_rounded: bool) -> Difference | str | None:
+        def wide() -> Difference | str | None:
             data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
             try:
                 ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
-                ours.load(wide_server).train()
+                ours.load(wide_server)
+                ours.model.train()
                 if not is_wide(ours.model, data.x_train[:2]):
                     return "the model does not run in float64"
                 why_not = ours._record(sizes, wide_server, hyper)
-                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded)
+                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
             except Exception as error:
                 return one_line(error)
 
@@ -301,7 +303,8 @@ class LoopBackend:
 
     def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
         """A trial: everything that a client's steps change, after these steps, by name."""
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         seed_all(0, self._param_list[0].device)
         self.train_client(batches, client, hyper)
         ends: Tensors = {**self.params, **self._buffers.now()}
