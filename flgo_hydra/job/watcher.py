@@ -4,8 +4,9 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, OptionConf
@@ -18,7 +19,6 @@ from flgo_hydra.record.result import read_rounds
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
 
-    from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.rounds import RunState, Status
 
 _log = logging.getLogger("flgo_hydra")
@@ -34,8 +34,12 @@ class Watcher:
         device: "torch.device",
         line: reporter.Reporter,
         is_interrupted: threading.Event,
-        backend: "ChosenBackend | None" = None,
+        form: Mapping[str, Any] | None = None,
     ) -> None:
+        """
+        Args:
+            form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
+        """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
         self._option: OptionConf = conf
@@ -44,7 +48,7 @@ class Watcher:
         self._fingerprint = compose.fingerprint(conf)
         self._line = line
         self._is_interrupted = is_interrupted
-        self._backend = backend
+        self._form = None if form is None else dict(form)
         self.prune_reason: str | None = None
         self.record: list[dict[str, float]] = []
         """the evaluated rounds, as lines of rounds.jsonl"""
@@ -59,14 +63,16 @@ class Watcher:
 
         files.remove_leftovers(self._paths.checkpoint)
         saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        if saved is not None and saved["form"] != self._form:
+            differences = _differences(saved["form"] or {}, self._form or {})
+            _log.warning("the run begins anew, not to mix two ways of rounding: %s", differences)
+            saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
             state.round_num = saved["round_num"]
             state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
-            if self._backend is not None:
-                self._backend.go_on(saved["engine"])
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self.record = read_rounds(self._paths)
@@ -118,7 +124,7 @@ class Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "engine": None if self._backend is None else self._backend.findings,
+            "form": self._form,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
@@ -132,3 +138,9 @@ class Watcher:
 def _line(state: "RunState") -> dict[str, float]:
     """A line of rounds.jsonl."""
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`backend was loop, is vmap`."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)

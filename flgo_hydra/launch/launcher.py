@@ -37,6 +37,7 @@ from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Event, Job, Queue
+from flgo_hydra.launch.reporter import THREADS
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
@@ -182,7 +183,7 @@ class PackingLauncher(Launcher):
                 config=pickle.dumps(composed),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
-                fuse=self.settings.fuse,
+                fuse=queue.fuse,
                 version_base=self._version_base,
             )
             job = Job(
@@ -273,7 +274,8 @@ class PackingLauncher(Launcher):
         num_at_once = devices.slots * max(1, len(devices.gpus))
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
-        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, worker_env(self._num_threads))
+        env = worker_env(self._num_threads) | ({THREADS: str(settings.threads)} if settings.threads else {})
+        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, env)
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,
@@ -284,7 +286,7 @@ class PackingLauncher(Launcher):
             timeout_s=None if settings.timeout_min is None else 60 * settings.timeout_min,
             grace_s=settings.grace_s,
             estimates=Estimates(machine_key(devices.name, devices.driver), default_path()),
-            fuse={"off": 1, "auto": 1 if devices.is_cpu else "auto"}.get(settings.fuse, settings.fuse),
+            fuse=1 if settings.fuse == "off" else settings.fuse,
             guess_mib=_guess_mib(devices.read({})[0], devices.slots) if devices.is_cpu else None,
             read_kernel_kills=read_kernel_kills,
         )

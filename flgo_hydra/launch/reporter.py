@@ -12,6 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+THREADS = "FLGO_HYDRA_THREADS"
+"""Environment variable of a job: `hydra.launcher.threads`, where it was set. For an app whose numbers must not depend
+on how many threads there happen to be."""
+
 
 class Reporter:
     """A job's line to its launcher; without one it says nothing and is never asked to end."""

@@ -41,6 +41,8 @@ class Row:
     """how many it would have trained, had nothing ended it"""
     monitor: Monitor = VALID_LOSS
     """what decides"""
+    warnings: Sequence[str] = ()
+    """of its settings, for people"""
 
     @property
     def is_valid(self) -> bool:
@@ -73,6 +75,7 @@ class Row:
             result.message,
             result.option.get("num_rounds"),
             result.monitor,
+            result.warnings,
         )
 
     @staticmethod
