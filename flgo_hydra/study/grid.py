@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -257,6 +257,19 @@ def _scalar(value: Any) -> Value:
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
     return str(value)
+
+
+def read_choices(
+    points: Iterable[Sequence[str]], group_options: Callable[[str], Sequence[str]]
+) -> dict[str, list[Value]]:
+    """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
+    choices: dict[str, dict[tuple[str, Value], None]] = {}
+    for point in points:
+        for key, value in parse_point(point).items():
+            if key not in choices:
+                choices[key] = {("str", option): None for option in group_options(key)}
+            choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
+    return {key: [value for _, value in values] for key, values in choices.items()}
 
 
 def label(point: Sequence[str]) -> str:
