@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from flgo_hydra import compose
+from flgo_hydra.chosen import check_identities
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.checks import check
@@ -40,6 +41,7 @@ def preload() -> None:
     import flgo_hydra.federated.algorithm.fedprox
     import flgo_hydra.federated.algorithm.scaffold
     import flgo_hydra.federated.backend.choice
+    import flgo_hydra.federated.fit
     import flgo_hydra.federated.model
     import flgo_hydra.federated.rounds
     import flgo_hydra.federated.task
@@ -61,6 +63,7 @@ def job(cfg: DictConfig) -> float:
         grid = " ".join(f"{key}={value}" for key, value in hydra.sweeper.params.items())
         raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
     try:
+        check_identities(cfg, hydra)
         return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
     except Exception:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
@@ -80,8 +83,11 @@ def run(conf: Conf, folder: Path) -> RunResult:
     if finished is not None:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
+    from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
+
     try:
-        result = _train(conf, paths, check(conf))
+        with generators_kept():  # the caller's, whom a run in this process leaves as they were
+            result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)
         raise

@@ -59,6 +59,28 @@ def hydra_main_arguments() -> dict[str, Any]:
     return {"config_path": str(conf_dir()), "config_name": "config", **base}
 
 
+def choices_alone(hydra: Any, chosen: Mapping[str, str]) -> DictConfig | None:
+    """The config that these choices make with nothing else written; None where they do not go with our own `config`.
+
+    Args:
+        hydra: Hydra's node of a composed config, which says where choices lie.
+        chosen: a choice by group.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    path = ConfigSearchPathImpl()
+    for source in hydra.runtime.config_sources:
+        path.append(source.provider, f"{source.schema}://{source.path}")
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    try:
+        return ConfigLoaderImpl(path).load_configuration("config", overrides, RunMode.RUN)
+    except HydraException:
+        return None
+
+
 def is_ours(cfg: DictConfig) -> bool:
     """Whether a composed config is one of flgo_hydra, and not of another Hydra app that uses our plugins."""
     kind = OmegaConf.get_type(cfg)

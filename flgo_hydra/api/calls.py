@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra import app, compose, explain
+from flgo_hydra import app, chosen, compose, explain
+from flgo_hydra.api.alone import one_at_a_time
 from flgo_hydra.api.overrides import override
 from flgo_hydra.api.results import Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, write_objects
@@ -37,6 +38,9 @@ def run(*overrides: str) -> Run:
         print(result.best["valid_loss"], result.best["round"])
         for line in result.rounds:
             print(line["round"], line["test_accuracy"])
+
+    Calls from several threads come one after another. The process's random generators are seeded meanwhile, and are
+    afterwards as they were.
 
     Args:
         overrides: as on the command line; `hydra.run.dir=…` chooses the folder, and goes on with a run in it.
@@ -66,6 +70,7 @@ def sweep(*overrides: str, scheduler: Scheduler | None = None) -> Sweep:
     return run_sweep(list(overrides), scheduler=scheduler)
 
 
+@one_at_a_time
 def run_job(overrides: list[str], is_quiet: bool = False) -> Run:
     """`run`, perhaps without a word."""
     chosen = _value_of(overrides, "hydra.run.dir")
@@ -85,6 +90,7 @@ def run_job(overrides: list[str], is_quiet: bool = False) -> Run:
     return read_run(folder, tuple(text for text in overrides if not text.startswith("hydra.")))
 
 
+@one_at_a_time
 def run_sweep(
     overrides: list[str], objects: Objects | None = None, scheduler: Scheduler | None = None, is_quiet: bool = False
 ) -> Sweep:
@@ -122,6 +128,7 @@ def run_sweep(
     return _collect(made[0].outcome)
 
 
+@one_at_a_time
 def check(overrides: list[str]) -> Conf:
     """Composes and checks a job's config, and what it refers to, without training.
 
@@ -134,10 +141,11 @@ def check(overrides: list[str]) -> Conf:
         from hydra.types import RunMode
 
         cfg = hydra.compose_config("config", overrides=overrides, run_mode=RunMode.RUN)
+        chosen.check_identities(cfg, cfg.hydra)
         with open_dict(cfg):
             del cfg["hydra"]
         conf = compose.to_conf(cfg)
-        checks.check(conf)
+        checks.check_model(conf, checks.check(conf))
         resolve_device(conf.device)
         return conf
 

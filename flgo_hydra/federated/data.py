@@ -1,4 +1,4 @@
-"""A task's samples as tensors: on the device once, in the run's dtype."""
+"""A task's samples as tensors: on the device once, in the run's dtype; ids stay integers for a model of ids."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flgo_hydra.federated.outputs import hold_form
 from flgo_hydra.federated.task import Task
 
 
@@ -40,26 +41,37 @@ class Data:
         return self.offsets[k + 1] - self.offsets[k]
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample, shape (batch,): cross-entropy, or the mean squared error over the outputs."""
+        """Loss of each sample, shape (batch,): cross-entropy, or the mean squared error over the outputs.
+
+        Raises:
+            ValueError: the outputs have another form than the task's (`outputs.py`).
+        """
+        hold_form(outputs, targets)
         if self.is_classification:
             return functional.cross_entropy(outputs, targets, reduction="none")
         return functional.mse_loss(outputs, targets, reduction="none").mean(dim=-1)
 
     def mean_criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean of `criterion` over the batch, in one operation."""
+        hold_form(outputs, targets)
         if self.is_classification:
             return functional.cross_entropy(outputs, targets)
         return functional.mse_loss(outputs, targets)
 
 
-def to_data(task: Task, device: torch.device, dtype: torch.dtype) -> Data:
-    """Puts a task's arrays on the device. On the CPU in float32 the memory-mapped arrays are used as they are."""
+def to_data(task: Task, device: torch.device, dtype: torch.dtype, keeps_integers: bool = False) -> Data:
+    """Puts a task's arrays on the device. On the CPU in float32 the memory-mapped arrays are used as they are.
+
+    Args:
+        keeps_integers: inputs that are integers stay int64, as the model takes them (`fit.py`).
+    """
+    x_dtype = torch.int64 if keeps_integers and task.x_train.dtype.kind == "i" else dtype
 
     def x_tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype)
+        return torch.from_numpy(array).to(device=device, dtype=x_dtype)
 
     def y_tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device) if task.num_classes is not None else x_tensor(array)
+        return torch.from_numpy(array).to(device=device, dtype=None if task.num_classes is not None else dtype)
 
     def samples(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Samples:
         return Samples(x_tensor(x), y_tensor(y), torch.from_numpy(weights).to(_weight_dtype(device)).to(device))

@@ -2,7 +2,9 @@
 
 A model is whatever `model._target_` returns when it is called with the choice's parameters, plus `input_shape`
 (a sample's shape: `(channels, height, width)` or `(features,)`) and `num_outputs` (classes, or regression outputs)
-where its signature takes them. Its forward maps `(batch, *input_shape)` to `(batch, num_outputs)`.
+where its signature takes them. Its forward maps `(batch, *input_shape)` to `(batch, num_outputs)`, floating point;
+`fit.py` tries that before a run begins. Where the task's inputs are integers and the model takes integers, as one does
+that begins with an `nn.Embedding`, it is given int64; else floats.
 
 A user's own, in `my_models.py` of the current folder, run by
 `model=custom model._target_=my_models.TwoLayers +model.width=32`:
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra import reference
-from flgo_hydra.federated.randomness import Purpose, torch_seed
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
 
 
 def build_model(
@@ -42,19 +44,49 @@ def build_model(
     Raises:
         ValueError: the reference is wrong, or the model does not fit the task's shapes.
     """
+    model = make_model(parameters, input_shape, num_outputs, seed, dtype)
+    require_weights(model, parameters)
+    return model
+
+
+def make_model(
+    parameters: Mapping[str, Any],
+    input_shape: Sequence[int],
+    num_outputs: int,
+    seed: int,
+    dtype: torch.dtype,
+    first_batch: Tensor | None = None,
+) -> nn.Module:
+    """The same, with whatever parameters the model has.
+
+    Args:
+        first_batch: given to the model once, for parts that it makes in its first forward pass (`nn.LazyLinear`): they
+            are initial weights too.
+    """
     target = str(parameters["_target_"])
     function = reference.load(target, "model._target_")
     given = {key: value for key, value in parameters.items() if key not in ("_target_", "name")}
     offered = {"input_shape": tuple(input_shape), "num_outputs": num_outputs, "num_classes": num_outputs}
     # Weights are drawn in float32 and then widened, so that both dtypes start from the same model.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, Purpose.INITIAL_WEIGHTS))
+    with generators_kept():
+        seed_all(torch_seed(seed, Purpose.INITIAL_WEIGHTS))
+        torch.cuda.manual_seed_all(torch.initial_seed())  # a model may be made where it will be trained
         model = reference.call(function, given, offered, "model")
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {type(model).__name__}.")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"`model._target_={target}` must have trainable parameters, but has none.")
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {kind}.")
+        if first_batch is not None:
+            was_training = model.training
+            with torch.no_grad():
+                model.eval()(first_batch.clone())
+            model.train(was_training)
     return model.to(dtype)
+
+
+def require_weights(model: nn.Module, parameters: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the model has something to train."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"`model._target_={parameters['_target_']}` must have trainable parameters, but has none.")
 
 
 def arrange_for_cpu(model: nn.Module) -> None:
@@ -81,12 +113,12 @@ def count_multiplications(model: nn.Module, input_shape: Sequence[int], dtype: t
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_shape, dtype=dtype))
+            model.eval()(torch.zeros(2, *input_shape, dtype=dtype))  # two: some models take no less
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return total
+    return total // 2
 
 
 def logistic(input_shape: Sequence[int], num_outputs: int) -> nn.Module:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flgo_hydra import reference
+from flgo_hydra.federated.samples import whole_array
 
 Ints = NDArray[np.int64]
 # n samples, N clients, K classes
@@ -180,8 +181,10 @@ def assign(
     offered = {
         "labels": labels, "num_clients": num_clients, "rng": rng, "client": client, "min_samples": min_samples
     }  # fmt: skip
-    client_of = np.asarray(reference.call(partition, params, offered, "task.partition"))
     name = getattr(partition, "__name__", str(partition))
+    client_of = whole_array(
+        reference.call(partition, params, offered, "task.partition"), f"What partition {name} returns"
+    )
     if client_of.shape != (n,) or client_of.dtype.kind not in "iu":
         raise ValueError(
             f"Partition {name} must return {n} integers, a client a training sample, "

@@ -2,13 +2,24 @@
 
 The same address gives the same numbers, whatever was drawn before. So a run is the same alone, in a grid, resumed
 from a checkpoint, or batched with others.
+
+Our own code draws from generators of its own. A user's draws from those of the process: torch's, `numpy.random` and
+`random`. `seed_all` seeds all three wherever a user's code begins, and `generators_kept` gives them back to whoever
+called. A generator that a user makes without a seed (`np.random.default_rng()`) is beyond reach.
 """
 
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # tasks are built, and their sources' draws seeded, where torch has no business
+    import torch
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _INDEX_BITS = 24
@@ -20,7 +31,10 @@ class Purpose(IntEnum):
     INITIAL_WEIGHTS = 1
     COHORT = 2
     BATCH_ORDER = 3
-    LOCAL_NOISE = 4  # dropout and whatever else a model draws while it trains
+    LOCAL_NOISE = 4  # dropout and whatever else a model draws while it trains, and a client when it finishes
+    EVALUATION = 5  # what a model draws while it is evaluated
+    OWN_METRICS = 6  # a user's own, and the making of their object (round 0)
+    SERVER = 7  # an algorithm's draws on the server, and the making of its first state (round 0)
 
 
 def address(seed: int, purpose: Purpose, round_num: int = 0, client: int = 0) -> list[int]:
@@ -65,15 +79,53 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def torch_seed(seed: int, purpose: Purpose, round_num: int = 0, client: int = 0) -> int:
-    """A seed for torch's own generators, in [0, 2**63)."""
-    words = np.random.SeedSequence(address(seed, purpose, round_num, client)).generate_state(1, np.uint64)
+    """A seed for the process's generators (`seed_all`), in [0, 2**63)."""
+    return seed_at(address(seed, purpose, round_num, client))
+
+
+def seed_at(address: list[int]) -> int:
+    """The same, of any address."""
+    words = np.random.SeedSequence(address).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
-def seed_torch(value: int, device: torch.device) -> None:
-    """Seeds the generators that a model's dropout draws from: the CPU's and the device's."""
+def seed_all(value: int, device: "torch.device | None" = None) -> None:
+    """Seeds the generators that a user's code, or a model's dropout, draws from: torch's of the CPU and of the device,
+    `numpy.random` and `random`.
+
+    Where torch is not imported there is nothing of torch's to seed.
+    """
+    # A short seed takes numpy a fifth of the time of a long one: this is done for each client of a round (6 us).
+    np.random.seed(value & 0xFFFFFFFF)
+    random.seed(value)
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
     torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         torch.cuda.manual_seed(value)
-    elif device.type == "mps":
+    elif device is not None and device.type == "mps":
         torch.mps.manual_seed(value)
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leaves the process's generators, those of GPUs in use included, as they were."""
+    torch = sys.modules.get("torch")
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    of_torch = None if torch is None else torch.get_rng_state()
+    of_cuda = torch.cuda.get_rng_state_all() if torch is not None and torch.cuda.is_initialized() else None
+    of_mps = torch.mps.get_rng_state() if torch is not None and torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+        if torch is not None:
+            torch.set_rng_state(of_torch)
+        elif "torch" in sys.modules:
+            sys.modules["torch"].seed()  # imported meanwhile: as a new process finds it
+        if torch is not None and of_cuda is not None:
+            torch.cuda.set_rng_state_all(of_cuda)
+        if torch is not None and of_mps is not None:
+            torch.mps.set_rng_state(of_mps)

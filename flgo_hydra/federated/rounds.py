@@ -18,7 +18,7 @@ from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, metrics_of
 from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.patience import Patience
-from flgo_hydra.federated.randomness import Purpose, numpy_generator
+from flgo_hydra.federated.randomness import Purpose, numpy_generator, seed_all, torch_seed
 from flgo_hydra.federated.schedule import lr_at
 from flgo_hydra.federated.training import Backend, ServerState
 
@@ -66,6 +66,8 @@ class Evaluation:
     """A model whose metrics on held-out samples are wanted."""
 
     server: ServerState
+    draws: int
+    """seed of what the model draws meanwhile"""
 
 
 Run = Generator[RoundWork | Evaluation, Any, Status]
@@ -88,6 +90,7 @@ def drive(run: Run, backend: Backend, data: Data) -> Status:
         asked = next(run)
         while True:
             if isinstance(asked, Evaluation):
+                seed_all(asked.draws, data.x_train.device)
                 asked = run.send(metrics_of(backend.load(asked.server), data))
                 continue
             trained = backend.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num)
@@ -137,8 +140,9 @@ def rounds(
         state.round_num = r
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
-            state.last = yield Evaluation(state.server)
+            state.last = yield Evaluation(state.server, torch_seed(option.seed, Purpose.EVALUATION, r))
             if own_metrics is not None:
+                seed_all(torch_seed(option.seed, Purpose.OWN_METRICS, r), data.x_train.device)
                 state.last = {**state.last, **own_metrics(backend.load(state.server), state)}
             state.seconds = clock() - started
             before = state.patience

@@ -1,5 +1,9 @@
-"""What a source returns, checked: the laws that every array of samples must obey before it becomes a task."""
+"""What a source returns, checked: the laws that every array of samples must obey before it becomes a task.
 
+Every entry of every array is there: masked arrays, None, NaN and pandas' NA are refused with the index of the first.
+"""
+
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +20,7 @@ class Samples:
     """A source's samples, with nothing split yet.
 
     Attributes:
-        x_train, x_test: uint8 (intensities, still 0..255) or float32, shape (n, *input_shape).
+        x_train, x_test: uint8 (intensities, still 0..255), int64 (ids and counts) or float32, shape (n, *input_shape).
         y_train, y_test: int64 labels, shape (n,), or float32 targets, shape (n, outputs).
         client: an id a training sample, shape (n,).
         valid: whether a training sample belongs to its client's validation part, bool, shape (n,).
@@ -45,7 +49,7 @@ def check(returned: object, where: str) -> Samples:
     if unknown:
         raise ValueError(f"{where}: there is no key `{unknown[0]}`. Keys are {', '.join(KEYS)}.")
     # A key that is None is as good as absent, so that a function can return what it has.
-    arrays = {key: np.asarray(value) for key, value in returned.items() if value is not None}
+    arrays = {key: whole_array(value, f"{where}: `{key}`") for key, value in returned.items() if value is not None}
     for key in ("x_train", "y_train", *(("x_test", "y_test") if {"x_test", "y_test"} & arrays.keys() else ())):
         if key not in arrays:
             raise ValueError(f"{where} must have the key `{key}`, but it has {', '.join(sorted(arrays)) or 'none'}.")
@@ -58,9 +62,10 @@ def check(returned: object, where: str) -> Samples:
                 f"{where}: `{key}` must have an entry for each of the {len(arrays[f'x_{split}'])} samples in "
                 f"`x_{split}`, but it has {len(array)}."
             )
-    for key in ("x_train", "x_test"):
-        if key in arrays:
-            arrays[key] = _inputs(arrays[key], f"{where}: `{key}`")
+    inputs = [key for key in ("x_train", "x_test") if key in arrays]
+    are_integers = all(arrays[key].dtype.kind in "iu" for key in inputs)
+    for key in inputs:
+        arrays[key] = _inputs(arrays[key], f"{where}: `{key}`", are_integers)
     for key in ("y_train", "y_test"):
         if key in arrays:
             arrays[key] = _targets(arrays[key], f"{where}: `{key}`")
@@ -82,24 +87,90 @@ def check(returned: object, where: str) -> Samples:
     return Samples(**arrays)
 
 
-def _inputs(array: Array, name: str) -> Array:
+def whole_array(value: Any, name: str) -> Array:
+    """Returns what a user handed over as an array, in which nothing is missing.
+
+    Args:
+        name: of the value, for the error.
+    Raises:
+        ValueError: an entry is masked or missing, at the index that is told; or it is no array at all.
+    """
+    masked = _first_masked(value)
+    if masked is not None:
+        raise ValueError(
+            f"{name} must have no masked entries, but at index {masked} it has one. Fill them with numbers of your "
+            "choice (`.filled(0)`), or leave those samples out."
+        )
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # ragged lists, tensors that need a gradient, whatever has an `__array__` of its own
+        raise ValueError(f"{name} must be an array, but numpy cannot make one of it: {error}") from error
+    if array.dtype.kind == "O" and array.ndim:
+        found = _first_missing(array)
+        if found is not None:
+            index, what = found
+            raise ValueError(
+                f"{name} must have no missing entries, but at index {index} it is {what!r}. Fill them, or leave those "
+                "samples out."
+            )
+    return array
+
+
+def _first_masked(value: Any) -> tuple[int, ...] | None:
+    """The index of the first masked entry, also where a list holds the masked arrays."""
+    if "numpy.ma" not in sys.modules:  # numpy imports it when it is asked for
+        return None
+    if isinstance(value, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(value)
+        if mask.dtype.names:  # of a table, by column
+            mask = np.asarray(mask.view(bool).reshape(*mask.shape, -1).any(axis=-1))
+        return tuple(map(int, np.unravel_index(np.argmax(mask), mask.shape))) if mask.any() else None
+    if isinstance(value, list | tuple) and any(isinstance(item, np.ma.MaskedArray | list | tuple) for item in value):
+        for i, item in enumerate(value):
+            inside = _first_masked(item)
+            if inside is not None:
+                return i, *inside
+    return None
+
+
+def _first_missing(array: Array) -> tuple[tuple[int, ...], Any] | None:
+    """The index of the first None, NaN or NA in an array of objects, and what it is."""
+    for number, item in enumerate(array.flat):
+        # NaN and NaT are not equal to themselves, and pandas' NA to nothing that has a truth value.
+        if item is None or type(item).__name__ == "NAType" or (isinstance(item, float | np.generic) and item != item):
+            return tuple(map(int, np.unravel_index(number, array.shape))), item
+    return None
+
+
+def _inputs(array: Array, name: str, are_integers: bool) -> Array:
     if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(
             f"{name} must be numbers of shape (samples, features) or (samples, channels, height, width), "
             f"but it is {array.dtype} of shape {array.shape}."
         )
-    return array if array.dtype == np.uint8 else _float32(array, name)
+    if array.dtype == np.uint8:
+        return array
+    return _int64(array, name) if are_integers else _float32(array, name)
 
 
 def _targets(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and array.ndim in (1, 2) and 0 not in array.shape:
         return _float32(array, name).reshape(len(array), -1)
     if array.dtype.kind in "biu" and array.ndim == 1:
-        return array.astype(np.int64)
+        return _int64(array, name)
     raise ValueError(
         f"{name} must be integer labels of shape (samples,), or floating-point targets of shape (samples,) or "
         f"(samples, outputs), but it is {array.dtype} of shape {array.shape}."
     )
+
+
+def _int64(array: Array, name: str) -> NDArray[np.int64]:
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        where = np.unravel_index(np.argmax(array), array.shape)
+        raise ValueError(
+            f"{name} must be integers below 2**63, but at index {tuple(map(int, where))} it is {array[where]}."
+        )
+    return np.ascontiguousarray(array, np.int64)
 
 
 def _float32(array: Array, name: str) -> NDArray[np.float32]:

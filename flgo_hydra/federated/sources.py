@@ -6,7 +6,10 @@
     valid              a boolean for each training sample: its client's validation part (no `task.train_holdout`)
 
 Labels are integers 0, 1, ...; floating-point y makes the task a regression. x of type uint8 is taken for intensities
-0..255 and divided by 255; other types become float32 as they are.
+0..255 and divided by 255. x of another integer type (ids of words, of items, counts) stays exact: a model that takes
+integers, because it begins with an `nn.Embedding`, is given int64; one that does not is given them as float32, as all
+other types are (`task.standardize` makes them float32 too). Every entry must be there: masked arrays, None, NaN and
+pandas' NA are refused.
 
 A user's own source is a function in a file of theirs, say my_data.py in the current folder:
 

@@ -13,7 +13,7 @@ Key = TypeVar("Key", bound=Hashable)
 def run_together(
     runs: Mapping[Key, Run],
     train: Callable[[Mapping[Key, RoundWork]], Mapping[Key, ServerState]],
-    evaluate: Callable[[Mapping[Key, ServerState]], Mapping[Key, Metrics]],
+    evaluate: Callable[[Mapping[Key, Evaluation]], Mapping[Key, Metrics]],
     ended: Callable[[Key, Status | Exception], None],
 ) -> None:
     """Runs all to their ends. Each keeps its own rounds, patience and end; one that ends or fails leaves the others.
@@ -27,7 +27,7 @@ def run_together(
     """
     live = dict(runs)
     works: dict[Key, RoundWork] = {}
-    evaluations: dict[Key, ServerState] = {}
+    evaluations: dict[Key, Evaluation] = {}
 
     def go_on(key: Key, answer: Any) -> None:
         try:
@@ -40,7 +40,7 @@ def run_together(
             ended(key, error)
         else:
             if isinstance(asked, Evaluation):
-                evaluations[key] = asked.server
+                evaluations[key] = asked
             else:
                 works[key] = asked
 

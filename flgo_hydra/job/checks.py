@@ -1,5 +1,6 @@
 """Whether what a config refers to is there, before anything runs."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, reference
@@ -9,6 +10,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     from flgo_hydra.federated.task import Task
 
 _checked: set[str] = set()
+_log = logging.getLogger("flgo_hydra")
 
 
 def check(conf: Conf) -> "Task | None":
@@ -45,3 +47,38 @@ def check(conf: Conf) -> "Task | None":
             reference.load(target, f"{key}._target_")
             _checked.add(target)
     return task
+
+
+def check_model(conf: Conf, task: "Task | None" = None) -> None:
+    """Tries a user's own model on the task, as every job does before its first round: a grid then fails before it
+    begins. Ours fit, and are not built for it.
+
+    Args:
+        task: the config's, if it has been built already.
+    Raises:
+        ValueError: the model does not fit the task.
+    """
+    model = compose.parameters(conf.model)
+    algorithm = str(compose.parameters(conf.algorithm)["_target_"])
+    if isinstance(conf.algorithm, FlgoConf) or str(model["_target_"]).startswith("flgo_hydra."):
+        return
+    work = (conf.batch_size, conf.num_epochs, conf.num_steps)
+    tried = repr((conf.task, model, algorithm, work, conf.dtype))
+    if tried in _checked:
+        return
+    import torch
+
+    from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.fit import build_fitting_model
+    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.training import LocalWork
+
+    has_own_loss = getattr(reference.load(algorithm, "algorithm._target_"), "loss", None) is not Algorithm.loss
+    local_work, dtype = LocalWork(*work, conf.seed), getattr(torch, conf.dtype)
+    try:
+        build_fitting_model(model, task or build_task(conf.task), local_work, dtype, torch.device("cpu"), has_own_loss)
+    except ValueError:
+        raise
+    except Exception:  # it may want a GPU, or fail as only a job can show: with its traceback, in its log
+        _log.debug("the model could not be tried here", exc_info=True)
+    _checked.add(tried)

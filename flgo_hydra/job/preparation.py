@@ -71,15 +71,18 @@ def prepare(
     """
     import torch
 
+    from flgo_hydra.federated.algorithm.base import Algorithm
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.cohort import count_drawn
     from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
-    from flgo_hydra.federated.model import arrange_for_cpu, build_model
+    from flgo_hydra.federated.model import arrange_for_cpu
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.patience import Patience
+    from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
     from flgo_hydra.federated.rounds import RunState, rounds
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -88,8 +91,13 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    data = data or to_data(task, device, dtype)
-    model = build_model(compose.parameters(conf.model), task.input_shape, task.num_outputs, conf.seed, dtype)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
+    algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    has_own_loss = type(algorithm).loss is not Algorithm.loss
+    fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
+    model = fitting.model
+    data = data or to_data(task, device, dtype, fitting.takes_integers)
     if conf.initial_weights:
         load_weights(model, conf.initial_weights)
     model.to(device)
@@ -97,11 +105,9 @@ def prepare(
         torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
     if device.type == "cpu":
         arrange_for_cpu(model)
-        torch.set_num_threads(count_threads(conf, model, task.input_shape, dtype))
-    algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+        torch.set_num_threads(count_threads(conf, fitting.tried, task.input_shape, data.x_train.dtype))
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
-    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
     proportion = 1.0 if conf.sample == "full" else conf.proportion
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
@@ -110,6 +116,7 @@ def prepare(
     state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
     watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
     watcher.resume(state)
+    seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)

@@ -1,4 +1,4 @@
-"""A metric by round, a line per value of a key: the mean over seeds in a band."""
+"""A metric by round, a line per value of a key: the mean over seeds in a band, a panel for each condition."""
 
 import math
 from collections import Counter
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.curves import top_of
-from flgo_hydra.report.figure import figure, is_log_spaced, legend_for, line_looks, place_legend, ticks_of
+from flgo_hydra.report.figure import Name, figure, is_log_spaced, legend_for, line_looks, place_legend, ticks_of
 from flgo_hydra.report.groups import Point, group_runs, point_of
-from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
-from flgo_hydra.report.selection import sorted_values
-from flgo_hydra.report.statistics import estimate
+from flgo_hydra.report.question import Question
+from flgo_hydra.report.replicates import Level, estimate_over
+from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 
 _MOST_NAMED = 12
 """lines: more are drawn finer"""
@@ -38,41 +39,58 @@ class Line:
     """rounds and finite values of diverged runs, which are in no mean"""
     left_out: str = ""
     """`1 diverged, 1 failed`"""
+    condition: Point = ()
+    """whose panel it is in"""
 
 
-def lines_by(
-    runs: Sequence[Run], keys: Sequence[str], over: Sequence[str], curve: str, decides: str, is_max: bool, band: str
-) -> tuple[list[Line], list[str]]:
-    """A line for each value of `keys`, in order of the values.
+@dataclass(frozen=True)
+class Plot:
+    """What a picture of curves shows."""
 
-    Args:
-        over: keys whose values are replicates.
-        decides: the metric that chooses a value's setting where further keys vary.
-        band: std, ci or range.
-    Returns:
-        The lines, and the further keys that vary: each line is of its best setting of those.
-    """
-    others = [key for key in keys_that_vary(runs) if key not in keys and key not in over]
-    points = dict.fromkeys(point_of(run, keys) for run in runs)
-    ranks = [
-        {value: i for i, value in enumerate(sorted_values(point[k] for point in points))} for k in range(len(keys))
-    ]
+    curve: str
+    keys: tuple[str, ...]
+    """a line for each of their values"""
+    panels: tuple[str, ...]
+    """conditions, of whose values each has a panel of its own"""
+    settings: tuple[str, ...]
+    """the further keys that vary: each line is at the best of those"""
+    band: str
+    """std, ci or range"""
+    known: tuple[Name, ...] = ()
+    """of all lines of the runs that were read, whether drawn or not"""
+    is_log: bool = False
+
+    @property
+    def method(self) -> int:
+        """Which of the keys has the colours."""
+        return self.keys.index("algorithm") if "algorithm" in self.keys else 0
+
+    def name_of(self, point: Point) -> Name:
+        """Of a line, for its colour and dash."""
+        return point[self.method], (*point[: self.method], *point[self.method + 1 :])
+
+
+def lines_of(runs: Sequence[Run], plot: Plot, question: Question) -> list[Line]:
+    """A line for each value of the keys, in order of the values, condition after condition."""
     lines = []
-    for point in sorted(points, key=lambda point: [ranks[k][value] for k, value in enumerate(point)]):
-        own = [run for run in runs if point_of(run, keys) == point]
-        best = group_runs(own, others, [decides], is_max)[0]
-        lines.append(_line(point, best.point, best.runs, curve, band))
-    return lines, others
+    for own in by_condition(runs, plot.panels):
+        condition = point_of(own[0], plot.panels)
+        for same in by_condition(own, plot.keys):
+            best = group_runs(same, plot.settings, [], question.over, question.selection)[0]
+            point = point_of(same[0], plot.keys)
+            lines.append(_line(point, best.point, best.runs, condition, plot, question.over))
+    return lines
 
 
-def _line(point: Point, setting: Point, runs: Sequence[Run], curve: str, band: str) -> Line:
+def _line(point: Point, setting: Point, runs: Sequence[Run], condition: Point, plot: Plot, over: Sequence[str]) -> Line:
+    curve = plot.curve
     in_mean = [run for run in runs if run.row.status not in ("diverged", "failed") and _finite(run, curve)[0]]
-    values: dict[float, list[float]] = {}
+    values: dict[float, list[tuple[Level, float]]] = {}
     for run in in_mean:
         for round_num, value in zip(*_finite(run, curve), strict=True):
-            values.setdefault(round_num, []).append(value)
+            values.setdefault(round_num, []).append((point_of(run, over), value))
     rounds = sorted(values)
-    bands = [_band(values[round_num], band) for round_num in rounds]
+    bands = [_band(values[round_num], over, plot.band) for round_num in rounds]
     num_whole = next((i for i, r in enumerate(rounds) if len(values[r]) < len(in_mean)), len(rounds))
     statuses = Counter(run.row.status for run in runs if run not in in_mean)
     return Line(
@@ -89,6 +107,7 @@ def _line(point: Point, setting: Point, runs: Sequence[Run], curve: str, band: s
             f"{count} {status if status in ('diverged', 'failed') else 'without it'}"
             for status, count in statuses.items()
         ),
+        condition,
     )
 
 
@@ -98,110 +117,141 @@ def _finite(run: Run, curve: str) -> tuple[list[float], list[float]]:
     return [at for at, _ in pairs], [value for _, value in pairs]
 
 
-def _band(values: Sequence[float], band: str) -> tuple[float, float, float]:
-    found = estimate(values)
+def _band(values: Sequence[tuple[Level, float]], over: Sequence[str], band: str) -> tuple[float, float, float]:
+    found = estimate_over(values, over)
     if len(values) == 1:
         return found.mean, found.mean, found.mean
     if band == "range":
-        return found.mean, min(values), max(values)
+        numbers = [value for _, value in values]
+        return found.mean, min(numbers), max(numbers)
     if band == "ci":
-        return found.mean, found.low, found.high
+        is_known = math.isfinite(found.low)
+        return found.mean, found.low if is_known else found.mean, found.high if is_known else found.mean
     return found.mean, found.mean - found.std, found.mean + found.std
 
 
-def draw_bands(
-    path: Path,
-    lines: Sequence[Line],
-    keys: Sequence[str],
-    others: Sequence[str],
-    over: Sequence[str],
-    curve: str,
-    band: str,
-    is_log: bool = False,
-) -> None:
+def draw_bands(path: Path, lines: Sequence[Line], plot: Plot, question: Question) -> None:
     """Draws the lines. Where not every run reaches a round (early stop, half-finished) the line is dotted."""
-    from matplotlib.ticker import MaxNLocator
-
+    conditions = list(dict.fromkeys(line.condition for line in lines))
+    parts = [[line for line in lines if line.condition == condition] for condition in conditions]
     numbers = [line.point[0] for line in lines]
     # Many values of one number have a colour scale instead of a legend.
-    is_scaled = len(lines) > _MOST_NAMED and len(keys) == 1 and all(_is_number(value) for value in numbers)
-    names = [] if is_scaled else [_label(line, keys, others) for line in lines]
-    legend = legend_for(names)
+    is_scaled = max(map(len, parts)) > _MOST_NAMED and len(plot.keys) == 1 and all(_is_number(n) for n in numbers)
+    legends = [legend_for([] if is_scaled else [_label(line, plot) for line in own]) for own in parts]
+    num_columns = 1 if len(parts) == 1 else 2 if len(parts) in (2, 4) else min(3, len(parts))
+    num_rows = math.ceil(len(parts) / num_columns)
+    width = (7.2 if num_columns == 1 else 5.4) + max(legend.width for legend in legends)
+    height = max(4.4 if num_columns == 1 else 3.6, *(legend.height for legend in legends))
+    with figure(path, num_columns * width, num_rows * height) as drawn:
+        panels = drawn.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axes in panels[len(parts) :]:
+            axes.remove()
+        for axes, own, legend in zip(panels, parts, legends, strict=False):
+            looks = _scaled_looks(plot, own) if is_scaled else None
+            looks = looks or line_looks([plot.name_of(line.point) for line in own], plot.known)
+            _draw_panel(axes, own, looks, plot, [None if is_scaled else _label(line, plot) for line in own])
+            if is_scaled:
+                scale = _scale(plot, own)
+                drawn.colorbar(scale, ax=axes, label=plot.keys[0], pad=0.02).outline.set_visible(False)
+            else:
+                place_legend(axes, legend)
+            if plot.panels:
+                axes.set_title(_named(plot.panels, own[0].condition), fontsize=9)
+        told = "\n".join(_title(lines, plot, question))
+        if plot.panels:
+            drawn.suptitle(told, x=0.01, ha="left", color="#555555", fontsize=8.5)
+        else:
+            panels[0].set_title(told, loc="left", color="#555555", fontsize=8.5)
+
+
+def _draw_panel(
+    axes: Any, lines: Sequence[Line], looks: Sequence[dict[str, Any]], plot: Plot, names: Sequence[str | None]
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     is_many = len(lines) > _MOST_NAMED
-    with figure(path, 7.2 + legend.width, max(4.4, legend.height)) as drawn:
-        axes = drawn.subplots()
-        looks = _scaled_looks(drawn, axes, keys[0], numbers) if is_scaled else line_looks(len(lines))
-        for i, (line, look) in enumerate(zip(lines, looks, strict=True)):
-            whole, rest = slice(line.num_whole), slice(max(0, line.num_whole - 1), None)
-            name = None if is_scaled else names[i]
-            width = 1.2 if is_many else 1.8
-            axes.plot(line.rounds[whole], line.mean[whole], label=name, linewidth=width, **look)
-            if line.num_whole < len(line.rounds):
-                axes.plot(line.rounds[rest], line.mean[rest], color=look["color"], linestyle=":", linewidth=1.2)
-            if line.count > 1:
-                opacity = 0.10 if is_many else 0.18
-                axes.fill_between(line.rounds, line.low, line.high, color=look["color"], alpha=opacity, linewidth=0)
-        low, high = _limits(lines, curve)
-        if is_log and low > 0:
-            axes.set_yscale("log")
-            ticks = ticks_of(low, high, is_log=True)
-            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.yaxis.set_minor_formatter("")
-        for line, look in zip(lines, looks, strict=True):
-            for rounds, values in line.broken:
-                # What flies off ends in a cross on the upper edge.
-                shown = [min(max(value, low), high) for value in values]
-                end = next((i + 1 for i, value in enumerate(values) if value >= high), len(values))
-                axes.plot(rounds[:end], shown[:end], color=look["color"], linewidth=0.8, alpha=0.7)
-                axes.plot(rounds[end - 1], shown[end - 1], color=look["color"], marker="x", clip_on=False)
-        if low < high:
-            axes.set_ylim(low, high)
-        axes.set_xlabel("round")
-        axes.set_ylabel(curve)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(True)
-        axes.set_title("\n".join(_title(lines, others, over, band)), loc="left", color="#555555", fontsize=8.5)
-        place_legend(drawn, axes, legend)
+    for line, look, name in zip(lines, looks, names, strict=True):
+        whole, rest = slice(line.num_whole), slice(max(0, line.num_whole - 1), None)
+        width = 1.2 if is_many else 1.8
+        axes.plot(line.rounds[whole], line.mean[whole], label=name, linewidth=width, **look)
+        if line.num_whole < len(line.rounds):
+            axes.plot(line.rounds[rest], line.mean[rest], color=look["color"], linestyle=":", linewidth=1.2)
+        if line.count > 1:
+            opacity = 0.10 if is_many else 0.18
+            axes.fill_between(line.rounds, line.low, line.high, color=look["color"], alpha=opacity, linewidth=0)
+    low, high = _limits(lines, plot.curve)
+    if plot.is_log and low > 0:
+        axes.set_yscale("log")
+        ticks = ticks_of(low, high, is_log=True)
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_minor_formatter("")
+    for line, look in zip(lines, looks, strict=True):
+        for rounds, values in line.broken:
+            # What flies off ends in a cross on the upper edge.
+            shown = [min(max(value, low), high) for value in values]
+            end = next((i + 1 for i, value in enumerate(values) if value >= high), len(values))
+            axes.plot(rounds[:end], shown[:end], color=look["color"], linewidth=0.8, alpha=0.7)
+            axes.plot(rounds[end - 1], shown[end - 1], color=look["color"], marker="x", clip_on=False)
+    if low < high:
+        axes.set_ylim(low, high)
+    axes.set_xlabel("round")
+    axes.set_ylabel(plot.curve)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(True)
 
 
-def _scaled_looks(drawn: Any, axes: Any, key: str, values: Sequence[Value]) -> list[dict[str, Any]]:
-    """Colours by size of the value, and the scale beside the axes."""
+def _scale(plot: Plot, lines: Sequence[Line]) -> Any:
+    """Colours by size of the value, over all that were read."""
     import matplotlib
 
+    values = [method for method, _ in plot.known] + [line.point[0] for line in lines]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     kind = matplotlib.colors.LogNorm if is_log_spaced(numbers) else matplotlib.colors.Normalize
     shades = matplotlib.colors.LinearSegmentedColormap.from_list(
         "viridis without its pale end", matplotlib.colormaps["viridis"]([0.92 * i / 255 for i in range(256)])
     )
-    scale: Any = matplotlib.cm.ScalarMappable(kind(min(numbers), max(numbers)), shades)
-    drawn.colorbar(scale, ax=axes, label=key, pad=0.02).outline.set_visible(False)
-    return [{"color": shades(scale.norm(number)), "linestyle": "-"} for number in numbers]
+    return matplotlib.cm.ScalarMappable(kind(min(numbers), max(numbers)), shades)
+
+
+def _scaled_looks(plot: Plot, lines: Sequence[Line]) -> list[dict[str, Any]]:
+    scale = _scale(plot, lines)
+    return [{"color": scale.cmap(scale.norm(float(str(line.point[0])))), "linestyle": "-"} for line in lines]
 
 
 def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _label(line: Line, keys: Sequence[str], others: Sequence[str]) -> str:
-    texts = [value_text(line.point[0]) if keys[0] == "algorithm" else f"{keys[0]}={value_text(line.point[0])}"]
-    named = [*zip(keys[1:], line.point[1:], strict=True), *zip(others, line.setting, strict=True)]
-    texts += [f"{key}={value_text(value)}" for key, value in named if value != ABSENT]
-    return " ".join(texts) + (f" ({line.left_out})" if line.left_out else "")
+def _label(line: Line, plot: Plot) -> str:
+    first = value_text(line.point[0])
+    texts = [first if plot.keys[0] == "algorithm" else f"{plot.keys[0]}={first}"]
+    texts += [_named(plot.keys[1:], line.point[1:]), _named(plot.settings, line.setting)]
+    return " ".join(filter(None, texts)) + (f" ({line.left_out})" if line.left_out else "")
 
 
-def _title(lines: Sequence[Line], others: Sequence[str], over: Sequence[str], band: str) -> list[str]:
+def _named(keys: Sequence[str], point: Point) -> str:
+    named = [f"{key}={value_text(value)}" for key, value in zip(keys, point, strict=True) if value != ABSENT]
+    return " ".join(named)
+
+
+def _title(lines: Sequence[Line], plot: Plot, question: Question) -> list[str]:
     counts = sorted({line.count for line in lines if line.count})
     told = []
     if counts and counts[-1] > 1:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        told.append(f"mean over {number} runs ({', '.join(over)}); band: {BANDS[band]}")
-    if others:
-        told.append(f"each at its best {', '.join(others)}")
+        told.append(f"mean over {number} runs ({', '.join(question.over)}); band: {BANDS[plot.band]}")
+    if plot.settings:
+        told.append(chosen(plot.settings, question))
     if any(line.num_whole < len(line.rounds) for line in lines):
         told.append("dotted: not every run reached it")
     if any(line.broken for line in lines):
         told.append("×: diverged, not in the mean")
     return ["; ".join(told)] if len("; ".join(told)) <= 90 else ["; ".join(told[:1]), "; ".join(told[1:])]
+
+
+def chosen(settings: Sequence[str], question: Question) -> str:
+    """How each line's setting was chosen, for titles."""
+    return f"each at its best {', '.join(settings)} by {question.selection.words}"
 
 
 def _limits(lines: Sequence[Line], curve: str) -> tuple[float, float]:

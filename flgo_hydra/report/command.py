@@ -16,9 +16,11 @@ from typing import Any, NoReturn, TextIO
 from flgo_hydra.record.files import to_json, write_text
 from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters
+from flgo_hydra.report.conditions import by_condition, conditions_of, covers
 from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
 from flgo_hydra.report.groups import group_runs
 from flgo_hydra.report.page import html_page
+from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
 from flgo_hydra.report.selection import (
     best_first,
@@ -27,10 +29,10 @@ from flgo_hydra.report.selection import (
     choose,
     is_maximized,
     metrics_of,
+    selection_of,
     varying,
 )
 from flgo_hydra.report.tables import (
-    Question,
     comparison_table,
     groups_table,
     points_table,
@@ -86,18 +88,37 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--metric",
-        default="best_valid_loss",
-        help="what decides: best_valid_loss (default), or a metric at the best round (test_accuracy), or seconds",
+        help="what is shown and compared: the runs' `monitor` (default), another metric at the best round "
+        "(test_accuracy), or seconds",
+    )
+    what.add_argument(
+        "--select",
+        metavar="METRIC",
+        help="what chooses the best settings (default: the runs' `monitor`, whatever --metric shows)",
     )
     direction = what.add_mutually_exclusive_group()
-    direction.add_argument("--maximize", action="store_true", help="more is better (accuracies are known to be so)")
-    direction.add_argument("--minimize", action="store_true", help="less is better")
+    direction.add_argument(
+        "--maximize",
+        action="store_true",
+        help="more of --metric and --select is better (of accuracies it is)",
+    )
+    direction.add_argument("--minimize", action="store_true", help="less of --metric and --select is better")
     what.add_argument("--key", action="append", metavar="KEYS", help="columns of the points (default: keys that vary)")
     what.add_argument(
         "--over",
         default=None,
         metavar="KEYS",
-        help="keys whose values are replicates (default: seed): means are over them",
+        help="keys whose values are replicates (default: seed): means are over them; of `seed,task.seed` runs of one "
+        "split are averaged first",
+    )
+    what.add_argument(
+        "--conditions",
+        default="",
+        metavar="KEYS",
+        help="keys that all is chosen and compared within, beside the task's and the model's",
+    )
+    what.add_argument(
+        "--settings", default="", metavar="KEYS", help="keys to choose the best of, though they are of task or model"
     )
     what.add_argument(
         "--compare",
@@ -105,7 +126,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="values to compare pair by pair (default: algorithm, if it varies)",
     )
-    what.add_argument("--top", type=_positive, default=None, metavar="N", help="only the N best points and groups")
+    what.add_argument(
+        "--top", type=_positive, default=None, metavar="N", help="only the N best points and groups of each condition"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--format", choices=["text", "json", "csv", "md", "latex"], default="text", help="of the tables")
     how.add_argument(
@@ -162,18 +185,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    runs, remarks = read_runs(options.folders)
-    runs = choose(runs, options.where)
+    known, remarks = read_runs(options.folders)
+    runs = choose(known, options.where)
     question = _question(options, runs)
-    in_order, runs = runs, best_first(runs, question.metric, question.is_max)
+    differences = compare(runs, question)
+    in_order, runs = runs, best_first(runs, question.selection, question.conditions)
     group_keys = [key for key in keys_that_vary(runs) if key not in question.over]
-    groups = group_runs(runs, group_keys, question.metrics, question.is_max)
+    groups = [
+        group
+        for own in by_condition(runs, question.conditions)
+        for group in group_runs(own, group_keys, question.metrics, question.over, question.selection)
+    ]
     has_replicates = any(len(group.runs) > 1 for group in groups) and any(group.estimates for group in groups)
-    differences = compare(in_order, question.compared, question.over, question.metric, question.is_max)
     wanted = options.table or (["points"] if options.format == "csv" else _TABLES)
     if options.table:
         _refuse_empty(options.table, has_replicates, differences, question)
-    wanted_pictures, files = _wanted_pictures(options, runs, question)
+    wanted_pictures, files = _wanted_pictures(options, in_order, question, known)
     tables: dict[str, Table] = {}
     if "points" in wanted:
         tables["points"] = points_table(runs, question, options.top)
@@ -183,8 +210,7 @@ def _report(options: argparse.Namespace) -> None:
     if "groups" in wanted and has_replicates:
         tables["groups"] = groups_table(groups, group_keys, question, options.top)
     if "comparison" in wanted and differences:
-        others = [key for key in group_keys if key not in question.compared]
-        tables["comparison"] = comparison_table(differences, others, question)
+        tables["comparison"] = comparison_table(differences, question.settings(runs), question)
     if options.format == "json":
         print(json.dumps(_as_json(options, question, tables, differences, remarks), indent=2, allow_nan=False))
     elif options.format == "text":
@@ -200,13 +226,13 @@ def _report(options: argparse.Namespace) -> None:
     if options.html:
         said = sentences(differences, question) if "comparison" in tables else []
         by = _split(options.by)
-        shown = wanted_pictures or pictures.usual(runs, question, by, options.band, options.log)
+        shown = wanted_pictures or pictures.usual(in_order, question, by, options.band, options.log, known)
         make = partial(html_page, tables=tables, conclusions=said, pictures=shown, remarks=remarks)
         _write_page(options.html, options.folders, make, stream)
 
 
 def _wanted_pictures(
-    options: argparse.Namespace, runs: Sequence[Run], question: Question
+    options: argparse.Namespace, runs: Sequence[Run], question: Question, known: Sequence[Run]
 ) -> tuple[list[pictures.Picture], list[Path]]:
     """What was asked for, and the files; mistakes are found before anything is printed."""
     if not (options.plot or options.heatmap or options.parallel or options.html):
@@ -216,7 +242,7 @@ def _wanted_pictures(
     if options.html and options.html.is_dir():
         raise ValueError(f"`--html {options.html}` is a folder. Give a file: `--html {options.html / 'report.html'}`.")
     by = _split(options.by)
-    wanted = [pictures.curves(runs, question, name, by, options.band, options.log) for name in options.plot]
+    wanted = [pictures.curves(runs, question, name, by, options.band, options.log, known) for name in options.plot]
     wanted += [pictures.heatmap(runs, question, _split(axes)) for axes in options.heatmap]
     wanted += [pictures.parallel(runs, question)] if options.parallel else []
     return wanted, [pictures.file_of(one, options.out, options.folders, len(wanted) == 1) for one in wanted]
@@ -246,11 +272,15 @@ def _explained(file: Path) -> Iterator[None]:
 
 
 def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
-    metric = check_metric(options.metric, runs)
-    is_max = options.maximize or (is_maximized(metric) and not options.minimize)
+    is_max = True if options.maximize else False if options.minimize else None
+    selection = selection_of(runs, options.select, is_max)
+    metric = check_metric(options.metric, runs) if options.metric else selection.metric
+    if is_max is None:
+        is_max = selection.is_max if metric == selection.metric else is_maximized(metric)
     varied = keys_that_vary(runs)
     over = check_keys(_split(options.over), runs) if options.over else ["seed"]
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
+    conditions, settings = (_parts(text, runs) for text in (options.conditions, options.settings))
     if options.compare is not None:
         compared = check_keys(_split(options.compare), runs)
         if not any(key in varied for key in compared):
@@ -258,9 +288,28 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
         if any(key in over for key in compared):
             raise ValueError(f"`--compare {options.compare}` cannot also be what the means are over (`--over`).")
     else:
-        compared = ["algorithm"] if "algorithm" in varied and "algorithm" not in over else []
+        is_taken = "algorithm" in (*over, *conditions, *settings)
+        compared = ["algorithm"] if "algorithm" in varied and not is_taken else []
+    named = [key for key in varied if any(covers(one, key) for one in (*conditions, *settings))]
+    compared = [*compared, *(key for key in with_parameters(compared, runs) if key not in (*compared, *named))]
     metrics = dict.fromkeys([metric, *metrics_of(runs)])
-    return Question(tuple(keys), tuple(over), tuple(with_parameters(compared, runs)), tuple(metrics), is_max)
+    return Question(
+        tuple(metrics),
+        is_max,
+        selection,
+        tuple(over),
+        tuple(compared),
+        conditions_of(varied, [*compared, *over], conditions, settings),
+        tuple(keys),
+    )
+
+
+def _parts(text: str, runs: Sequence[Run]) -> list[str]:
+    """Keys of `--conditions` and `--settings`: a part of the config (`task.partition`) stands for all below it."""
+    known = {key for run in runs for key in run.values}
+    keys = _split(text)
+    check_keys([key for key in keys if not any(covers(key, one) for one in known)], runs)
+    return keys
 
 
 def _refuse_empty(
@@ -275,7 +324,7 @@ def _refuse_empty(
             raise ValueError("There is nothing to compare: `algorithm` does not vary. Choose a key with `--compare`.")
         raise ValueError(
             f"There is nothing to compare: no two valid runs differ in {', '.join(question.compared)} and have the "
-            f"same {over}."
+            f"same {', '.join((over, *question.conditions))}."
         )
 
 
@@ -305,7 +354,15 @@ def _as_json(
         "folders": [str(folder) for folder in options.folders],
         "metric": question.metric,
         "direction": "maximize" if question.is_max else "minimize",
+        "selection": {
+            "metric": question.selection.metric,
+            "direction": "maximize" if question.selection.is_max else "minimize",
+            "samples": question.selection.samples,
+            "is_asked": question.selection.is_asked,
+            "notes": question.notes,
+        },
         "over": list(question.over),
+        "conditions": list(question.conditions),
         **{name: as_records(table) for name, table in tables.items()},
         "remarks": [*remarks],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.record.files import replacing
-from flgo_hydra.report.figure import BEST, COLORS
+from flgo_hydra.report.figure import BEST, Name, line_looks
 
 _MOST_NAMED = 12
 """beyond that many lines a legend is longer than the picture: only the best one is named"""
@@ -22,6 +22,16 @@ class Curve:
     values: Sequence[float]
     is_best: bool = False
     best_round: int | None = None
+    line: Name = ("", "")
+    """of its colour and dash"""
+
+
+def line_names(points: Sequence[Sequence[str]]) -> list[Name]:
+    """Of jobs by their overrides: where algorithms vary, each has a colour."""
+    swept = [dict(text.partition("=")[::2] for text in point) for point in points]
+    if len({values.get("algorithm") for values in swept}) < 2:
+        return [(tuple(values.items()), "") for values in swept]
+    return [(values.pop("algorithm", None), tuple(values.items())) for values in swept]
 
 
 def prepare() -> None:
@@ -32,11 +42,14 @@ def prepare() -> None:
     import matplotlib.ticker  # noqa: F401
 
 
-def draw_curves(path: Path, curves: Sequence[Curve], metric: str, num_left_out: int = 0) -> None:
+def draw_curves(
+    path: Path, curves: Sequence[Curve], metric: str, num_left_out: int = 0, known: Sequence[Name] = ()
+) -> None:
     """Draws the curves into a PNG. Values that are not finite are gaps.
 
     Args:
         num_left_out: points that are not among the curves; the legend says so.
+        known: the lines of all points, in order, whether drawn or not: a line looks the same whichever are.
     """
     # Without pyplot: it would set a user's own plots aside.
     import matplotlib
@@ -54,10 +67,11 @@ def draw_curves(path: Path, curves: Sequence[Curve], metric: str, num_left_out: 
     bottom = (0.5 + legend_inches) / (4.8 + legend_inches)
     figure.subplots_adjust(left=0.085, right=0.985, top=0.975, bottom=bottom)
     shades = matplotlib.colormaps["viridis"]
+    looks = line_looks([curve.line for curve in curves], known)
     for i, curve in enumerate(curves):
         look: dict[str, Any] = {
-            "color": shades(0.92 * i / len(curves)) if is_crowded else COLORS[i % len(COLORS)],
-            "linestyle": "-" if is_crowded or i < len(COLORS) else "--",
+            "color": shades(0.92 * i / len(curves)) if is_crowded else looks[i]["color"],
+            "linestyle": "-" if is_crowded else looks[i]["linestyle"],
             "linewidth": 0.8 if is_crowded else 1.4,
             "alpha": 0.45 if is_crowded else 1.0,
             "label": None if is_crowded else names[i],

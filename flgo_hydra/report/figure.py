@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,41 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
             drawn.savefig(file, format=path.suffix[1:], dpi=DPI)
 
 
-def line_looks(count: int) -> list[dict[str, Any]]:
-    """A colour and a dash for each of some lines; of very many the dashes repeat with other colours."""
-    import matplotlib
+Name = tuple[Hashable, Hashable]
+"""of a line: the method, which has a colour, and whatever else tells it apart (its rate), which has a dash"""
 
-    if count > len(COLORS) * len(STYLES):
-        shades = matplotlib.colormaps["viridis"]
-        return [{"color": shades(0.92 * i / (count - 1)), "linestyle": STYLES[i % len(STYLES)]} for i in range(count)]
-    return [{"color": COLORS[i % len(COLORS)], "linestyle": STYLES[i // len(COLORS)]} for i in range(count)]
+
+def line_looks(names: Sequence[Name], known: Sequence[Name]) -> list[dict[str, Any]]:
+    """A colour and a dash for each line, which it has in every figure that is drawn from the same runs.
+
+    The colour is the method's, whatever its rank and whichever others are drawn beside it. Of more methods than
+    colours, and of more lines of a method than dashes, some are paler.
+
+    Args:
+        known: the names of all runs in the order of the grid, drawn or not: they take the colours and dashes in turn.
+    """
+    methods = list(dict.fromkeys(method for method, _ in (*known, *names)))
+    hues = {method: i % len(COLORS) for i, method in enumerate(methods)}
+    dashes: dict[Name, int] = {}
+    used: Counter[int] = Counter()
+    for name in (*known, *names):
+        if name not in dashes:
+            dashes[name] = used[hues[name[0]]]
+            used[hues[name[0]]] += 1
+    return [
+        {
+            "color": _paler(COLORS[hues[name[0]]], dashes[name] // len(STYLES)),
+            "linestyle": STYLES[dashes[name] % len(STYLES)],
+        }
+        for name in names
+    ]
+
+
+def _paler(color: str, times: int) -> str:
+    """Mixed with white; from the fourth time on the shades repeat."""
+    share = (0.0, 0.4, 0.6, 0.75)[times % 4]
+    parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + share * (255 - part)):02X}" for part in parts)
 
 
 @dataclass(frozen=True)
@@ -83,14 +111,14 @@ def legend_for(names: Sequence[str]) -> Legend:
     return Legend(False, columns, columns * (0.7 + 0.078 * max(map(len, names))), 0.5 + 0.2 * rows)
 
 
-def place_legend(drawn: Any, axes: Any, legend: Legend) -> None:
+def place_legend(axes: Any, legend: Legend) -> None:
     """Draws it, if any line has a name."""
     if not axes.get_legend_handles_labels()[0]:
         return
     if legend.is_inside:
         axes.legend(loc="best", fontsize=9)
     else:
-        drawn.legend(loc="outside right upper", fontsize=9, ncols=legend.columns)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9, ncols=legend.columns, borderaxespad=0.0)
 
 
 def ticks_of(low: float, high: float, is_log: bool) -> list[float]:

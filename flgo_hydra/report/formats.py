@@ -40,8 +40,8 @@ class Table:
     """machine names; people read `best_valid_loss` as `best valid_loss`"""
     rows: Sequence[tuple[Any, ...]]
     notes: tuple[str, ...] = ()
-    num_best: int = 0
-    """how many of the first rows are to be set in bold where type can be bold"""
+    best: frozenset[int] = frozenset()
+    """rows that are to be set in bold where type can be bold"""
     hidden: tuple[str, ...] = ()
     """columns for programs only (CSV, JSON)"""
 
@@ -113,8 +113,7 @@ def as_markdown(table: Table) -> str:
 
     rules = ["---:" if is_number_column(table, i) else "---" for i in range(len(table.columns))]
     rows = [
-        line([f"**{cell}**" for cell in cells] if i < table.num_best else cells)
-        for i, cells in enumerate(texts_of(table))
+        line([f"**{cell}**" for cell in cells] if i in table.best else cells) for i, cells in enumerate(texts_of(table))
     ]
     heads = [heading(column) for column in table.columns]
     return "\n\n".join(
@@ -133,7 +132,7 @@ def as_latex(table: Table) -> str:
     rows = []
     for i, texts in enumerate(texts_of(table)):
         cells = [_latex(text) for text in texts]
-        rows.append(line([rf"\textbf{{{cell}}}" for cell in cells] if i < table.num_best else cells))
+        rows.append(line([rf"\textbf{{{cell}}}" for cell in cells] if i in table.best else cells))
     head = line([_latex(heading(column)) for column in table.columns])
     lines = [f"% {table.title}", *(f"% {note}" for note in table.notes)]
     lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flgo_hydra.report.replicates import Estimate, estimate_over
 from flgo_hydra.report.runs import ABSENT, Run, Value
-from flgo_hydra.report.statistics import Estimate, estimate
+from flgo_hydra.report.selection import Selection
 
 Point = tuple[Value, ...]
 """values of the keys that groups are told apart by"""
@@ -32,24 +33,30 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
-def group_runs(runs: Sequence[Run], keys: Sequence[str], metrics: Sequence[str], is_max: bool) -> list[Group]:
-    """Groups by the keys' values, best mean of the first metric first; those without a valid run last."""
+def group_runs(
+    runs: Sequence[Run], keys: Sequence[str], metrics: Sequence[str], over: Sequence[str], selection: Selection
+) -> list[Group]:
+    """Groups by the keys' values, the best by the selection's mean first; those without a valid run last.
+
+    Args:
+        over: the keys whose values are replicates.
+    """
     members: dict[Point, list[Run]] = {}
     for run in runs:
         members.setdefault(point_of(run, keys), []).append(run)
     groups = []
     for point, own in members.items():
         estimates = {}
-        for metric in metrics:
-            values = [run.metric(metric) for run in own if run.row.is_valid]
-            values = [value for value in values if value == value]  # a metric that this run did not record is nan
-            if values:
-                estimates[metric] = estimate(values)
+        for metric in dict.fromkeys((selection.metric, *metrics)):
+            found = [(point_of(run, over), run.metric(metric)) for run in own if run.row.is_valid]
+            found = [(level, value) for level, value in found if value == value]  # nan: this run did not record it
+            if found:
+                estimates[metric] = estimate_over(found, over)
         groups.append(Group(point, tuple(own), estimates))
 
     def place(group: Group) -> tuple[bool, float]:
-        found = group.estimates.get(metrics[0])
-        return (found is None, 0.0 if found is None else -found.mean if is_max else found.mean)
+        found = group.estimates.get(selection.metric)
+        return (found is None, 0.0 if found is None else -found.mean if selection.is_max else found.mean)
 
     return sorted(groups, key=place)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from flgo_hydra.report.figure import BEST, figure, shade_range
 from flgo_hydra.report.formats import number_text
-from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.groups import Point, group_runs, point_of
+from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.selection import sorted_values
 
@@ -31,26 +32,47 @@ class Cells:
     counts: Sequence[Sequence[int]]
     averaged: Sequence[str]
     """the further keys that vary"""
+    best: Sequence[tuple[int, int]] = ()
+    """row and column of what the selection chooses, under each condition that is an axis"""
+    is_even: bool = True
+    """every cell averages over the same further conditions: nothing is chosen of cells that do not"""
 
 
-def cells_of(runs: Sequence[Run], x: str, y: str, metric: str, is_max: bool) -> Cells:
+def cells_of(runs: Sequence[Run], x: str, y: str, question: Question) -> Cells:
     """Averages the metric over everything but the two keys."""
-    groups = {group.point: group for group in group_runs(runs, [x, y], [metric], is_max)}
+    metric, selection = question.metric, question.selection
+    groups = {group.point: group for group in group_runs(runs, [x, y], [metric], question.over, selection)}
     columns = sorted_values(run.values.get(x, ABSENT) for run in runs)
     rows = sorted_values(run.values.get(y, ABSENT) for run in runs)
+    further = [key for key in question.conditions if key not in (x, y)]
     means, troubles, counts = [], [], []
-    for row in rows:
+    chosen: dict[Point, tuple[float, tuple[int, int]]] = {}
+    averaged_conditions = set()
+    for i, row in enumerate(rows):
         found = [groups.get((column, row)) for column in columns]
         estimates = [group.estimates.get(metric) if group else None for group in found]
         means.append([one.mean if one else math.nan for one in estimates])
         counts.append([one.count if one else 0 for one in estimates])
         troubles.append([group.left_out if group else "" for group in found])
+        for j, group in enumerate(found):
+            score = group.estimates.get(selection.metric) if group else None
+            if group is None or score is None:
+                continue
+            averaged_conditions.add(frozenset(point_of(run, further) for run in group.valid))
+            under = tuple(value for key, value in ((x, columns[j]), (y, row)) if key in question.conditions)
+            order = -score.mean if selection.is_max else score.mean
+            if under not in chosen or order < chosen[under][0]:
+                chosen[under] = (order, (i, j))
     averaged = [key for key in keys_that_vary(runs) if key not in (x, y)]
-    return Cells(columns, rows, means, troubles, counts, averaged)
+    is_even = len(averaged_conditions) <= 1
+    is_choice = not {x, y} <= set(question.conditions)
+    best = [place for _, place in chosen.values()] if is_even and is_choice else []
+    return Cells(columns, rows, means, troubles, counts, averaged, best, is_even)
 
 
-def draw_heatmap(path: Path, cells: Cells, x: str, y: str, metric: str, is_max: bool) -> None:
+def draw_heatmap(path: Path, cells: Cells, x: str, y: str, question: Question) -> None:
     """Draws the cells, dark for good; the best one is framed, those without a value are hatched."""
+    metric, is_max = question.metric, question.is_max
     import matplotlib
     import numpy as np
     from matplotlib.patches import Rectangle
@@ -66,17 +88,15 @@ def draw_heatmap(path: Path, cells: Cells, x: str, y: str, metric: str, is_max: 
         is_log = bool(finite.size and low > 0 and high / low > 20)
         scale = (matplotlib.colors.LogNorm if is_log else matplotlib.colors.Normalize)(low, high, clip=True)
         image = axes.pcolormesh(np.ma.masked_invalid(means), cmap=shades, norm=scale, edgecolors="white", linewidth=1)
-        best = None
-        if finite.size:
-            best = divmod(int(np.nanargmax(means) if is_max else np.nanargmin(means)), num_columns)
         cell_width = (width - 1.9) / num_columns
         is_written = means.size <= _MOST_WRITTEN and cell_width >= _LEAST_WIDTH
         for row in range(num_rows):
             for column in range(num_columns):
                 _draw_cell(axes, cells, row, column, shades, scale, is_written)
-        if best is not None:
+        for row, column in cells.best:
             frame: dict[str, Any] = {"fill": False, "edgecolor": BEST, "linewidth": 2.5, "zorder": 5}
-            axes.add_patch(Rectangle((best[1] + 0.03, best[0] + 0.03), 0.94, 0.94, **frame))
+            axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **frame))
+        if finite.size:
             extend = ("min" if is_max else "max") if is_cut else "neither"
             drawn.colorbar(image, ax=axes, label=metric, extend=extend, pad=0.02).outline.set_visible(False)
         names = [value_text(value) for value in cells.columns]
@@ -90,7 +110,7 @@ def draw_heatmap(path: Path, cells: Cells, x: str, y: str, metric: str, is_max: 
             axes.spines[side].set_visible(False)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.set_title(_title(cells, metric), loc="left", color="#555555", fontsize=8.5)
+        axes.set_title(_title(cells, question), loc="left", color="#555555", fontsize=8.5)
 
 
 def _draw_cell(axes: Any, cells: Cells, row: int, column: int, shades: Any, scale: Any, is_written: bool) -> None:
@@ -111,9 +131,20 @@ def _draw_cell(axes: Any, cells: Cells, row: int, column: int, shades: Any, scal
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=color)
 
 
-def _title(cells: Cells, metric: str) -> str:
+def _title(cells: Cells, question: Question) -> str:
     counts = sorted({count for row in cells.counts for count in row if count})
-    if not cells.averaged or not counts or counts[-1] == 1:
-        return f"{metric}, a run a cell"
-    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{metric}, mean of {number} runs over {', '.join(cells.averaged)}"
+    told = f"{question.metric}, a run a cell"
+    if cells.averaged and counts and counts[-1] > 1:
+        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        told = f"{question.metric}, mean of {number} runs over {', '.join(cells.averaged)}"
+    return "\n".join(filter(None, (told, framed(cells, question))))
+
+
+def framed(cells: Cells, question: Question) -> str:
+    """What the frame says, for titles; nothing where it is what the colours say."""
+    if not cells.is_even:
+        return f"cells average over different {', '.join(question.conditions)}: no best is framed"
+    selection = question.selection
+    if not cells.best or (selection.metric == question.metric and selection.samples == "validation"):
+        return ""
+    return f"framed: best by {selection.words}"

@@ -106,7 +106,7 @@ def _section(table: Table) -> str:
             f'<td{_class(number)} data-value="{html.escape(_sorted_by(cell), quote=True)}">{html.escape(text)}</td>'
             for cell, text, number in zip(row, texts, numbers, strict=True)
         )
-        best = ' class="best"' if i < table.num_best else ""
+        best = ' class="best"' if i in table.best else ""
         rows.append(f"<tr{best}>{cells}</tr>")
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     body = "\n".join(rows)

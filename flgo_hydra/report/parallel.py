@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.figure import BEST, MISSING, figure, is_log_spaced, shade_range, ticks_of
 from flgo_hydra.report.formats import number_text
+from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import sorted_values
 
 _MOST_TICKS = 8
+_MOST_BEST = 6
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def scale_of(values: Sequence[Value]) -> Scale:
     return Scale(places, [(h, f"{tick:.6g}") for h, tick in zip(heights, ticks, strict=True)], is_log)
 
 
-def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], metric: str, is_max: bool) -> None:
-    """Draws the runs, the best one on top; runs without a valid result are grey and do not reach the last axis."""
+def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], question: Question) -> None:
+    """Draws the runs, the best one of each condition on top; runs without a valid result are grey and do not reach the
+    last axis."""
+    metric, is_max, selection = question.metric, question.is_max, question.selection
     import matplotlib
     import numpy as np
 
@@ -61,13 +66,15 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], metric: 
 
     with figure(path, min(16.0, max(5.0, 1.7 * (len(keys) + 1))), 4.4) as drawn:
         axes = drawn.subplots()
-        best = (max if is_max else min)(valid, key=lambda run: run.metric(metric), default=None)
+        best = _best_of(valid, question)
         # The best of the valid runs last, so that nothing is drawn over it.
         ordered = sorted(valid, key=lambda run: run.metric(metric), reverse=not is_max)
+        best_ids = {id(run) for run in best}
+        ordered = [run for run in ordered if id(run) not in best_ids] + best
         drawn_runs = [*(run for run in runs if run not in valid), *ordered]
         for i, run in enumerate(drawn_runs):
             # Runs that share values lie a little apart, the same way in each picture.
-            apart = 0.03 * ((i * 0.618) % 1 - 0.5) if len(drawn_runs) > 1 and run is not best else 0.0
+            apart = 0.03 * ((i * 0.618) % 1 - 0.5) if len(drawn_runs) > 1 and id(run) not in best_ids else 0.0
             places = [
                 scale.places[run.values.get(key, ABSENT)] + apart for scale, key in zip(scales, keys, strict=True)
             ]
@@ -81,9 +88,10 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], metric: 
                     "alpha": 0.75,
                     "zorder": 2,
                 }
-            if run is best:
+            if id(run) in best_ids:
                 label = f"best: {' '.join(f'{k}={value_text(run.values.get(k, ABSENT))}' for k in keys)}"
-                label += f" ({metric} {number_text(run.metric(metric))})"
+                by = "" if selection.metric == metric and selection.samples == "validation" else selection.words
+                label += f" ({metric} {number_text(run.metric(metric))}{by and f'; best by {by}'})"
                 look = {"color": BEST, "linewidth": 2.6, "zorder": 4, "label": label}
             axes.plot(*_smooth(np.arange(len(places)), np.array(places)), **look)
         if len(valid) < len(runs):
@@ -92,6 +100,18 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], metric: 
         _draw_axes(axes, keys, scales, metric, (low, high, is_log, is_cut, is_max, height))
         if axes.get_legend_handles_labels()[0]:
             drawn.legend(loc="outside lower left", fontsize=8.5)
+
+
+def _best_of(valid: Sequence[Run], question: Question) -> list[Run]:
+    """The best run of each condition that has several; of many conditions none is pointed out."""
+    selection = question.selection
+    scored = [run for run in valid if math.isfinite(run.metric(selection.metric))]
+    apart = by_condition(scored, question.conditions) if scored else []
+    choose = max if selection.is_max else min
+    best = [
+        choose(own, key=lambda run: run.metric(selection.metric)) for own in apart if len(own) > 1 or len(apart) == 1
+    ]
+    return best if len(best) <= _MOST_BEST else []
 
 
 def _smooth(x: Any, y: Any) -> tuple[Any, Any]:

@@ -1,13 +1,18 @@
 """Which pictures a report has, and where their files lie."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flgo_hydra.report.conditions import by_condition, covers
 from flgo_hydra.report.figure import FORMATS
+from flgo_hydra.report.groups import point_of
+from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, keys_that_vary
 from flgo_hydra.report.selection import check_curve, check_keys, curves_of, varying
-from flgo_hydra.report.tables import Question
+
+_MOST_PANELS = 12
+"""conditions: more of them have lines of their own in one panel"""
 
 
 @dataclass(frozen=True)
@@ -20,28 +25,47 @@ class Picture:
     draw: Callable[[Path], None]
 
 
-def curves(runs: Sequence[Run], question: Question, curve: str, by: Sequence[str], band: str, is_log: bool) -> Picture:
+def curves(
+    runs: Sequence[Run],
+    question: Question,
+    curve: str,
+    by: Sequence[str],
+    band: str,
+    is_log: bool,
+    known: Sequence[Run] = (),
+) -> Picture:
     """`--plot`.
 
+    Args:
+        known: all runs that were read, in the order of the grid: a line's colour comes from its place among them.
     Raises:
         ValueError: no run recorded the metric, or there is no such key.
     """
-    from flgo_hydra.report.bands import draw_bands, lines_by
+    from flgo_hydra.report.bands import Plot, chosen, draw_bands, lines_of
 
     curve = check_curve(curve, runs)
-    keys = check_keys(by, runs) if by else _default_by(runs, question)
-    for key in keys:
+    asked = check_keys(by, runs) if by else _default_by(runs, question)
+    for key in asked:
         if key in question.over:
             raise ValueError(
                 f"`--by {key}`: the lines are means over {', '.join(question.over)}. "
                 "To draw its values apart, choose another `--over`."
             )
+    # Methods are not chosen over either: those that are not asked for by their own keys have lines of their own.
+    keys = [*asked, *(key for key in question.compared if not any(covers(own, key) for own in asked))]
+    panels = [key for key in question.conditions if key not in keys]
+    if len(by_condition(runs, panels)) > _MOST_PANELS:
+        keys, panels = [*keys, *panels], []
+    settings = [key for key in keys_that_vary(runs) if key not in (*keys, *panels, *question.over)]
+    plot = Plot(curve, tuple(keys), tuple(panels), tuple(settings), band, (), is_log)
+    names = dict.fromkeys(plot.name_of(point_of(run, keys)) for run in known or runs)
+    plot = replace(plot, known=tuple(names))
 
     def draw(path: Path) -> None:
-        lines, others = lines_by(runs, keys, question.over, curve, question.metric, question.is_max, band)
-        draw_bands(path, lines, keys, others, question.over, curve, band, is_log)
+        draw_bands(path, lines_of(runs, plot, question), plot, question)
 
-    return Picture(_name(curve, "by", *keys), f"{curve} by {', '.join(keys)}", draw)
+    title = f"{curve} by {', '.join(keys)}" + (f", {chosen(settings, question)}" if settings else "")
+    return Picture(_name(curve, "by", *asked), title, draw)
 
 
 def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Picture:
@@ -50,7 +74,7 @@ def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Pic
     Raises:
         ValueError: not two keys, or one that does not vary.
     """
-    from flgo_hydra.report.heatmap import cells_of, draw_heatmap
+    from flgo_hydra.report.heatmap import cells_of, draw_heatmap, framed
 
     if len(axes) != 2 or axes[0] == axes[1]:
         raise ValueError(f"`--heatmap {','.join(axes)}` must be two keys: `--heatmap lr,algorithm`.")
@@ -59,11 +83,15 @@ def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Pic
         if len({run.values.get(key, ABSENT) for run in runs}) < 2:
             raise ValueError(f"`--heatmap {','.join(axes)}`: all runs have the same {key}. {varying(runs)}")
 
-    def draw(path: Path) -> None:
-        cells = cells_of(runs, axes[0], axes[1], question.metric, question.is_max)
-        draw_heatmap(path, cells, axes[0], axes[1], question.metric, question.is_max)
+    cells = cells_of(runs, axes[0], axes[1], question)
 
-    return Picture(_name("heatmap", *axes), f"{question.metric} over {axes[0]} and {axes[1]}", draw)
+    def draw(path: Path) -> None:
+        draw_heatmap(path, cells, axes[0], axes[1], question)
+
+    title = f"{question.metric} over {axes[0]} and {axes[1]}" + (
+        f", {told}" if (told := framed(cells, question)) else ""
+    )
+    return Picture(_name("heatmap", *axes), title, draw)
 
 
 def parallel(runs: Sequence[Run], question: Question) -> Picture:
@@ -79,16 +107,18 @@ def parallel(runs: Sequence[Run], question: Question) -> Picture:
         raise ValueError("`--parallel` needs runs that differ in some key. Nothing varies.")
     return Picture(
         "parallel",
-        f"{question.metric} by every key that varies",
-        lambda path: draw_parallel(path, runs, keys, question.metric, question.is_max),
+        f"{question.metric} by every key that varies, best by {question.selection.words}",
+        lambda path: draw_parallel(path, runs, keys, question),
     )
 
 
-def usual(runs: Sequence[Run], question: Question, by: Sequence[str], band: str, is_log: bool) -> list[Picture]:
+def usual(
+    runs: Sequence[Run], question: Question, by: Sequence[str], band: str, is_log: bool, known: Sequence[Run] = ()
+) -> list[Picture]:
     """What a page shows when nothing was asked for: the curves there are, and the grid if it has two axes."""
     recorded = curves_of(runs)
     chosen = [name for name in ("valid_loss", "test_loss", "test_accuracy") if name in recorded] or recorded[:1]
-    pictures = [curves(runs, question, name, by, band, is_log) for name in chosen]
+    pictures = [curves(runs, question, name, by, band, is_log, known) for name in chosen]
     keys = [key for key in keys_that_vary(runs) if key not in question.over]
     if len(keys) >= 2:
         # A number along x reads better than a word.

@@ -1,7 +1,8 @@
 """What a reader asks for: keys, metrics and runs by name, each mistake answered with the nearest name there is."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from flgo_hydra.mistakes import nearest
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
@@ -13,6 +14,82 @@ _RISES = ("accuracy", "auc", "f1", "precision", "recall", "score", "r2", "iou")
 def is_maximized(metric: str) -> bool:
     """Whether more is better, by the metric's name: accuracies rise, losses and costs fall."""
     return any(word in _RISES for word in metric.lower().split("_"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What settings are chosen by: what the runs followed (`monitor`), or what `--select` names instead.
+
+    Never what is only shown: a rate chosen by its test accuracy has a test accuracy that is too good.
+    """
+
+    metric: str
+    is_max: bool
+    monitor: str = "valid_loss"
+    """what the runs' best rounds were chosen by"""
+    is_asked: bool = False
+
+    @property
+    def samples(self) -> str:
+        """What the metric is measured on, by its name."""
+        return next((long for short, long in _SAMPLES.items() if short in self.metric.lower()), "unknown")
+
+    @property
+    def words(self) -> str:
+        """`best_valid_loss`, and where it is not measured on validation samples what it is: for titles."""
+        return self.metric if self.samples == "validation" else f"{self.metric} ({self.samples} samples)"
+
+    def notes(self, shown: str) -> list[str]:
+        """What a reader of a table of `shown` must know of how its rows were chosen."""
+        who = "as asked for" if self.is_asked else "which the runs followed"
+        notes = []
+        if self.samples == "validation":
+            if shown != self.metric:
+                notes.append(f"the best are chosen by {self.metric}, {who}, on validation samples")
+        else:
+            notes.append(
+                f"the best are chosen by {self.metric}, {who}, on test samples: test metrics of what was chosen are "
+                "better than they would be on new data"
+                if self.samples == "test"
+                else f"the best are chosen by {self.metric}, {who}, on {self.samples} samples"
+            )
+        if self.monitor not in self.metric and "test" in self.monitor.lower():
+            notes.append(f"each run's best round is chosen by {self.monitor}, on test samples")
+        return notes
+
+
+_SAMPLES = {"test": "test", "valid": "validation", "train": "training"}
+
+
+def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | None = None) -> Selection:
+    """What the runs followed, or with `asked` that metric.
+
+    Args:
+        is_max: the direction of `asked`; None: by its name, or as the runs followed it.
+    Raises:
+        ValueError: runs followed different metrics, or none has the one asked for.
+    """
+    valid = [run.row for run in runs if run.row.is_valid] or [run.row for run in runs]
+    followed = dict.fromkeys((row.monitor, row.is_maximized) for row in valid)
+    monitors = ", ".join(dict.fromkeys(monitor for monitor, _ in followed))
+    if asked is not None:
+        name = check_metric(asked, runs)
+        known = {followed_is_max for monitor, followed_is_max in followed if _as_shown(monitor) == name}
+        if is_max is None:
+            is_max = known.pop() if len(known) == 1 else is_maximized(name)
+        return Selection(name, is_max, monitors, True)
+    if len(followed) > 1:
+        told = " and ".join(f"`monitor={name}` ({'maximize' if up else 'minimize'})" for name, up in followed)
+        raise ValueError(
+            f"The runs followed different metrics: {told}. Say which one chooses among them, as in "
+            f"`--select {_as_shown(next(iter(followed))[0])}`, or take the runs of one only."
+        )
+    ((monitor, is_followed_max),) = followed
+    return Selection(_as_shown(monitor), is_followed_max, monitor)
+
+
+def _as_shown(monitor: str) -> str:
+    return "best_valid_loss" if monitor == "valid_loss" else monitor
 
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:
@@ -98,16 +175,29 @@ def _normal(text: str) -> str:
         return text.replace(" ", "").lower()
 
 
-def best_first(runs: Sequence[Run], metric: str, is_max: bool) -> list[Run]:
-    """Valid runs from best to worst, then those that cannot be the optimum: unfinished, pruned, diverged, failed."""
+def best_first(runs: Sequence[Run], selection: Selection, conditions: Sequence[str] = ()) -> list[Run]:
+    """Condition after condition, valid runs from best to worst, then those that cannot be the optimum: unfinished,
+    pruned, diverged, failed."""
     kinds = {"running": 1, "interrupted": 1, "pruned": 2, "diverged": 3, "failed": 4}
+    ranks = ranks_of(runs, conditions)
 
-    def place(run: Run) -> tuple[int, float]:
-        value = run.metric(metric)
-        order = (-value if is_max else value) if math.isfinite(value) else math.inf
-        return (0 if run.row.is_valid else kinds.get(run.row.status, 2), order)
+    def place(run: Run) -> tuple[list[int], int, float]:
+        value = run.metric(selection.metric)
+        order = (-value if selection.is_max else value) if math.isfinite(value) else math.inf
+        return (ranks(run), 0 if run.row.is_valid else kinds.get(run.row.status, 2), order)
 
     return sorted(runs, key=place)
+
+
+def ranks_of(runs: Sequence[Run], keys: Sequence[str]) -> Callable[[Run], list[int]]:
+    """Where a run stands by its values of the keys: numbers by size, words in the order they came."""
+    places = [{value: i for i, value in enumerate(sorted_values(values_of(runs, key)))} for key in keys]
+    return lambda run: [own[run.values.get(key, ABSENT)] for own, key in zip(places, keys, strict=True)]
+
+
+def values_of(runs: Iterable[Run], key: str) -> list[Value]:
+    """The runs' values of a key, each once."""
+    return list(dict.fromkeys(run.values.get(key, ABSENT) for run in runs))
 
 
 def sorted_values(values: Iterable[Value]) -> list[Value]:

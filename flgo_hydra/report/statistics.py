@@ -1,4 +1,4 @@
-"""Means over seeds: intervals, paired differences, and how surely they are more than noise.
+"""How surely a mean is more than noise: Student's t, exact sign flips, Holm's correction.
 
 Student's t distribution is computed here. SciPy has it too, but importing `scipy.special` takes a quarter of a second,
 which every end of a sweep would wait for; the tests compare the two.
@@ -7,7 +7,6 @@ which every end of a sweep would wait for; the tests compare the two.
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,40 +14,40 @@ _MOST_FLIPPED = 16
 """differences: 65,536 ways to choose their signs"""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean of independent values and its 95 % interval."""
+def t_test(mean: float, variances: Sequence[float], dfs: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Half the width of a mean's interval, and the two-sided p that it is 0, where its variance is a sum of estimates.
 
-    mean: float
-    std: float
-    """of the values (n - 1 in the denominator); nan for a single one"""
-    count: int
-    low: float
-    high: float
+    With one estimate this is Student's. With several, Student's quantiles are averaged by the estimates' shares
+    (Cochran and Cox, Experimental Designs, 1957, 4.14), which errs towards caution; Satterthwaite's degrees of freedom
+    came to 12 % false positives at 5 % where one of the estimates had a single one.
 
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean with Student's interval, which a single value does not have (nan)."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Estimate(mean, math.nan, 1, math.nan, math.nan)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = t_quantile(count - 1) * std / math.sqrt(count)
-    return Estimate(mean, std, count, mean - half, mean + half)
-
-
-def paired_t_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t-test that the mean difference is 0; nan for fewer than two pairs.
-
-    Without any spread p is 1 (all differences are 0) or 0 (all are the same other number).
+    Args:
+        variances: of the mean, not all 0.
+        dfs: degrees of freedom of each.
     """
-    if len(differences) < 2:
-        return math.nan
-    found = estimate(differences)
-    if found.std <= 1e-12 * abs(found.mean):  # rounding alone
-        return 1.0 if found.mean == 0 else 0.0
-    return t_two_sided_p(found.mean / (found.std / math.sqrt(found.count)), found.count - 1)
+    total = math.fsum(variances)
+    shares = [variance / total for variance in variances]
+    error = math.sqrt(total)
+    t = abs(mean) / error
+
+    def quantile(p: float) -> float:
+        return math.fsum(share * t_quantile(df, 1 - p) for share, df in zip(shares, dfs, strict=True) if share)
+
+    return quantile(1 - level) * error, _averaged_p(t, shares, dfs)
+
+
+def _averaged_p(t: float, shares: Sequence[float], dfs: Sequence[float]) -> float:
+    """The p whose averaged quantile is t: between the p of the fewest and of the most degrees of freedom."""
+    used = [(share, df) for share, df in zip(shares, dfs, strict=True) if share]
+    ends = sorted(t_two_sided_p(t, df) for _, df in used)
+    low, high = ends[0], ends[-1]
+    while high - low > 1e-6 * high and low > 0:
+        middle = math.sqrt(low * high)
+        if math.fsum(share * _upper_quantile(df, middle) for share, df in used) > t:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
@@ -88,15 +87,26 @@ def t_two_sided_p(t: float, df: float) -> float:
 @functools.lru_cache(maxsize=1024)
 def t_quantile(df: float, level: float = 0.95) -> float:
     """The t with P(|T| < t) = level."""
+    return _upper_quantile(df, 1 - level)
+
+
+def _upper_quantile(df: float, p: float) -> float:
+    """The t with P(|T| >= t) = p, by Newton's steps within a bracket."""
     low, high = 0.0, 1.0
-    while t_two_sided_p(high, df) > 1 - level:
+    while t_two_sided_p(high, df) > p:
         low, high = high, 2 * high
-    while high - low > 1e-14 * high:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_two_sided_p(middle, df) > 1 - level else (low, middle)
-    return (low + high) / 2
+    log_norm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+    t = (low + high) / 2
+    for _ in range(200):
+        excess = t_two_sided_p(t, df) - p
+        low, high = (t, high) if excess > 0 else (low, t)
+        density = math.exp(log_norm - (df + 1) / 2 * math.log1p(t * t / df))
+        new = t + excess / (2 * density) if density > 0 else math.nan
+        new = new if low < new < high else (low + high) / 2
+        if abs(new - t) <= 1e-14 * t or new in (low, high):
+            return new
+        t = new
+    return t
 
 
 def _incomplete_beta(a: float, b: float, x: float, y: float) -> float:

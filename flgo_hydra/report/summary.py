@@ -8,7 +8,7 @@ from pathlib import Path
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
-from flgo_hydra.report.curves import Curve, draw_curves
+from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.points import PointRow, print_best_point, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
@@ -42,7 +42,7 @@ def print_summary(
     best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
     drawn = rows_to_draw(rows, best)
     rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in drawn}
-    is_drawn = _draw(paths.curves, drawn, rounds, best, curve, len(rows) - len(drawn))
+    is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
     print()
     if ranked:
         print_best_point(ranked[0])
@@ -141,13 +141,14 @@ def rows_to_draw(rows: Sequence[Row], best: Row | None) -> Sequence[Row]:
 def _draw(
     path: Path,
     rows: Sequence[Row],
+    drawn: Sequence[Row],
     rounds: Mapping[int, list[dict[str, float]]],
     best: Row | None,
     metric: str,
-    num_left_out: int,
 ) -> bool:
     curves = []
-    for row in rows:
+    names = dict(zip((row.job for row in rows), line_names([row.overrides for row in rows]), strict=True))
+    for row in drawn:
         lines = [line for line in rounds[row.job] if metric in line]
         if lines:
             curves.append(
@@ -157,11 +158,12 @@ def _draw(
                     [line[metric] for line in lines],
                     is_best=best is not None and row.job == best.job,
                     best_round=row.best_round,
+                    line=names[row.job],
                 )
             )
     if not curves:
         return False
-    draw_curves(path, curves, metric, num_left_out)
+    draw_curves(path, curves, metric, len(rows) - len(drawn), list(names.values()))
     return True
 
 

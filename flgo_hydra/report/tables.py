@@ -2,63 +2,73 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from flgo_hydra.report.comparison import Difference
 from flgo_hydra.report.formats import Interval, KeyValue, Spread, Table, number_text
-from flgo_hydra.report.groups import Group, Point
+from flgo_hydra.report.groups import Group, Point, point_of
+from flgo_hydra.report.question import Question
+from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
 from flgo_hydra.report.runs import ABSENT, Run, value_text
 
 _FEW_SEEDS = 5
 _MOST_SAID = 8
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a report is about."""
-
-    keys: tuple[str, ...]
-    """columns of the points"""
-    over: tuple[str, ...]
-    """keys whose values are replicates"""
-    compared: tuple[str, ...]
-    metrics: tuple[str, ...]
-    """the first one decides what is best"""
-    is_max: bool
-
-    @property
-    def metric(self) -> str:
-        return self.metrics[0]
+_T = TypeVar("_T")
 
 
 def points_table(runs: Sequence[Run], question: Question, top: int | None = None) -> Table:
-    """A row per run, already in order."""
-    shown = runs[:top]
-    columns = ("job", *question.keys, "status", question.metric, "best_round", "last_round", *question.metrics[1:])
+    """A row per run, already in order: condition after condition, the best first.
+
+    Args:
+        top: rows of each condition.
+    """
+    shown, best = _tops(runs, lambda run: point_of(run, question.conditions), lambda run: run.row.is_valid, top)
+    metrics = dict.fromkeys((question.metric, question.selection.metric))
+    others = [name for name in question.metrics if name not in metrics]
+    columns = ("job", *question.keys, "status", *metrics, "best_round", "last_round", *others)
     rows = [
         (
             run.name,
             *(KeyValue(run.values.get(key, ABSENT)) for key in question.keys),
             status_of(run),
-            run.metric(question.metric),
+            *map(run.metric, metrics),
             run.row.best_round,
             run.row.last_round,
-            *(run.metric(name) for name in question.metrics[1:]),
+            *map(run.metric, others),
             None if run.row.seconds is None else round(run.row.seconds, 3),
             run.row.peak_memory_mib,
             run.row.message,
             str(run.row.folder),
+            question.selection.words,
         )
         for run in shown
     ]
     notes = []
     if len(shown) < len(runs):
         notes.append(f"… and {len(runs) - len(shown)} more")
-    num_best = 1 if shown and shown[0].row.is_valid else 0
-    columns = (*columns, "seconds", "peak_memory_mib", "message", "folder")
-    return Table(headline(runs), columns, rows, tuple(notes), num_best, hidden=("message", "folder"))
+    columns = (*columns, "seconds", "peak_memory_mib", "message", "folder", "chosen_by")
+    notes += question.notes
+    return Table(headline(runs), columns, rows, tuple(notes), best, hidden=("message", "folder", "chosen_by"))
+
+
+def _tops(
+    rows: Sequence[_T], condition: Callable[[_T], Point], can_be_best: Callable[[_T], bool], top: int | None
+) -> tuple[list[_T], frozenset[int]]:
+    """The first rows of each condition, and which of all those are a condition's best."""
+    shown: list[_T] = []
+    best: list[int] = []
+    counts: Counter[Point] = Counter()
+    for row in rows:
+        at = condition(row)
+        if counts[at] == 0 and can_be_best(row):
+            best.append(len(shown))
+        if top is None or counts[at] < top:
+            shown.append(row)
+        counts[at] += 1
+    # Where each condition has a single row, nothing was chosen.
+    return shown, frozenset(best if len(counts) == 1 or max(counts.values()) > 1 else ())
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -109,13 +119,20 @@ def relative(path: Path) -> str:
 
 
 def groups_table(groups: Sequence[Group], keys: Sequence[str], question: Question, top: int | None = None) -> Table:
-    """A row per point, over its seeds."""
-    shown = groups[:top]
-    columns = (*keys, "runs", question.metric, "interval_95", *question.metrics[1:], "left_out")
+    """A row per point, over its seeds: condition after condition, the best first."""
+    at = [keys.index(key) for key in question.conditions]
+    metrics = tuple(dict.fromkeys((question.metric, question.selection.metric, *question.metrics)))
+    shown, best = _tops(
+        groups,
+        lambda group: tuple(group.point[i] for i in at),
+        lambda group: question.selection.metric in group.estimates,
+        top,
+    )
+    columns = (*keys, "runs", metrics[0], "interval_95", *metrics[1:], "left_out", "chosen_by")
     rows = []
     for group in shown:
         main = group.estimates.get(question.metric)
-        others = [group.estimates.get(name) for name in question.metrics[1:]]
+        others = [group.estimates.get(name) for name in metrics[1:]]
         rows.append(
             (
                 *map(KeyValue, group.point),
@@ -124,68 +141,95 @@ def groups_table(groups: Sequence[Group], keys: Sequence[str], question: Questio
                 Interval(main.low, main.high) if main else Interval(math.nan, math.nan),
                 *(Spread(other.mean, other.std) if other else Spread(math.nan, math.nan) for other in others),
                 group.left_out,
+                question.selection.words,
             )
         )
     notes = [f"mean ± standard deviation; the interval is Student's for the mean, over {', '.join(question.over)}"]
+    if any(found.num_units < found.count for group in shown for found in group.estimates.values()):
+        notes[0] += ": runs that share a value of the outer one are no independent ones"
     if len(shown) < len(groups):
         notes.insert(0, f"… and {len(groups) - len(shown)} more")
     if any(group.left_out for group in shown):
         notes.append("a mean over what was left is kinder than one over all: see left_out")
-    num_best = 1 if shown and question.metric in shown[0].estimates else 0
-    return Table(f"over {', '.join(question.over)}", columns, rows, tuple(notes), num_best)
+    notes += question.notes
+    return Table(f"over {', '.join(question.over)}", columns, rows, tuple(notes), best, hidden=("chosen_by",))
 
 
 def comparison_table(differences: Sequence[Difference], others: Sequence[str], question: Question) -> Table:
     """A row per two values compared, first averaged over settings, then each at its best."""
     rows = []
     for found in differences:
-        if found.at_best:
-            where = _setting(others, found.first_setting)
-            if found.second_setting != found.first_setting:
-                where += f" / {_setting(others, found.second_setting)}"
-            where = f"each at its best: {where}"
-        else:
-            where = f"mean over {found.num_settings} settings" if found.num_settings > 1 else "matched"
         rows.append(
             (
                 _called(question.compared, found.first),
                 _called(question.compared, found.second),
-                where,
+                _setting(question.conditions, found.condition),
+                _where(found, others, question),
                 found.estimate.mean,
                 Interval(found.estimate.low, found.estimate.high),
-                found.estimate.count,
+                found.estimate.num_units,
                 found.p,
                 found.p_holm,
                 math.nan if found.p_exact is None else found.p_exact,
                 found.verdict,
+                question.selection.words,
             )
         )
-    columns = ("first", "second", "where", "difference", "interval_95", "seeds", "p", "p_holm", "p_exact", "verdict")
+    columns = ("first", "second", "under", "where", "difference", "interval_95", "seeds", "p", "p_holm", "p_exact")
     return Table(
         f"{', '.join(question.compared)} compared: {question.metric} of the first less that of the second",
-        columns,
+        (*columns, "verdict", "chosen_by"),
         rows,
-        tuple(_notes(differences, question)),
+        tuple([*_notes(differences, question), *question.notes]),
+        hidden=("chosen_by",),
     )
+
+
+def _where(found: Difference, others: Sequence[str], question: Question) -> str:
+    """`mean over 2 settings`, `each at its best: lr=0.1 / lr=0.01, chosen on seed 0`."""
+    if not found.at_best:
+        return f"mean over {found.num_settings} settings" if found.num_settings > 1 else "matched"
+    where = _setting(others, found.first_setting) or ABSENT
+    if found.second_setting != found.first_setting:
+        where += f" / {_setting(others, found.second_setting) or ABSENT}"
+    if found.num_settings == 1:
+        return f"each at its only setting: {where}"
+    on = ""
+    if found.chosen_on:
+        values = [list(dict.fromkeys(level[i] for level in found.chosen_on)) for i in range(len(question.over))]
+        told = [f"{key} {','.join(map(value_text, own))}" for key, own in zip(question.over, values, strict=True)]
+        on = f", chosen on {' '.join(told)}"
+    return f"each at its best: {where}{on}"
 
 
 def _notes(differences: Sequence[Difference], question: Question) -> list[str]:
     over = ", ".join(question.over)
     notes = [
-        f"at equal {over}; p of the paired t-test, p_holm corrected for the number of comparisons of a kind, "
+        f"at equal {over}; p of the paired t-test, p_holm corrected for the number of comparisons, "
         "p_exact of the sign-flip test"
     ]
-    counts = {found.estimate.count for found in differences if found.estimate.count > 1}
-    if any(found.estimate.count < 2 for found in differences):
+    counts = {found.estimate.num_units for found in differences if found.is_tested}
+    if any(count < 2 for count in counts):
         notes.append(f"a single {over} says nothing about noise: add some (`seed=range(5)`)")
-    if counts and min(counts) < _FEW_SEEDS:
-        few = min(counts)
+    few = min((count for count in counts if count > 1), default=_FEW_SEEDS)
+    if few < LEAST:
+        notes.append(f"two replicates are too few to tell a difference from noise: {LEAST} are the least")
+    elif few < _FEW_SEEDS:
         notes.append(
             f"{few} replicates are few: the t-test then rests on differences being normal (p_exact cannot be below "
             f"{number_text(2 / 2**few)})"
         )
-    if any(found.at_best for found in differences):
-        notes.append("the best settings were chosen by the same runs, which flatters whoever had more settings to try")
+    if "task.seed" in question.conditions:
+        notes.append("each data split is compared by itself: `--over seed,task.seed` takes splits for replicates too")
+    if any(found.estimate.count > found.estimate.num_units for found in differences):
+        notes.append(f"seeds are counted by the outer unit of {over}: those that share it are averaged first")
+    if any(found.chosen_on for found in differences):
+        notes.append("each at its best: some replicates choose the settings, the others are compared")
+    if not all(found.is_tested for found in differences):
+        notes.append(
+            "each at its best is not tested: whoever had more settings to try is luckier on the seeds that chose. "
+            f"With {LEAST_TO_CHOOSE} replicates or more some choose, and the others are compared"
+        )
     left_out = sum(found.num_left_out for found in differences)
     if left_out:
         notes.append(f"{left_out} matched pairs are not used: not every setting has their seed (yet)")
@@ -200,24 +244,29 @@ def sentences(differences: Sequence[Difference], question: Question) -> list[str
             is_first = (found.estimate.mean > 0) == question.is_max
             names = (found.first, found.second) if is_first else (found.second, found.first)
             better, worse = (_called(question.compared, name) for name in names)
-            where = "each at its best setting" if found.at_best else "at equal settings"
+            where = "at equal settings"
+            if found.at_best:
+                where = "each at its only setting" if found.num_settings == 1 else "each at its best setting"
+            under = f" with {_setting(question.conditions, found.condition)}" if question.conditions else ""
             half = (found.estimate.high - found.estimate.low) / 2
             said.append(
                 f"{better} has a {'higher' if question.is_max else 'lower'} {question.metric} than {worse} by "
-                f"{number_text(abs(found.estimate.mean))} ± {number_text(half)} {where}: larger than seed noise"
+                f"{number_text(abs(found.estimate.mean))} ± {number_text(half)} {where}{under}: larger than seed noise"
             )
-    if not said and all(found.estimate.count < 2 for found in differences):
-        return ["with one seed nobody knows which differences are larger than seed noise"]
+    most = max((found.estimate.num_units for found in differences if found.is_tested), default=1)
+    if most < LEAST:
+        few = "one seed" if most < 2 else "two seeds"
+        return [f"with {few} nobody knows which differences are larger than seed noise"]
     if len(said) > _MOST_SAID:
         return [f"{len(said)} of {len(differences)} differences are larger than seed noise: see verdict"]
     return said or ["no difference is larger than seed noise"]
 
 
 def _setting(keys: Sequence[str], point: Point) -> str:
-    return " ".join(f"{key}={value_text(value)}" for key, value in zip(keys, point, strict=True))
+    named = [f"{key}={value_text(value)}" for key, value in zip(keys, point, strict=True) if value != ABSENT]
+    return " ".join(named)
 
 
 def _called(keys: Sequence[str], point: Point) -> str:
     """`fedprox`, or with its parameters `fedprox algorithm.mu=0.1`."""
-    rest = [f"{key}={value_text(value)}" for key, value in zip(keys[1:], point[1:], strict=True) if value != ABSENT]
-    return " ".join([value_text(point[0]), *rest])
+    return " ".join(filter(None, (value_text(point[0]), _setting(keys[1:], point[1:]))))

@@ -8,9 +8,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import compose, mistakes
+from flgo_hydra.chosen import check_identities, writes_identity
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
-from flgo_hydra.job.checks import check
+from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
@@ -102,7 +103,7 @@ class PointChecker:
             if unknown is not None:
                 key, cfg = unknown
                 raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
-        conf = self._typed.make(everything)
+        conf = None if writes_identity(everything) else self._typed.make(everything)
         if conf is None:
             cfg = self._load(everything, overrides)
             if compose.is_ours(cfg):
@@ -140,18 +141,23 @@ class PointChecker:
         own = cfg.hydra.sweeper.get("params")
         if own and own != self._outer:
             raise ValueError(_nested_grid(overrides))
+        if compose.is_ours(cfg):
+            try:
+                check_identities(cfg, cfg.hydra)
+            except ValueError as error:
+                raise ValueError(f"{error}{_at(overrides)}") from error
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
 
     def refer(self, overrides: tuple[str, ...], conf: Conf) -> None:
-        """Checks what a config refers to: functions, data files, the task they make.
+        """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
 
         Raises:
             ValueError: something is missing or impossible.
         """
         try:
-            check(conf)
+            check_model(conf, check(conf))
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
 

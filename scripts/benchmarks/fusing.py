@@ -94,7 +94,7 @@ def run_fused(name: str, data: Data, num_runs: int) -> Iterator[None]:
     backend = FusedBackend(made[0][2], data, {i: one[1] for i, one in enumerate(made)}, is_auto=False)
     asked = {i: next(one[0]) for i, one in enumerate(made)}
     while True:
-        metrics = backend.evaluate({i: one.server for i, one in asked.items()})
+        metrics = backend.evaluate(asked)
         works = {i: made[i][0].send(one) for i, one in metrics.items()}
         yield
         asked = {i: made[i][0].send(server) for i, server in backend.train(works).items()}

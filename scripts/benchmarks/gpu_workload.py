@@ -192,13 +192,13 @@ def fused(workload: Workload, num_points: int) -> Program:
         runs[i], members[i] = _begin(workload, loop, model, i), Member(FedAvg(), "sgd", 0.0, 0.0, 0.0, work, loop)
     backend = FusedBackend(workload.model(), workload.data, members, is_auto=False)
 
-    metrics = backend.evaluate({i: next(run).server for i, run in runs.items()})
+    metrics = backend.evaluate({i: next(run) for i, run in runs.items()})
 
     def take() -> float:
         nonlocal metrics
         works = {i: runs[i].send(one) for i, one in metrics.items()}
         evaluations = {i: runs[i].send(server) for i, server in backend.train(works).items()}
-        metrics = backend.evaluate({i: one.server for i, one in evaluations.items()})
+        metrics = backend.evaluate(evaluations)
         return metrics[0]["test_loss"]
 
     return Program(take, lambda: backend.note)

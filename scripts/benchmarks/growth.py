@@ -181,7 +181,7 @@ def train_points(row: Row, data: "Data") -> Iterator[dict[str, Any]]:
     backend = FusedBackend(make_model(row.model, 0), data, members, is_auto=False)
     asked: dict[int, Any] = {i: next(run) for i, run in runs.items()}
     while True:
-        metrics = backend.evaluate({i: one.server for i, one in asked.items()})
+        metrics = backend.evaluate(asked)
         works = {i: runs[i].send(one) for i, one in metrics.items()}
         yield backend.note
         asked = {i: runs[i].send(server) for i, server in backend.train(works).items()}

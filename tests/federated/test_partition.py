@@ -163,6 +163,14 @@ def test_errors_name_the_numbers(split, params, labels, num_clients, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_masked_client_is_refused_with_its_index():
+    def hides(labels):
+        return np.ma.array(np.arange(len(labels)) % 2, mask=np.arange(len(labels)) == 2)
+
+    with pytest.raises(ValueError, match=r"partition hides returns .*masked.*index \(2,\)"):
+        assign(hides, {}, np.zeros(4), 2)
+
+
 def test_given_must_match_num_clients():
     with pytest.raises(ValueError, match="3, or null, but got 5"):
         assign(partition.given, {}, np.zeros(4), 5, client=np.array([1, 2, 3, 3]))

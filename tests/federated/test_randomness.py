@@ -1,7 +1,17 @@
+import random
+
 import numpy as np
+import pytest
 import torch
 
-from flgo_hydra.federated.randomness import Purpose, numpy_generator, permutations, seed_torch, torch_seed
+from flgo_hydra.federated.randomness import (
+    Purpose,
+    generators_kept,
+    numpy_generator,
+    permutations,
+    seed_all,
+    torch_seed,
+)
 
 
 def test_an_address_gives_the_same_numbers_and_every_other_address_others():
@@ -22,7 +32,7 @@ def test_an_address_gives_the_same_numbers_and_every_other_address_others():
 
 def test_the_numbers_stay_the_same_from_version_to_version():
     """Published results depend on them: a change here is a change of every result."""
-    assert [int(p) for p in Purpose] == [1, 2, 3, 4]
+    assert [int(p) for p in Purpose] == [1, 2, 3, 4, 5, 6, 7]
     assert numpy_generator(7, Purpose.COHORT, 3, 0).permutation(8).tolist() == FIRST_PERMUTATION
     assert torch_seed(7, Purpose.INITIAL_WEIGHTS) == FIRST_SEED
 
@@ -61,9 +71,34 @@ FIRST_PERMUTATION = [2, 7, 4, 6, 0, 3, 1, 5]
 FIRST_SEED = 3317731564112288844
 
 
-def test_seed_torch_decides_what_dropout_draws():
-    with torch.random.fork_rng():
-        seed_torch(3, torch.device("cpu"))
-        first = torch.rand(4)
-        seed_torch(3, torch.device("cpu"))
-        assert torch.equal(first, torch.rand(4))
+DRAWS = {
+    "torch": lambda: torch.rand(4).tolist(),
+    "numpy": lambda: np.random.standard_normal(3).tolist(),  # an odd number: one is kept for the next call
+    "random": lambda: [random.gauss(0, 1) for _ in range(3)],
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_seed_decides_what_each_of_the_processs_generators_draws(draw):
+    with generators_kept():
+        found = []
+        for value in (3, 3, 2**62 + 4):
+            seed_all(value, torch.device("cpu"))
+            found.append(draw())
+            draw()
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_generators_are_left_as_they_were_also_by_what_fails(draw):
+    with generators_kept():
+        seed_all(5)
+        draw()
+        expected = [draw(), draw()]
+        seed_all(5)
+        draw()
+        with pytest.raises(RuntimeError), generators_kept():
+            seed_all(6)
+            draw()
+            raise RuntimeError
+        assert [draw(), draw()] == expected

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,67 @@ def test_errors_name_the_place_and_the_key(change, words):
 def test_not_a_mapping():
     with pytest.raises(ValueError, match="by key .*tuple"):
         samples.check((X, Y), "here")
+
+
+MASKED = np.ma.array(X, mask=X == 7)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"x_train": MASKED}, ["`x_train`", "masked", "index (2, 1)"]),
+        ({"x_train": np.ma.array(np.ones((4, 2, 3, 3)), mask=False, hard_mask=True) * 1, "y_train": MASKED[:, 1]},
+         ["`y_train`", "index (2,)"]),
+        ({"x_train": list(MASKED)}, ["`x_train`", "index (2, 1)"]),  # numpy would take the numbers below the masks
+        ({"x_train": [list(row) for row in X[:3]] + [[1.0, np.ma.masked, 2.0]]}, ["`x_train`", "index (3, 1)"]),
+        ({"x_test": MASKED, "y_test": Y}, ["`x_test`", "index (2, 1)"]),
+        ({"y_train": np.ma.masked_equal(Y, 2)}, ["`y_train`", "index (2,)"]),
+        ({"client": np.ma.array(Y, mask=[0, 0, 0, 1])}, ["`client`", "index (3,)"]),
+        ({"valid": np.ma.array(Y == 1, mask=Y == 0)}, ["`valid`", "index (0,)"]),
+        ({"x_train": np.where(X == 7, None, X)}, ["`x_train`", "missing", "(2, 1)", "None"]),
+        ({"y_train": [0, 1, None, 2]}, ["`y_train`", "missing", "(2,)", "None"]),
+        ({"client": ["a", None, "b", "c"]}, ["`client`", "missing", "(1,)", "None"]),
+        ({"client": np.array(["a", "b", float("nan"), "c"], object)}, ["`client`", "missing", "(2,)", "nan"]),
+        ({"x_train": [[1.0, 2.0], [3.0]] * 2}, ["`x_train`", "must be an array"]),
+    ],
+)  # fmt: skip
+def test_every_entry_must_be_there(change, words):
+    with pytest.raises(ValueError) as error:
+        samples.check({"x_train": X, "y_train": Y} | change, "mine.make")
+    assert all(word in str(error.value) for word in ["mine.make", *words]), error.value
+
+
+def test_what_pandas_calls_missing_is_refused():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": [1, 2, 3, 4], "b": pandas.array([1, None, 3, 4], dtype="Int64")})
+    for change, where in (({"x_train": table}, "(1, 1)"), ({"y_train": table["b"]}, "(1,)")):
+        with pytest.raises(ValueError, match="missing entries.*NA|finite") as error:
+            samples.check({"x_train": X, "y_train": Y} | change, "here")
+        assert where in str(error.value)
+
+
+def test_masks_that_hide_nothing_do_no_harm():
+    checked = samples.check({"x_train": np.ma.array(X, mask=False), "y_train": np.ma.array(Y)}, "here")
+    assert type(checked.x_train) is np.ndarray and (checked.x_train == X).all()
+    assert "numpy.ma" in sys.modules
+
+
+def test_integers_stay_exact_unless_they_are_intensities():
+    ids = np.array([[2**24 + 1, -3], [2**40 + 1, 0]])
+    for dtype in (np.int64, np.int32, np.int16, np.uint16, np.uint32, ">i8"):
+        x = ids if np.dtype(dtype).itemsize == 8 else np.abs(ids) % 100
+        checked = samples.check({"x_train": x.astype(dtype), "y_train": [0, 1]}, "here").x_train
+        assert checked.dtype == np.int64 and (checked == x).all()
+    assert samples.check({"x_train": ids > 0, "y_train": [0, 1]}, "here").x_train.dtype == np.float32
+    mixed = samples.check({"x_train": ids, "y_train": [0, 1], "x_test": ids / 2, "y_test": [0, 1]}, "here")
+    assert mixed.x_train.dtype == mixed.x_test.dtype == np.float32
+
+
+def test_integers_that_nobody_can_hold_are_refused():
+    too_large = np.array([[1, 2], [3, 2**64 - 1]], np.uint64)
+    with pytest.raises(ValueError, match=r"`x_train`.*below 2\*\*63.*\(1, 1\).*18446744073709551615"):
+        samples.check({"x_train": too_large, "y_train": [0, 1]}, "here")
+    with pytest.raises(ValueError, match="`y_train`.*18446744073709551615"):
+        samples.check({"x_train": X[:2], "y_train": too_large[:, 1]}, "here")
+    with pytest.raises(ValueError, match="must be alike.*int64.*uint8"):
+        samples.check({"x_train": X.astype(int), "y_train": Y, "x_test": X.astype(np.uint8), "y_test": Y}, "here")

@@ -1,4 +1,5 @@
 import re
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -241,12 +242,76 @@ def test_what_makes_another_task(with_arrays, module, tmp_path):
     changes = [{"seed": 1}, {"num_clients": 3}, {"train_holdout": 0.2}, {"test_holdout": 0.3}, {"standardize": True}]
     contents = [first, *(content(replace(conf, **change)) for change in [*changes, {"partition": skewed}])]
     contents.append(content(replace(conf, partition=replace(skewed, alpha=0.1))))
-    contents.append(content(with_arrays(x_train=X, y_train=Y, client=Y)))  # the file has changed
     conf = replace(conf, source={"_target_": "my_toy.make", "num_samples": 30})
     contents.append(content(conf))
     module.write_text(MODULE + "# changed\n")
     contents.append(content(conf))
     assert len({str(content) for content in contents}) == len(contents)
+
+
+def test_integers_stay_exact_unless_they_are_standardized(with_arrays):
+    ids = 2**24 + np.arange(40).reshape(40, 1)
+    built = task.build_task(with_arrays(x_train=ids, y_train=Y))
+    assert built.x_train.dtype == built.x_valid.dtype == built.x_test.dtype == np.int64
+    assert sorted(all_of(built)) == ids.ravel().tolist()
+    scaled = task.build_task(replace(with_arrays(x_train=ids, y_train=Y), standardize=True))
+    assert scaled.x_train.dtype == np.float32 and abs(scaled.x_train.mean()) < 0.1
+
+
+DRAWING = """
+import random
+import numpy as np
+
+def make():
+    return {"x_train": np.random.rand(40, 2) + random.random(), "y_train": np.arange(40) % 3}
+
+def with_torch():
+    import torch
+    return {"x_train": torch.rand(40, 2).numpy(), "y_train": np.arange(40) % 3}
+
+def split(labels, num_clients):
+    return np.random.permutation(np.arange(len(labels)) % num_clients)
+"""
+
+
+def test_what_a_source_and_a_partition_draw_follows_the_tasks_seed(conf, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "drawing", raising=False)
+    (tmp_path / "drawing.py").write_text(DRAWING)
+    split = {"_target_": "drawing.split", "name": "split"}
+    for i, source in enumerate(("make", "with_torch")):
+        own = replace(conf, source={"_target_": f"drawing.{source}"}, partition=split)
+
+        def built(name, seed, own=own, i=i):
+            np.random.seed(len(name))  # whatever was drawn before
+            return task.build_task(replace(own, seed=seed, cache_dir=str(tmp_path / f"{name}{i}")))
+
+        np.random.seed(1)
+        expected = np.random.rand()
+        first = built("a", 0)
+        assert equal(first, built("another", 0)) and not equal(first, built("b", 1))
+        np.random.seed(1)
+        built("c", 0)
+        np.random.seed(1)
+        assert np.random.rand() == expected
+
+
+def test_a_source_that_imports_torch_first_is_seeded_all_the_same(conf, tmp_path):
+    (tmp_path / "drawing.py").write_text(DRAWING)
+    code = (
+        "import sys, dataclasses\n"
+        "from flgo_hydra.config import PartitionConf, TaskConf\n"
+        "from flgo_hydra.federated import task\n"
+        f"iid = PartitionConf('{OURS}.partition.iid', 'iid')\n"
+        "conf = TaskConf('t', {'_target_': 'drawing.with_torch'}, iid, num_clients=2, cache_dir=sys.argv[1])\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(task.build_task(conf).x_train.sum())\n"
+    )
+    sums = [
+        subprocess.run([sys.executable, "-c", code, name], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for name in ("a", "b")
+    ]
+    assert sums[0].stdout == sums[1].stdout != ""
 
 
 def test_the_example_of_the_docstring(conf, tmp_path, module):

@@ -37,7 +37,8 @@ def run_maker() -> Callable[[Path], MakeRun]:
 def _run_maker(root: Path) -> MakeRun:
     """`make_run("sweep/0", [2.0, 1.0], lr=0.1, algorithm="fedavg", status="completed")`: losses from round 0 on.
 
-    Without a status the run has no result: it is unfinished, or `failure` says why it ended.
+    Without a status the run has no result: it is unfinished, or `failure` says why it ended. Its test_accuracy falls
+    with the loss, or is what `accuracies` says; the best round is the monitor's.
     """
 
     def make(
@@ -46,6 +47,8 @@ def _run_maker(root: Path) -> MakeRun:
         status: str | None = "completed",
         failure: str | None = None,
         config: dict[str, Any] | None = None,
+        accuracies: list[float] | None = None,
+        monitor: str = "valid_loss",
         **overrides: Any,
     ) -> Path:
         paths = RunPaths(root / folder)
@@ -55,7 +58,9 @@ def _run_maker(root: Path) -> MakeRun:
         algorithm = {"name": chosen.pop("algorithm"), "_target_": "somewhere.Class"}
         for key in [key for key in chosen if key.startswith("algorithm.")]:
             algorithm[key.partition(".")[2]] = chosen.pop(key)
-        task = {"name": "digits", "partition": {"name": "iid"}, "seed": chosen.pop("task.seed", 0)}
+        task = {"name": chosen.pop("task", "digits"), "partition": {"name": "iid"}, "seed": chosen.pop("task.seed", 0)}
+        if "task.partition.alpha" in chosen:
+            task["partition"] = {"name": "dirichlet", "alpha": chosen.pop("task.partition.alpha")}
         hidden = [int(width) for width in str(chosen.pop("model.hidden", "[200]")).strip("[]").split(",")]
         option = {**chosen, "device": "auto", **(config or {})}
         parts = {"task": task, "model": {"name": "mlp", "hidden": hidden}, "algorithm": algorithm}
@@ -63,20 +68,22 @@ def _run_maker(root: Path) -> MakeRun:
             OmegaConf.create([f"{key}={value}" for key, value in overrides.items()]), hydra / "overrides.yaml"
         )
         OmegaConf.save(OmegaConf.create({**option, **parts}), hydra / "config.yaml")
+        lines = []
         for num, loss in enumerate(losses):
-            line = {"round": num, "valid_loss": loss, "test_loss": loss + 0.5, "test_accuracy": 1 / (1 + loss)}
-            JsonLines(paths.rounds).append({**line, "seconds": num / 10})
+            accuracy = 1 / (1 + loss) if accuracies is None else accuracies[num]
+            lines.append({"valid_loss": loss, "test_loss": loss + 0.5, "test_accuracy": accuracy})
+            JsonLines(paths.rounds).append({"round": num, **lines[-1], "seconds": num / 10})
         if failure is not None:
             kind, _, message = failure.partition(": ")
             write_failure(paths, Failure(kind, message))
         elif status is not None:
-            finite = [loss for loss in losses if math.isfinite(loss)]
-            best = min(finite, default=math.inf)
-            at_best = {"valid_loss": best, "test_loss": best + 0.5, "test_accuracy": 1 / (1 + best)}
-            best_round = losses.index(best) if finite else 0
+            is_max = monitor.endswith("accuracy")
+            finite = [num for num, loss in enumerate(losses) if math.isfinite(loss)]
+            best_round = min(finite, key=lambda num: lines[num][monitor] * (-1 if is_max else 1), default=0)
+            at_best = lines[best_round] if finite else dict.fromkeys(lines[0], math.inf)
             result = RunResult(
                 status=status,
-                best_valid_loss=best,
+                best_valid_loss=at_best["valid_loss"],
                 best_round=best_round,
                 last_round=len(losses) - 1,
                 best=at_best,
@@ -89,6 +96,8 @@ def _run_maker(root: Path) -> MakeRun:
                 versions={},
                 fingerprint=str(hash(str((option, parts)))),
                 message="the loss is not finite" if status == "diverged" else "",
+                monitor=monitor,
+                is_maximized=is_max,
                 **parts,
             )
             write_result(paths, result)

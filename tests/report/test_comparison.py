@@ -4,20 +4,29 @@ import pytest
 
 from flgo_hydra.report.comparison import compare, with_parameters
 from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import read_runs
+from flgo_hydra.report.selection import Selection
 
 
 def _runs(folder):
     return read_runs([folder])[0]
 
 
+_BY_LOSS = Selection("best_valid_loss", False)
+
+
+def _compare(runs, keys=("algorithm",), over=("seed",), metric="best_valid_loss", selection=_BY_LOSS, conditions=()):
+    return compare(runs, Question((metric,), False, selection, tuple(over), tuple(keys), tuple(conditions)))
+
+
 def test_groups_over_seeds(sweep):
-    best, *others = group_runs(_runs(sweep), ["algorithm", "lr"], ["best_valid_loss", "test_loss"], False)
+    best, *others = group_runs(_runs(sweep), ["algorithm", "lr"], ["test_loss"], ["seed"], _BY_LOSS)
     assert best.point == ("fedprox", 0.1) and len(best.runs) == 3 and best.left_out == ""
     assert best.estimates["best_valid_loss"].mean == pytest.approx(0.999)
     assert best.estimates["test_loss"].mean == pytest.approx(1.499)
     assert [group.point for group in others] == [("fedavg", 0.1), ("fedavg", 0.01), ("fedprox", 0.01)]
-    worst, *_ = group_runs(_runs(sweep), ["algorithm", "lr"], ["best_valid_loss"], True)
+    worst, *_ = group_runs(_runs(sweep), ["algorithm", "lr"], [], ["seed"], Selection("best_valid_loss", True))
     assert worst.point[1] == 0.01
 
 
@@ -26,18 +35,21 @@ def test_a_mean_says_whom_it_does_not_know(make_run, tmp_path):
         make_run(f"s/{seed}", losses, status, seed=seed)
     make_run("s/3", [0.1], status=None, failure="Error: x", seed=3)
     make_run("s/4", [0.1], "diverged", lr=9)
-    good, bad = group_runs(_runs(tmp_path / "s"), ["lr"], ["best_valid_loss"], False)
+    good, bad = group_runs(_runs(tmp_path / "s"), ["lr"], [], ["seed"], _BY_LOSS)
     assert good.estimates["best_valid_loss"].mean == 1.0 and good.left_out == "1 pruned, 1 diverged, 1 failed"
     assert bad.estimates == {} and bad.left_out == "1 diverged"
 
 
 def test_differences_averaged_and_at_best(sweep):
-    averaged, tuned = compare(_runs(sweep), ["algorithm"], ["seed"], "best_valid_loss", False)
+    averaged, tuned = _compare(_runs(sweep))
     assert (averaged.first, averaged.second, averaged.num_settings) == (("fedavg",), ("fedprox",), 2)
     assert averaged.estimate.mean == pytest.approx(0.101 / 2) and averaged.estimate.count == 3
-    assert averaged.verdict == tuned.verdict == "larger than seed noise"
+    assert averaged.verdict == "larger than seed noise"
     assert (tuned.first_setting, tuned.second_setting) == ((0.1,), (0.1,))
     assert tuned.estimate.mean == pytest.approx(0.101) and tuned.estimate.std == pytest.approx(0.001)
+    # Three seeds cannot both choose and be compared.
+    assert tuned.verdict == "not tested: the same seeds chose the settings" and not tuned.is_tested
+    assert math.isnan(tuned.p) and math.isnan(tuned.estimate.low) and tuned.p_exact is None
     assert averaged.p_exact == 0.25 and averaged.p == averaged.p_holm < 0.01
 
 
@@ -45,11 +57,11 @@ def test_the_setting_is_no_noise_and_the_seed_is(make_run, tmp_path):
     """b is lower by 1 in one setting and by 0 in another, alike in each seed: nothing of that is noise."""
     for i, (lr, gap) in enumerate([(0.1, 1.0), (0.2, 0.0)]):
         for seed in range(3):
-            wobble = 0.01 * seed * (1 if lr == 0.1 else -1)
+            wobble = 0.01 * seed * (2 if lr == 0.1 else -1)
             make_run(f"s/{6 * i + 2 * seed}", [5.0 + seed], algorithm="a", lr=lr, seed=seed)
             make_run(f"s/{6 * i + 2 * seed + 1}", [5.0 + seed - gap + wobble], algorithm="b", lr=lr, seed=seed)
-    averaged, _ = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
-    assert averaged.estimate.mean == pytest.approx(0.5) and averaged.verdict == "larger than seed noise"
+    averaged, _ = _compare(_runs(tmp_path / "s"))
+    assert averaged.estimate.mean == pytest.approx(0.495) and averaged.verdict == "larger than seed noise"
 
 
 def test_half_finished_settings_are_left_out_not_mixed(make_run, tmp_path):
@@ -58,7 +70,7 @@ def test_half_finished_settings_are_left_out_not_mixed(make_run, tmp_path):
             make_run(
                 f"s/{i}", [1.0 + (algorithm == "b") * (lr == 0.2) + seed / 10], algorithm=algorithm, lr=lr, seed=seed
             )
-    averaged, _ = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
+    averaged, _ = _compare(_runs(tmp_path / "s"))
     # 2 seeds in both settings are more pairs than 3 in one.
     assert (averaged.estimate.count, averaged.num_settings, averaged.num_left_out) == (2, 2, 1)
     assert averaged.estimate.mean == pytest.approx(-0.5)
@@ -74,7 +86,7 @@ def test_each_at_its_best_where_those_differ(make_run, tmp_path):
                 lr=lr,
                 seed=seed,
             )
-    averaged, tuned = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
+    averaged, tuned = _compare(_runs(tmp_path / "s"))
     assert averaged.estimate.mean == pytest.approx(-0.5 + 0.05)
     assert (tuned.first_setting, tuned.second_setting) == ((0.1,), (0.2,))
     assert tuned.estimate.mean == pytest.approx(-0.95)
@@ -83,14 +95,14 @@ def test_each_at_its_best_where_those_differ(make_run, tmp_path):
 def test_one_seed_says_nothing_about_noise(make_run, tmp_path):
     make_run("s/0", [1.0], algorithm="a")
     make_run("s/1", [2.0], algorithm="b")
-    (found,) = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
+    (found,) = _compare(_runs(tmp_path / "s"))
     assert found.verdict == "one seed: noise unknown" and found.estimate.mean == -1 and math.isnan(found.p)
 
 
 def test_equal_in_every_seed(make_run, tmp_path):
     for i, (algorithm, seed) in enumerate((a, s) for a in "ab" for s in range(3)):
         make_run(f"s/{i}", [1.0 + seed], algorithm=algorithm, seed=seed)
-    (found,) = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
+    (found,) = _compare(_runs(tmp_path / "s"))
     assert found.verdict == "equal" and found.p == 1.0
 
 
@@ -102,7 +114,7 @@ def test_three_are_corrected_for_three(make_run, tmp_path):
             algorithm=f"a{algorithm}",
             seed=seed,
         )
-    found = compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False)
+    found = _compare(_runs(tmp_path / "s"))
     assert len(found) == 3 and min(d.p_holm / d.p for d in found) >= 1
     assert max(d.p_holm / d.p for d in found) == pytest.approx(3)
 
@@ -114,7 +126,7 @@ def test_parameters_make_an_algorithm_another_one(make_run, tmp_path):
     runs = _runs(tmp_path / "s")
     keys = with_parameters(["algorithm"], runs)
     assert keys == ["algorithm", "algorithm.mu"]
-    found = compare(runs, keys, ["seed"], "best_valid_loss", False)
+    found = _compare(runs, keys)
     assert [d.estimate.mean for d in found] == [-1.0, -3.0, -2.0]
     assert found[0].first == ("fedavg", "-") and found[2].second == ("fedprox", 1)
 
@@ -122,4 +134,4 @@ def test_parameters_make_an_algorithm_another_one(make_run, tmp_path):
 def test_runs_that_did_not_end_well_are_not_compared(make_run, tmp_path):
     make_run("s/0", [1.0], algorithm="a")
     make_run("s/1", [0.5], "pruned", algorithm="b")
-    assert compare(_runs(tmp_path / "s"), ["algorithm"], ["seed"], "best_valid_loss", False) == []
+    assert _compare(_runs(tmp_path / "s")) == []

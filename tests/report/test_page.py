@@ -43,7 +43,10 @@ def test_the_page_is_whole_and_loads_nothing(page):
     assert tags.open == []
     images = [attributes for tag, attributes in tags.found if tag == "img"]
     assert len(images) == 5 and all(image["src"].startswith("data:image/png;base64,") for image in images)
-    assert {image["alt"] for image in images} >= {"test_loss by algorithm", "best_valid_loss over lr and algorithm"}
+    assert {image["alt"] for image in images} >= {
+        "test_loss by algorithm, each at its best lr by best_valid_loss",
+        "best_valid_loss over lr and algorithm",
+    }
     assert (
         not [tag for tag, _ in tags.found if tag in ("link", "iframe")]
         and "http://" not in text

@@ -1,15 +1,19 @@
 import math
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flgo_hydra.report.bands import draw_bands, lines_by
-from flgo_hydra.report.figure import is_log_spaced, legend_for, shade_range, ticks_of
+from flgo_hydra.report.bands import Plot, draw_bands, lines_of
+from flgo_hydra.report.curves import line_names
+from flgo_hydra.report.figure import COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
 from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
 from flgo_hydra.report.parallel import draw_parallel, scale_of
-from flgo_hydra.report.runs import read_runs
+from flgo_hydra.report.question import Question
+from flgo_hydra.report.runs import keys_that_vary, read_runs
+from flgo_hydra.report.selection import Selection
 
 
 def _runs(folder: Path):
@@ -24,8 +28,17 @@ def _is_drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
-def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss"):
-    return lines_by(runs, keys, ["seed"], curve, "best_valid_loss", False, band)
+_QUESTION = Question(("best_valid_loss",), False, Selection("best_valid_loss", False))
+
+
+def _plot(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=(), is_log=False) -> Plot:
+    settings = [key for key in keys_that_vary(runs) if key not in (*keys, *panels, "seed")]
+    return Plot(curve, tuple(keys), tuple(panels), tuple(settings), band, (), is_log)
+
+
+def _lines(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=()):
+    plot = _plot(runs, keys, band, curve, panels)
+    return lines_of(runs, plot, _QUESTION), list(plot.settings)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +78,9 @@ def test_numbers_are_in_order_and_other_metrics_decide_nothing(make_run, tmp_pat
 
 
 def _bands(folder: Path, path: Path, **changed):
-    keys = changed.pop("keys", ("algorithm",))
-    lines, others = _lines(_runs(folder), keys)
-    draw_bands(path, lines, keys, others, ["seed"], "valid_loss", "std", **changed)
+    runs = _runs(folder)
+    plot = _plot(runs, **changed)
+    draw_bands(path, lines_of(runs, plot, _QUESTION), plot, _QUESTION)
 
 
 def test_bands_are_drawn(sweep, tmp_path):
@@ -120,16 +133,16 @@ def test_few_and_many_lines(make_run, tmp_path, count, key):
 
 def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
     make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="new", lr=0.1)
-    cells = cells_of(_runs(sweep), "lr", "algorithm", "best_valid_loss", False)
+    cells = cells_of(_runs(sweep), "lr", "algorithm", _QUESTION)
     assert cells.columns == [0.01, 0.1] and cells.rows == ["fedavg", "fedprox", "new"] and cells.averaged == ["seed"]
     assert cells.means[0] == pytest.approx([2.1, 1.1]) and cells.means[1][1] == pytest.approx(0.999)
     assert all(math.isnan(mean) for mean in cells.means[2])
     assert cells.troubles[2] == ["", "1 diverged"] and cells.counts == [[3, 3], [3, 3], [0, 0]]
-    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", _QUESTION)
     text = (tmp_path / "a.svg").read_text()
     for shown in ("0.9990", "1 diverged", "best_valid_loss, mean of 3 runs over seed", ">lr<", ">fedprox<"):
         assert shown in text
-    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
@@ -137,13 +150,13 @@ def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
 def test_heatmaps_of_nothing_and_of_very_much(tmp_path, mean, trouble, rows):
     means = [[mean] * 20 for _ in range(rows)]
     cells = Cells(list(range(20)), list(range(rows)), means, [[trouble] * 20] * rows, [[1] * 20] * rows, [])
-    draw_heatmap(tmp_path / "a.png", cells, "x", "y", "best_valid_loss", False)
+    draw_heatmap(tmp_path / "a.png", cells, "x", "y", _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
 def test_parallel_coordinates(sweep, make_run, tmp_path):
     make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="fedavg", lr=1)
-    draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], "best_valid_loss", False)
+    draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], _QUESTION)
     text = (tmp_path / "a.svg").read_text()
     for shown in (
         "best: algorithm=fedprox lr=0.1 seed=0 (best_valid_loss 0.9000)",
@@ -151,7 +164,12 @@ def test_parallel_coordinates(sweep, make_run, tmp_path):
         "(log)",
     ):
         assert shown in text
-    draw_parallel(tmp_path / "a.png", _runs(sweep), ["algorithm", "lr", "seed"], "test_accuracy", True)
+    draw_parallel(
+        tmp_path / "a.png",
+        _runs(sweep),
+        ["algorithm", "lr", "seed"],
+        replace(_QUESTION, metrics=("test_accuracy",), is_max=True),
+    )
     assert _is_drawn(tmp_path / "a.png")
 
 
@@ -210,3 +228,90 @@ def test_where_a_legend_stands():
     assert legend_for(["a", "b"]).is_inside
     beside = legend_for(["a"] * 61)
     assert not beside.is_inside and beside.columns == 3 and beside.width > legend_for(["a"] * 20).width
+
+
+_STROKE = r"stroke: #\w+|stroke-dasharray: [\d., ]+"
+
+
+def _colors(path: Path) -> dict[str, str]:
+    """Of an SVG's legend: each name's colour and dash."""
+    text = path.read_text()
+    entries = re.findall(
+        r'<path d="[^"]*" style="fill: none;([^"]*stroke: #[^"]*)"/>\s*</g>\s*'
+        r'<g id="text_\d+">.*?<text[^>]*>([^<]*)</text>',
+        text,
+        flags=re.DOTALL,
+    )
+    return {name: ";".join(sorted(re.findall(_STROKE, style), reverse=True)) for style, name in entries}
+
+
+def test_a_method_has_one_colour_in_all_figures_of_a_report(make_run, tmp_path, monkeypatch, capsys):
+    """Whatever its rank, whichever runs are drawn beside it, and whatever else tells lines apart."""
+    from flgo_hydra.report.command import main
+
+    monkeypatch.chdir(tmp_path)
+    names = ["scaffold", "fedavg", "fedprox"]
+    for i, (algorithm, lr, seed) in enumerate((a, lr, s) for a in names for lr in (0.1, 0.5) for s in range(2)):
+        rank = {"scaffold": [1, 2], "fedavg": [3, 1], "fedprox": [2, 3]}[algorithm][lr == 0.5]
+        make_run(f"s/{i}", [5.0, float(rank)], algorithm=algorithm, lr=lr, seed=seed, accuracies=[0.0, 1 - rank / 9])
+
+    def colors(*options):
+        assert main(["s", "--out", "a.svg", "--plot", "valid_loss", *options]) == 0
+        return {name.split()[0]: look for name, look in _colors(tmp_path / "a.svg").items()}
+
+    alone = colors("--where", "lr=0.1")
+    assert [alone[name].split(";")[0] for name in names] == [f"stroke: {c}".lower() for c in COLORS[:3]]
+    assert colors("--where", "lr=0.5").items() == alone.items()
+    assert colors("--where", "algorithm=fedprox,fedavg").items() <= alone.items()
+    assert colors("--metric", "test_accuracy", "--select", "test_accuracy").items() == alone.items()
+    assert main(["s", "--out", "a.svg", "--plot", "valid_loss", "--by", "lr,algorithm"]) == 0
+    both = _colors(tmp_path / "a.svg")
+    for name in names:
+        own = {look for label, look in both.items() if name in label}
+        assert len(own) == 2 and {look.split(";")[0] for look in own} == {alone[name].split(";")[0]}
+
+
+def test_looks_follow_the_grid():
+    known = [(f"a{i}", j) for i in range(9) for j in range(6)]
+    looks = line_looks(known, known)
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == len(known)
+    some = [known[i] for i in (50, 3, 17)]
+    assert line_looks(some, known) == [looks[50], looks[3], looks[17]]
+    assert [line_looks([(f"a{i}", 0)], known)[0]["color"] for i in range(7)] == list(COLORS)
+    assert line_looks([("new", 0)], []) == [{"color": COLORS[0], "linestyle": "-"}]
+
+
+def test_methods_have_the_same_colours_at_the_end_of_a_sweep(tmp_path):
+    names = line_names([("algorithm=b", "lr=1"), ("algorithm=a", "lr=1"), ("algorithm=b", "lr=2")])
+    looks = line_looks(names, names)
+    assert [look["color"] for look in looks] == [COLORS[0], COLORS[1], COLORS[0]]
+    assert looks[0]["linestyle"] != looks[2]["linestyle"]
+    alone = line_names([("lr=1", "algorithm=a"), ("lr=2", "algorithm=a")])
+    assert [look["color"] for look in line_looks(alone, alone)] == list(COLORS[:2])
+
+
+def test_frames_are_the_selections_and_of_one_condition(make_run, tmp_path):
+    for i, (lr, alpha) in enumerate((lr, alpha) for lr in (0.1, 0.5) for alpha in (0.1, 1)):
+        loss = (1.0 if (lr == 0.1) == (alpha == 1) else 2.0) - alpha / 10
+        make_run(f"s/{i}", [5.0, loss], lr=lr, accuracies=[0.0, lr], **{"task.partition.alpha": alpha})
+    by_accuracy = replace(_QUESTION, metrics=("test_accuracy",), is_max=True, conditions=("task.partition.alpha",))
+    cells = cells_of(_runs(tmp_path / "s"), "lr", "task.partition.alpha", by_accuracy)
+    # Of each row the rate with the lowest valid_loss, though lr=0.5 has the higher accuracy.
+    assert sorted(cells.best) == [(0, 1), (1, 0)]
+    make_run("s/9", [5.0, 1.0], lr=0.9, **{"task.partition.alpha": 1})
+    cells = cells_of(_runs(tmp_path / "s"), "lr", "algorithm", by_accuracy)
+    assert not cells.is_even and cells.best == []  # lr=0.9 has the easier half of the conditions only
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 13])
+def test_panels_of_conditions(make_run, tmp_path, monkeypatch, count):
+    from flgo_hydra.report.command import main
+
+    monkeypatch.chdir(tmp_path)
+    for i in range(count):
+        for algorithm in ("a", "b"):
+            make_run(f"s/{algorithm}{i}", [2.0, 1.0], algorithm=algorithm, **{"task.seed": i})
+    assert main(["s", "--plot", "valid_loss", "--out", "a.svg"]) == 0
+    text = (tmp_path / "a.svg").read_text()
+    assert text.count('id="axes_') == (count if count <= 12 else 1)
+    assert (f"a task.seed={count - 1}<" in text) == (count > 12)

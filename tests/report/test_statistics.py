@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # comes with scikit-learn
 
-from flgo_hydra.report.statistics import estimate, holm, paired_t_p, sign_flip_p, t_quantile, t_two_sided_p
+from flgo_hydra.report.statistics import holm, sign_flip_p, t_quantile, t_test, t_two_sided_p
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4.5, 9, 30, 500, 1e5])
@@ -25,25 +25,36 @@ def test_the_ends_of_students_t() -> None:
     assert t_two_sided_p(1e-8, 1) == pytest.approx(1 - 2e-8 / math.pi, abs=1e-16)
 
 
-def test_estimate_by_hand() -> None:
-    found = estimate([1.0, 2.0, 3.0])
-    assert (found.mean, found.std, found.count) == (2.0, 1.0, 3)
-    assert found.high == pytest.approx(2 + 4.302652730 / math.sqrt(3)) and found.low == pytest.approx(4 - found.high)
-    alone = estimate([5.0])
-    assert alone.mean == 5.0 and all(math.isnan(value) for value in (alone.std, alone.low, alone.high))
-
-
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=12))
-def test_paired_t_is_scipys(differences: list[float]) -> None:
+def test_one_variance_is_students_test(differences: list[float]) -> None:
+    count = len(differences)
+    mean = sum(differences) / count
+    variance = sum((value - mean) ** 2 for value in differences) / (count - 1) / count
     if max(differences) - min(differences) < 1e-6:
         return
-    assert paired_t_p(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-6, abs=1e-12)
+    half, p = t_test(mean, [variance], [count - 1])
+    assert p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-6, abs=1e-12)
+    assert half == pytest.approx(stats.t.ppf(0.975, count - 1) * math.sqrt(variance), rel=1e-9)
 
 
-@pytest.mark.parametrize("differences, p", [([0.0, 0.0, 0.0], 1.0), ([0.1, 0.1, 0.1], 0.0), ([-2.0, -2.0], 0.0)])
-def test_without_spread(differences: list[float], p: float) -> None:
-    assert paired_t_p(differences) == p
-    assert math.isnan(paired_t_p(differences[:1]))
+@pytest.mark.parametrize("variances, dfs", [([1.0, 0.25], [4, 1]), ([0.5, 0.5], [9, 2]), ([0.0, 2.0], [3, 5])])
+def test_two_variances_average_students_quantiles(variances: list[float], dfs: list[float]) -> None:
+    shares = [variance / sum(variances) for variance in variances]
+
+    def quantile(p: float) -> float:
+        return sum(share * stats.t.isf(p / 2, df) for share, df in zip(shares, dfs, strict=True))
+
+    for mean in (0.5, 3.0, 20.0):
+        half, p = t_test(mean, variances, dfs)
+        assert half == pytest.approx(quantile(0.05) * math.sqrt(sum(variances)), rel=1e-8)
+        assert quantile(p) == pytest.approx(mean / math.sqrt(sum(variances)), rel=1e-5)
+    assert t_test(0.0, variances, dfs)[1] == 1.0
+
+
+@pytest.mark.parametrize("df", [1, 2, 7, 100])
+@pytest.mark.parametrize("level", [0.1, 0.9, 0.999999])
+def test_quantiles_far_out(df: int, level: float) -> None:
+    assert t_quantile(df, level) == pytest.approx(stats.t.isf((1 - level) / 2, df), rel=1e-8)
 
 
 def test_sign_flips_are_all_counted() -> None:

@@ -20,6 +20,7 @@ from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round
 
@@ -98,6 +99,7 @@ class VmapBackend:
                     _add(message.setdefault(state, {}), tensors)
                 _add(buffers, theirs)
             frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
+            seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
             return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
 
     def signature(self, cohort: Cohort) -> tuple[Any, ...]:

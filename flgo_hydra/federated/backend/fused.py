@@ -31,7 +31,8 @@ from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
-from flgo_hydra.federated.rounds import RoundWork
+from flgo_hydra.federated.randomness import seed_all
+from flgo_hydra.federated.rounds import Evaluation, RoundWork
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
 from flgo_hydra.federated.transfer import to_device
@@ -172,20 +173,22 @@ class FusedBackend:
         self.half_trained.clear()
         return servers
 
-    def evaluate(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
+    def evaluate(self, asked: Mapping[Key, Evaluation]) -> dict[Key, Metrics]:
         """The metrics of several runs' models on held-out samples."""
-        if self._device.type != "cuda" or len(servers) == 1 or self._evaluates_apart:
-            return {
-                key: metrics_of(self._members[key].loop.load(server), self._data) for key, server in servers.items()
-            }
+        if self._device.type != "cuda" or len(asked) == 1 or self._evaluates_apart:
+            return {key: self._evaluate_alone(key, evaluation) for key, evaluation in asked.items()}
         try:
-            return self._evaluate_together(servers)
+            return self._evaluate_together({key: evaluation.server for key, evaluation in asked.items()})
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do in evaluation what vmap cannot
             _log.warning("runs are evaluated one by one: %s: %s", type(error).__name__, error)
             self._evaluates_apart = True
-        return self.evaluate(servers)
+        return self.evaluate(asked)
+
+    def _evaluate_alone(self, key: Key, asked: Evaluation) -> Metrics:
+        seed_all(asked.draws, self._device)
+        return metrics_of(self._members[key].loop.load(asked.server), self._data)
 
     def _evaluate_together(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
         found: dict[Key, Metrics] = {}

@@ -131,6 +131,8 @@ class Lanes:
         return self.tensors.size
 
     def _make_dual(self, params: Tensors) -> DualLayers | None:
+        if not self._data.x_train.is_floating_point():  # ids: what has as many columns as they are looks them up
+            return None
         n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
         samples = self._extent.width * self._extent.most_steps
         names = {}

@@ -20,7 +20,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import is_zero
-from flgo_hydra.federated.randomness import Purpose, seed_torch, torch_seed
+from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
 from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, buffers_of, finish_round
 from flgo_hydra.federated.transfer import to_device
 
@@ -111,7 +111,7 @@ class LoopBackend:
         for k, steps, weight, buffer_weight in zip(ids, batches, cohort.weights, buffer_weights, strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
-            seed_torch(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            seed_all(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
                 sent, kept = algorithm.finish(self.params, client, len(steps), hyper)
@@ -121,6 +121,7 @@ class LoopBackend:
                     buffers.add({"": self.buffers}, float(buffer_weight))
         with torch.no_grad():
             mean_buffers = buffers.value()[""] if self.buffers else {}
+            seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
             return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
 
     def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:

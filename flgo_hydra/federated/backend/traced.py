@@ -21,7 +21,7 @@ from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots
-from flgo_hydra.federated.randomness import seed_torch
+from flgo_hydra.federated.randomness import seed_all
 from flgo_hydra.federated.training import LocalStep, ServerState
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -236,7 +236,7 @@ class TracedSteps:
                 for tensors in self._slots.values():
                     for slot in tensors:
                         slot.zero_()
-            seed_torch(0, self._device)
+            seed_all(0, self._device)
             self.start(client, hyper)
             for count, batch in enumerate((rows, other), start=1):
                 if is_program:

@@ -17,7 +17,7 @@ from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
-from flgo_hydra.federated.rounds import RunState, Status, drive, rounds
+from flgo_hydra.federated.rounds import Evaluation, RunState, Status, drive, rounds
 from flgo_hydra.federated.together import run_together
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
@@ -265,7 +265,7 @@ def test_evaluation_as_one_program_where_that_works_and_else_one_by_one(ragged, 
         runs = Runs(ragged, FedAvg, build)
         made = [runs.make(values) for values in POINTS]
         backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
-        servers = {i: one[2].server for i, one in enumerate(made)}
+        servers = {i: Evaluation(one[2].server, 0) for i, one in enumerate(made)}
         one_by_one = backend.evaluate(servers)
         backend._device = torch.device("cuda")  # where it pays
         for _ in range(2):

@@ -16,7 +16,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
-from flgo_hydra.federated.rounds import RoundWork
+from flgo_hydra.federated.rounds import Evaluation, RoundWork
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -91,7 +91,7 @@ def test_fused_runs_are_what_they_are_alone(make_ragged_task):
         for i, model in enumerate(models)
     }
     servers = fused.train(works)
-    metrics = fused.evaluate(servers)
+    metrics = fused.evaluate({i: Evaluation(server, 0) for i, server in servers.items()})
     assert fused.note["cuda_graph"], fused.note
     for i, loop in enumerate(loops):
         alone = loop.train(works[i].server, works[i].clients, cohort, {"lr": rates[i]}, 1)

@@ -1,0 +1,230 @@
+"""What chooses the best is what the runs followed, whatever is shown; under each condition by itself."""
+
+import csv
+import io
+import itertools
+import json
+import re
+
+import pytest
+
+from flgo_hydra.report.command import main
+
+
+@pytest.fixture
+def report(capfd, monkeypatch, tmp_path):
+    """`report("s", "--top", "1")` returns stdout and stderr, run where the folders are."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, status=0):
+        assert main([str(argument) for argument in arguments]) == status
+        out, err = capfd.readouterr()
+        return out + err
+
+    return run
+
+
+@pytest.fixture
+def rates(make_run):
+    """Two rates, four seeds, two methods: by valid_loss lr=0.1 is best, by test_accuracy lr=0.5 is."""
+    for i, (algorithm, lr, seed) in enumerate(itertools.product(("fedavg", "fedprox"), (0.1, 0.5), range(4))):
+        accuracy = (0.6 if lr == 0.1 else 0.9) + 0.01 * seed + 0.05 * (algorithm == "fedprox")
+        loss = (1.0 if lr == 0.1 else 2.0) + 0.1 * seed
+        make_run(f"s/{i}", [3.0, loss], algorithm=algorithm, lr=lr, seed=seed, accuracies=[0.1, accuracy])
+
+
+_BY_VALID = "chosen by best_valid_loss, which the runs followed, on validation samples"
+_BY_TEST = "chosen by test_accuracy, as asked for, on test samples"
+
+
+@pytest.mark.parametrize("form", ["text", "md", "latex"])
+def test_the_metric_shown_chooses_nothing(report, rates, form):
+    out = report("s", "--metric", "test_accuracy", "--table", "comparison", "--format", form)
+    assert "each at its best: lr=0.1" in out and "lr=0.5" not in out
+    assert (_BY_VALID if form != "latex" else "chosen by best_valid_loss") in out
+    out = report("s", "--metric", "test_accuracy", "--select", "test_accuracy", "--format", form)
+    assert "each at its best: lr=0.5" in out and "lr=0.1" not in out.partition(" compared")[2]
+    # Every table says that its best rows were chosen on test samples.
+    assert out.count("on test samples") == 3
+
+
+def test_csv_and_json_say_what_chose(report, rates):
+    for table in ("points", "groups", "comparison"):
+        rows = list(csv.DictReader(io.StringIO(report("s", "--format", "csv", "--table", table))))
+        assert {row["chosen_by"] for row in rows} == {"best_valid_loss"}
+        out = report("s", "--format", "csv", "--table", table, "--select", "test_accuracy")
+        assert {row["chosen_by"] for row in csv.DictReader(io.StringIO(out))} == {"test_accuracy (test samples)"}
+    read = json.loads(report("s", "--format", "json", "--metric", "test_accuracy"))
+    assert read["metric"] == "test_accuracy" and read["direction"] == "maximize"
+    assert read["selection"] == {
+        "metric": "best_valid_loss",
+        "direction": "minimize",
+        "samples": "validation",
+        "is_asked": False,
+        "notes": [f"the best are {_BY_VALID}"],
+    }
+    assert [point["lr"] for point in read["points"][:8]] == [0.1] * 8  # in the order of what chooses
+    assert read["groups"][0]["lr"] == 0.1 and read["comparison"][1]["where"].startswith("each at its best: lr=0.1")
+
+
+@pytest.mark.parametrize("asked, said", [([], "by best_valid_loss"), (["--select", "test_accuracy"], "(test samples)")])
+def test_pictures_say_what_chose(report, rates, tmp_path, asked, said):
+    lr = "0.5" if asked else "0.1"
+    report("s", "--metric", "test_accuracy", *asked, "--plot", "test_accuracy", "--out", "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert f"fedavg lr={lr}" in text and f"fedprox lr={lr}" in text
+    assert "each at its best lr by" in text and said in text
+    for picture, option in (("b.svg", ["--heatmap", "lr,algorithm"]), ("c.svg", ["--parallel"])):
+        report("s", "--metric", "test_accuracy", *asked, *option, "--out", picture)
+        assert said in (tmp_path / picture).read_text()
+    report("s", "--metric", "test_accuracy", *asked, "--html", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert len(captions) == 5 and all(said in caption for caption in captions)
+    assert (_BY_TEST if asked else _BY_VALID) in page
+
+
+def test_a_test_metric_that_the_runs_followed_is_told(report, make_run):
+    for i, (lr, seed) in enumerate(itertools.product((0.1, 0.5), range(2))):
+        make_run(f"s/{i}", [3.0, 1.0, 2.0], accuracies=[0.1, 0.5, 0.9 - lr], monitor="test_accuracy", lr=lr, seed=seed)
+    out = report("s")
+    assert "test_accuracy  round" in out  # what they followed is what is shown
+    assert out.count("chosen by test_accuracy, which the runs followed, on test samples") == 2
+    # Chosen by another metric, the rounds were still chosen on test samples.
+    out = report("s", "--select", "best_valid_loss", "--metric", "test_loss")
+    assert "each run's best round is chosen by test_accuracy, on test samples" in out
+
+
+def test_runs_that_followed_different_metrics_are_not_ranked(report, make_run):
+    make_run("s/0", [2.0, 1.0], lr=0.1)
+    make_run("s/1", [2.0, 1.0], lr=0.2, monitor="test_accuracy")
+    out = report("s", status=1)
+    assert "`monitor=valid_loss` (minimize) and `monitor=test_accuracy` (maximize)" in out
+    assert "`--select best_valid_loss`" in out
+    assert "chosen by best_valid_loss, as asked for" in report(
+        "s", "--select", "best_valid_loss", "--metric", "test_loss"
+    )
+
+
+def test_mistyped_selections_are_answered(report, rates):
+    assert "Did you mean `test_accuracy`?" in report("s", "--select", "test_acuracy", status=1)
+
+
+@pytest.fixture
+def skews(make_run):
+    """Two methods, two rates, four seeds under three skews: alpha=9 is easiest; at alpha=1 lr=0.5 is best, else 0.1."""
+    grid = itertools.product(("fedavg", "fedprox"), (0.1, 0.5), (0.1, 1, 9), range(4))
+    for i, (algorithm, lr, alpha, seed) in enumerate(grid):
+        loss = 5 - alpha / 2 + 0.1 * seed + ((lr == 0.1) == (alpha == 1)) * 0.3
+        loss -= (0.2 + 0.01 * (seed % 2)) * (algorithm == "fedprox") * (alpha == 1)
+        make_run(
+            f"s/{i}", [9.0, loss], algorithm=algorithm, lr=lr, seed=seed, **{"task.partition.alpha": alpha}
+        )  # fmt: skip
+
+
+def test_conditions_are_compared_within_and_never_chosen_over(report, skews):
+    read = json.loads(report("s", "--format", "json"))
+    assert read["conditions"] == ["task.partition.alpha"]
+    assert {(row["under"], row["where"].partition(",")[0]) for row in read["comparison"]} == {
+        ("task.partition.alpha=0.1", "mean over 2 settings"),
+        ("task.partition.alpha=1", "mean over 2 settings"),
+        ("task.partition.alpha=9", "mean over 2 settings"),
+        ("task.partition.alpha=0.1", "each at its best: lr=0.1"),
+        ("task.partition.alpha=1", "each at its best: lr=0.5"),
+        ("task.partition.alpha=9", "each at its best: lr=0.1"),
+    }
+    assert read["conclusions"] and all("with task.partition.alpha=1:" in text for text in read["conclusions"])
+    best = [(group["task.partition.alpha"], group["lr"]) for group in read["groups"][::4]]
+    assert best == [(0.1, 0.1), (1, 0.5), (9, 0.1)]
+
+
+def test_each_condition_has_its_best_rows(report, skews):
+    out = report("s", "--table", "groups", "--format", "md")
+    assert len(re.findall(r"^\| \*\*", out, flags=re.MULTILINE)) == 3
+    assert len(report("s", "--table", "points", "--format", "csv", "--top", "2").splitlines()) == 1 + 3 * 2
+
+
+def test_pictures_keep_conditions_apart(report, skews, tmp_path):
+    report("s", "--plot", "valid_loss", "--out", "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert all(f">task.partition.alpha={alpha}<" in text for alpha in (0.1, 1, 9))
+    assert text.count("fedavg lr=0.1<") == 2 and text.count("fedavg lr=0.5<") == 1
+    assert "each at its best lr by" in text and "best lr, task" not in text
+    report("s", "--plot", "valid_loss", "--by", "task.partition.alpha", "--out", "b.svg")
+    text = (tmp_path / "b.svg").read_text()
+    assert "task.partition.alpha=9 algorithm=fedprox lr=0.1<" in text  # no method is chosen over either
+    report("s", "--parallel", "--out", "c.svg")
+    assert (tmp_path / "c.svg").read_text().count(">best: ") == 3
+
+
+@pytest.mark.parametrize(
+    "first, second, conditions",
+    [
+        ({"task": "digits"}, {"task": "mnist"}, ["task"]),
+        ({"model.hidden": "[10]"}, {"model.hidden": "[20]"}, ["model.hidden"]),
+        ({"task.seed": 0}, {"task.seed": 1}, ["task.seed"]),
+        ({"proportion": 0.1}, {"proportion": 0.5}, []),
+        ({"algorithm": "fedavg"}, {"algorithm": "fedprox"}, []),
+    ],
+)
+def test_which_keys_are_conditions(report, make_run, first, second, conditions):
+    make_run("s/0", [1.0], **first)
+    make_run("s/1", [2.0], **second)
+    read = json.loads(report("s", "--format", "json"))
+    assert read["conditions"] == conditions
+
+
+def test_the_reader_says_otherwise(report, skews):
+    def conditions(*options):
+        return json.loads(report("s", "--format", "json", *options))["conditions"]
+
+    assert conditions("--conditions", "lr") == ["lr", "task.partition.alpha"]
+    assert conditions("--settings", "task.partition") == conditions("--settings", "task.partition.alpha") == []
+    assert conditions("--over", "seed,task.partition.alpha") == []
+    assert conditions("--conditions", "algorithm") == ["algorithm", "task.partition.alpha"]
+    read = json.loads(report("s", "--format", "json", "--settings", "task.partition.alpha"))
+    assert read["comparison"][-1]["where"].startswith("each at its best: lr=0.1 task.partition.alpha=9")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--conditions", "lrr"], "Did you mean `lr`?"),
+        (["--conditions", "num_rounds"], "`--conditions num_rounds`: all runs have the same. What varies: `algorithm`"),
+        (["--settings", "seed"], "`--settings seed` is compared, or what the means are over"),
+        (["--compare", "lr", "--conditions", "lr"], "`--conditions lr` is compared"),
+        (["--settings", "lr", "--conditions", "lr"], "cannot be of `--conditions` and of `--settings`"),
+    ],
+)
+def test_parts_that_a_key_cannot_have(report, skews, options, said):
+    assert said in report("s", *options, status=1)
+
+
+def test_parameters_may_be_settings(report, make_run):
+    for i, (mu, seed) in enumerate(itertools.product((None, 0.1, 1), range(4))):
+        own = {} if mu is None else {"algorithm.mu": mu}
+        name = "fedavg" if mu is None else "fedprox"
+        make_run(f"s/{i}", [3.0, 1.0 + (mu or 0) + 0.1 * seed], algorithm=name, seed=seed, **own)
+    read = json.loads(report("s", "--format", "json"))
+    assert {row["second"] for row in read["comparison"]} == {"fedprox algorithm.mu=0.1", "fedprox algorithm.mu=1"}
+    (row,) = json.loads(report("s", "--format", "json", "--settings", "algorithm.mu"))["comparison"]
+    assert (row["second"], row["seeds"]) == ("fedprox", 3)
+    assert row["where"] == "each at its best: - / algorithm.mu=0.1, chosen on seed 0"
+
+
+def test_seeds_of_one_split_are_not_counted_apart(report, make_run):
+    """fedprox is lower in each of the runs of one split and higher in those of the other: noise of two splits."""
+    grid = itertools.product(("fedavg", "fedprox"), range(2), range(8))
+    for i, (algorithm, split, seed) in enumerate(grid):
+        gap = (0.5 if split else 0.3) * (algorithm == "fedprox")
+        loss = 2 + 0.1 * split - gap + 0.001 * (seed % 3) * (algorithm == "fedprox")
+        make_run(f"s/{i}", [9.0, loss], algorithm=algorithm, seed=seed, **{"task.seed": split})
+    out = report("s", "--over", "seed,task.seed")
+    assert "two seeds: too few to tell" in out and ": larger than seed noise" not in out
+    assert "seeds are counted by the outer unit of seed, task.seed" in out
+    read = json.loads(report("s", "--over", "task.seed,seed", "--format", "json"))
+    (row,) = read["comparison"]
+    assert row["seeds"] == 2 and row["difference"] == pytest.approx(0.399, abs=1e-3)
+    # The interval of a mean knows it too: 16 runs of two splits.
+    assert read["groups"][0]["runs"] == 16
+    assert read["groups"][0]["interval_95_high"] - read["groups"][0]["interval_95_low"] > 0.5
