@@ -26,7 +26,6 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,8 @@ class _Changed(Exception):
 
 def hash_arrays(arrays: Arrays) -> str:
     """SHA-256 of names, types, shapes and numbers: of each 4 MiB, and of these in order. Threads share the work."""
+    from concurrent.futures import ThreadPoolExecutor  # only where a task is built
+
     whole = hashlib.sha256()
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for name, array in sorted(arrays.items()):

@@ -92,6 +92,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
         jobs[i].finish(result.objective)
 
     task, data = None, None
+    known: dict[str, str] = {}
     for i, job in enumerate(jobs):
         paths = RunPaths(job.folder)
         try:
@@ -100,7 +101,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
             if finished is not None:
                 jobs[i].finish(finished.objective)
                 continue
-            task = check(conf) or task
+            task = check(conf, known) or task
             with jobs[i].logging():
                 run = prepare(conf, paths, task, job.reporter, never, data)
                 data = run.data

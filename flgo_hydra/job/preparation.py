@@ -50,7 +50,8 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note)
+        known = self.watcher.data_sha256, self.watcher.code
+        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, *known)
 
 
 def prepare(
@@ -114,7 +115,7 @@ def prepare(
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
-    watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
+    watcher = Watcher(conf, paths, device, line, is_interrupted, backend, task.data_sha256)
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None

@@ -4,9 +4,9 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose
+from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, OptionConf
 from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress
@@ -34,6 +34,7 @@ class Watcher:
         line: reporter.Reporter,
         is_interrupted: threading.Event,
         backend: "ChosenBackend | None" = None,
+        data_sha256: str = "",
     ) -> None:
         from flgo_hydra.record.checkpoint import CheckpointClock
 
@@ -44,6 +45,9 @@ class Watcher:
         self._line = line
         self._is_interrupted = is_interrupted
         self._backend = backend
+        self.data_sha256 = data_sha256
+        self.code = own_code.behind(compose.parts(conf))
+        """the user's own, and under `before` what the rounds before a checkpoint were trained with, if it was other"""
         self.prune_reason: str | None = None
         self._record: list[dict[str, float]] = []
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
@@ -56,7 +60,7 @@ class Watcher:
         from flgo_hydra.record.checkpoint import load_checkpoint
 
         files.remove_leftovers(self._paths.checkpoint)
-        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device, self.data_sha256)
         if saved is not None:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
@@ -66,9 +70,20 @@ class Watcher:
             if self._backend is not None:
                 self._backend.go_on(saved["engine"])
             _log.info("going on after round %d", state.round_num)
+            self._tell_other_code(saved["code"], state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self._record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
+
+    def _tell_other_code(self, before: dict[str, Any], round_num: int) -> None:
+        """The rounds so far may have been trained with other code of the user's: then the result says so."""
+        earlier = before.pop("before", [])
+        changed = own_code.differing(before["files"], self.code["files"])
+        if changed:
+            _log.warning("%s changed: rounds up to %d were trained with other code", ", ".join(changed), round_num)
+            earlier = [*earlier, {**before, "last_round": round_num}]
+        if earlier:
+            self.code["before"] = earlier
 
     def record_with(self, state: "RunState") -> list[dict[str, float]]:
         """The evaluated rounds, the present one, which is not written yet, last."""
@@ -118,6 +133,8 @@ class Watcher:
             "last": state.last,
             "seconds": state.seconds,
             "engine": None if self._backend is None else self._backend.findings,
+            "data_sha256": self.data_sha256,
+            "code": self.code,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 

@@ -43,6 +43,10 @@ class RunResult:
     """the metric that decided which round is best"""
     is_maximized: bool = False
     """whether more of it is better"""
+    data_sha256: str = ""
+    """of the content of the samples and their split"""
+    code: dict[str, Any] = field(default_factory=dict)
+    """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
 
     @property
     def objective(self) -> float:

@@ -26,6 +26,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.study import recorded
+from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
@@ -120,12 +121,20 @@ def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
     study.describe({"grid": grid, "fixed": common.values})
     study.declare(choices)
     identities = [
-        Point(point, compose.fingerprint(run.conf), how=compose.not_deciding(run.conf))
+        Point(
+            point,
+            compose.fingerprint(run.conf),
+            compose.group(run.conf),
+            how=compose.not_deciding(run.conf),
+            task=compose.hash_of(compose.deciding(run.conf)["task"]),
+            data_sha256=run.ended.data_sha256 if isinstance(run.ended, RunResult) else "",
+        )
         for run, point in zip(runs, swept, strict=True)
     ]
     apart = keys_apart(identities)
     if apart:
         study.describe({"apart": sorted(apart)})
+    DataSets({}, apart, f"{study.name!r}", study.describe).add(identities)
     for run, point, known in zip(runs, swept, identities, strict=True):
         told = tell_apart(known, apart)
         attributes = {
@@ -134,7 +143,7 @@ def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
             "job": run.job,
             "overrides": list(point),
             "attempt": 1,
-            "group": compose.group(run.conf),
+            "group": told.group,
         }
         values_of = parse_point(point)
         number = study.start(values_of, {key: choices[key] for key in values_of}, attributes)

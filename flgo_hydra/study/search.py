@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hydra.errors import HydraException
 
+from flgo_hydra.study.data_sets import OtherData
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.points import Point, PointChecker
@@ -149,6 +150,8 @@ class SearchSource:
             overrides = self._space.write(values)
             try:
                 trial = self._make(overrides)
+            except OtherData:
+                raise
             except (ValueError, HydraException) as error:
                 self._refuse(number, overrides, error)
                 return None
@@ -186,6 +189,8 @@ class SearchSource:
         for overrides, earlier in by_point.items():
             try:
                 trial = self._make(overrides)
+            except OtherData:
+                raise
             except (ValueError, HydraException) as error:
                 self._num_tried += len(earlier)
                 self._all.fail(self._refused(overrides).jobs[0], error)

@@ -23,6 +23,7 @@ from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.objective import Common, check_same
@@ -98,7 +99,6 @@ class Sweep:
             check_folder(earlier.get("folder"), paths, self._study.name)
             self._study.describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
-        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
         # Once a key tells points of a study apart, it always does.
@@ -106,7 +106,13 @@ class Sweep:
         points = [
             tell_apart(replace(point, overrides=(*added, *point.overrides)), self._apart) for point in plan.checked
         ]
+        where = f"{self._study.name!r} in {paths.folder}"
+        self._data_sets = DataSets(earlier, self._apart, where, self._study.describe)
+        for point in points:
+            self._data_sets.check(point)
+        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._study.describe(_description(earlier, self._space, plan.common.values))
+        self._data_sets.add(points)
         if self._apart:
             self._study.describe({"apart": sorted(self._apart)})
         if self._settings.sampler != "grid":
@@ -145,6 +151,7 @@ class Sweep:
         search = SearchSettings(settings.sampler, settings.sampler_seed or 0, settings.n_trials)
         checker = PointChecker(self._composer, self._config, self._space.fixed)
         checker.apart = set(self._apart)
+        checker.take_in = self._data_sets.add
         return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
 
     def _is_again(self, job: Job) -> bool:
@@ -324,7 +331,11 @@ class Sweep:
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
         """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
         if not self._trials.harvest(job):
-            if is_stopped:
+            if job.is_outdated and self._trials.run(job).result.exists():
+                self._trials.run(job).result.unlink()
+                changed = "its data changed while the sweep ran: it trained on others than the study has"
+                self._trials.fail(job, ValueError(changed))
+            elif is_stopped:
                 job.is_stopped = True
             elif returned.status is JobStatus.COMPLETED:
                 try:
