@@ -113,6 +113,10 @@ class Jobs:
         job = self._jobs[point.identity] = Job(number, point)
         return job
 
+    def everybody(self) -> list[Job]:
+        """All jobs, of this call and of earlier ones."""
+        return [*self.others(), *self._jobs.values()]
+
     def all(self) -> list[Job]:
         """Those that were asked for, by number."""
         return sorted(self._jobs.values(), key=lambda job: job.number)

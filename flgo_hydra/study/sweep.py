@@ -21,8 +21,9 @@ from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report import curves
-from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.changed_code import ChangedCode, sentence
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
 from flgo_hydra.study.jobs import Job
@@ -125,6 +126,7 @@ class Sweep:
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning)
         self._choices: dict[str, list[Value]] = {}
+        self._code = ChangedCode()
         self._trials = Trials(self._study, paths)
         self._source = self._open_source(points)
         self._held: Job | None = None
@@ -152,12 +154,15 @@ class Sweep:
         checker = PointChecker(self._composer, self._config, self._space.fixed)
         checker.apart = set(self._apart)
         checker.take_in = self._data_sets.add
-        return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
+        return SearchSource(search, self._trials, self._space, self._replicates, checker, self._is_again)
 
     def _is_again(self, job: Job) -> bool:
-        """Whether a grid's job that has ended is to run again: it failed, or with this pruner it might go on."""
+        """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
+        go on."""
         if isinstance(job.outcome, Failure):
             return self._settings.retry_failed
+        if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
+            return True
         reason = None if self._pruning is None else self._pruning.reason
         return isinstance(job.outcome, RunResult) and job.outcome.status == "pruned" and job.outcome.message != reason
 
@@ -178,6 +183,7 @@ class Sweep:
         returns: list[JobReturn] = []
         is_interrupted = False
         self._take_over()
+        other_code = self._tell_other_code()
         num_untried = sum(row.status == "failed" for row in self._tables.sorted_rows())
         try:
             if isinstance(self._launcher, PackingLauncher):
@@ -204,6 +210,8 @@ class Sweep:
             compose.is_ours(self._config),
             self._tables.point_rows() if self._settings.replicate_keys else None,
         )
+        if other_code:
+            print(other_code, flush=True)
         if is_interrupted:
             raise KeyboardInterrupt
         if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
@@ -222,6 +230,19 @@ class Sweep:
         for job in self._trials.jobs.others():  # points of earlier commands: the tables show them as well
             if self._trials.harvest(job) or self._trials.take_failure(job):
                 self._tables.add(job)
+
+    def _tell_other_code(self) -> str:
+        """Says which runs that count are of other code than there is now; empty where none is."""
+        results = {
+            job.number: job.outcome for job in self._trials.jobs.everybody() if isinstance(job.outcome, RunResult)
+        }
+        changed = {number: files for number, result in results.items() if (files := self._code.of(result))}
+        if not changed:
+            return ""
+        more = "hydra.sweeper.rerun_changed=true"
+        told = sentence(changed, resume_command(self._paths.folder, compose.is_ours(self._config), more))
+        log.warning("%s", told)
+        return told
 
     def _next_batch(self) -> list[Job]:
         """Jobs to launch at once: of consecutive numbers, since Hydra numbers a batch from its first."""
