@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from flgo_hydra import compose
 from flgo_hydra.chosen import check_identities
 from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.federated.users_code import no_silent_end
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.checks import check
 from flgo_hydra.job.device import resolve_device
@@ -86,7 +87,8 @@ def run(conf: Conf, folder: Path) -> RunResult:
     from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
 
     try:
-        with generators_kept():  # the caller's, whom a run in this process leaves as they were
+        # The generators are the caller's, whom a run in this process leaves as they were.
+        with no_silent_end(), generators_kept():
             result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)
@@ -122,7 +124,7 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
     from flgo_hydra.federated.training import ServerState
 
     device = resolve_device(conf.device)
-    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience.start(conf.is_maximized))
+    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience(conf.followed))
     model = compose.parameters(conf.model)
     with ctrl_c_at_round_boundary() as is_interrupted:
         watcher = Watcher(replace(conf, checkpoint_interval=0), paths, device, reporter.current(), is_interrupted)
@@ -133,4 +135,4 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
             watcher.progress.close()
     if status == "stopped":
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; a run of FLGo's starts again from round 0")
-    return result_of(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"})
+    return result_of(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"}, watcher.record)

@@ -37,9 +37,9 @@ class AutoScheduler(auto.AutoScheduler):
 
     Args:
         devices: indices or UUIDs of GPUs; none: all there are, or the CPU.
-        put_interval: seconds between two jobs put on one GPU.
+        put_interval: seconds between two jobs put on one GPU; None: 5, or until what its jobs take is known.
         mean_memory_occupated: MiB that a job is taken to need until one runs.
-        available_interval: seconds for which memory must have been free.
+        available_interval: seconds for which memory must have been free; None: as for `put_interval`.
         dynamic_memory_occupated: whether the estimate follows the running jobs.
         dynamic_condition: their "mean" or "max".
         max_processes_per_device: most jobs at once on a GPU.
@@ -48,9 +48,9 @@ class AutoScheduler(auto.AutoScheduler):
     def __init__(
         self,
         devices: Devices = (),
-        put_interval: float = 5,
+        put_interval: float | None = None,
         mean_memory_occupated: int = 1000,
-        available_interval: float = 5,
+        available_interval: float | None = None,
         dynamic_memory_occupated: bool = True,
         dynamic_condition: str = "mean",
         max_processes_per_device: int | None = 10,

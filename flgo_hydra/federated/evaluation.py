@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import ServerState
 
 CHUNK = {"cpu": 128, "cuda": 8192, "mps": 2048}
@@ -58,8 +59,20 @@ def evaluate(model: nn.Module, data: Data, samples: Samples) -> Tensor:
     was_training = model.training
     model.eval()
     total = samples.weights.new_zeros(2)
+    # The first samples are a copy. A model that changes its inputs in place, which are the data, gets only copies.
+    is_copied = True
     for part in _parts(samples, CHUNK[samples.x.device.type]):
-        total += _sums(model(part.x), data, part)
+        x = part.x.clone() if is_copied else part.x
+        version = x._version
+        outputs = model(x)
+        is_changed = x._version != version
+        if is_changed and not is_copied:
+            raise Refused(
+                "The model changes its inputs in place while it is evaluated, but not in every batch, so that the "
+                "samples themselves have been changed: write `x = x * 2` in place of `x.mul_(2)`."
+            )
+        is_copied = is_changed
+        total += _sums(outputs, data, part)
     model.train(was_training)
     return total
 

@@ -1,9 +1,11 @@
 """A run made ready to go: config, task, model, algorithm, backend and watcher put together."""
 
+import logging
 import shlex
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf
@@ -23,6 +25,8 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     from flgo_hydra.federated.rounds import Run, RunState, Status
     from flgo_hydra.federated.task import Task
 
+_log = logging.getLogger("flgo_hydra")
+
 
 @dataclass
 class ReadyRun:
@@ -38,6 +42,8 @@ class ReadyRun:
     state: "RunState"
     watcher: Watcher
     rounds: "Run"
+    warnings: list[str]
+    """of the settings, for the result"""
 
     def end(self, status: "Status") -> RunResult:
         """Returns the result of a run that ended so.
@@ -50,8 +56,9 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
+        record, note = self.watcher.record, self.backend.note
         known = self.watcher.data_sha256, self.watcher.code
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, *known)
+        return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings, *known)
 
 
 def prepare(
@@ -61,6 +68,7 @@ def prepare(
     line: reporter.Reporter,
     is_interrupted: threading.Event,
     data: "Data | None" = None,
+    form: Mapping[str, Any] | None = None,
 ) -> ReadyRun:
     """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
 
@@ -69,6 +77,7 @@ def prepare(
         line: to the launcher.
         is_interrupted: set when the run shall end at its next round boundary.
         data: of the task, if another run has them on the device already.
+        form: what of the backend's `form` another one replaces, that trains this run in its place.
     """
     import torch
 
@@ -76,7 +85,7 @@ def prepare(
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
-    from flgo_hydra.federated.cohort import count_drawn
+    from flgo_hydra.federated.cohort import caveats, count_drawn
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
@@ -92,9 +101,14 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
+    has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
     seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
+    for text in warnings:
+        _log.warning("%s", text)
     has_own_loss = type(algorithm).loss is not Algorithm.loss
     fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
     model = fitting.model
@@ -106,19 +120,23 @@ def prepare(
         torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
     if device.type == "cpu":
         arrange_for_cpu(model)
-        torch.set_num_threads(count_threads(conf, fitting.tried, task.input_shape, data.x_train.dtype))
+        torch.set_num_threads(count_threads(conf))
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
     proportion = 1.0 if conf.sample == "full" else conf.proportion
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
-    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
-    watcher = Watcher(conf, paths, device, line, is_interrupted, backend, task.data_sha256)
+    state = RunState(server, clients, patience=Patience(conf.followed))
+    rounding = {**backend.form, **(form or {})}
+    watcher = Watcher(conf, paths, device, line, is_interrupted, rounding, task.data_sha256)
+    if form is None:
+        backend.prepare(server, {**numbers, "lr": conf.lr})
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps)
+    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps, warnings)

@@ -14,11 +14,18 @@ What differs from FLGo's code, each a defect there:
 - a request's own figure (user-set, learned, or raised after it ran out of memory) must fit as well;
 - no estimate closes an empty device for good: it is `initial_memory_mib` again when nothing runs (FLGo's stays what
   it was, and may be more than any device has), and an `alone` job's figure, a guess, is left out of it;
-- the clock of a device starts again when it vanishes and returns.
+- the clock of a device starts again when it vanishes and returns;
+- both intervals stand for ignorance, what the last started job will take is not seen yet, so evidence ends them: where
+  the peak of every job on a device is known, from the end of its first round or from one like it, there is nothing
+  left to wait for. What those jobs are still to take then counts as taken. An interval that is given as a number is
+  waited for as it stands, and free memory taken as it is: FLGo's rule;
+- unless an interval is given, a job of which nothing is known starts where most of a device is free, or nothing runs.
 
-The rule looks at the present: jobs that still grow may outgrow the device. `ledger.py` books their peaks instead.
+After the longest wait the rule looks at the present all the same: a job that has ended no round by then may outgrow
+the device. `ledger.py` books peaks instead, and lets nothing join such a job.
 """
 
+import math
 from collections.abc import Sequence
 
 from flgo_hydra.config import hold, one_of
@@ -38,6 +45,10 @@ from flgo_hydra.launch.scheduler import (
 
 # Seconds between looks while jobs wait: "without a break" can be claimed of what was looked at only.
 LOOK_S = 1.0
+# Both intervals, where nothing is known and nothing was asked for.
+LONGEST_S = 5.0
+# Of a device's memory, what must be free for a job of which nothing is known to join others.
+PROBE_SHARE = 0.7
 # Shortest wait, for intervals of 0: a job just put on a device is seen before the next one.
 SHORTEST_S = 0.05
 
@@ -47,23 +58,26 @@ class AutoScheduler(Scheduler):
 
     def __init__(
         self,
-        put_interval: float = 5.0,
-        available_interval: float = 5.0,
+        put_interval: float | None = None,
+        available_interval: float | None = None,
         initial_memory_mib: int = 1000,
         dynamic: bool = True,
         condition: str = "mean",
-        max_jobs_per_device: int | None = 10,
+        max_jobs_per_device: int | None = None,
     ) -> None:
         """Args:
-        put_interval: seconds between two jobs put on one device.
-        available_interval: seconds for which free memory must have exceeded the estimate without a break.
+        put_interval: seconds between two jobs put on one device; None: 5, or until the peaks of the jobs on it
+            are known.
+        available_interval: seconds for which free memory must have exceeded the estimate without a break; None: as
+            for `put_interval`.
         initial_memory_mib: the estimate while no job runs; for ever, where not `dynamic`.
         dynamic: whether the estimate follows the running jobs.
         condition: their "mean" or "max".
         max_jobs_per_device: most jobs at once on a GPU; None: no limit.
         """
-        hold(put_interval >= 0, "hydra.launcher.scheduler.put_interval >= 0", put_interval)
-        hold(available_interval >= 0, "hydra.launcher.scheduler.available_interval >= 0", available_interval)
+        for name, interval in (("put_interval", put_interval), ("available_interval", available_interval)):
+            is_time = interval is None or 0 <= interval < math.inf
+            hold(is_time, f"0 <= hydra.launcher.scheduler.{name} < inf, or null for 5 at most", interval)
         hold(initial_memory_mib >= 0, "hydra.launcher.scheduler.initial_memory_mib >= 0", initial_memory_mib)
         one_of("hydra.launcher.scheduler.condition", condition, ("mean", "max"))
         hold_max_jobs(max_jobs_per_device)
@@ -82,24 +96,26 @@ class AutoScheduler(Scheduler):
         self, waiting: Sequence[Request], running: Sequence[RunningJob], devices: Sequence[Device], now_s: float
     ) -> list[Placement]:
         self._look(running, devices, now_s)
-        candidates = [device for device in devices if self._open_s(device) <= now_s]
+        candidates = [device for device in devices if self._open_s(device, running) <= now_s]
         # A device of unknown memory comes last; of equals, the first one given.
         candidates.sort(key=lambda device: -1 if device.free_mib is None else device.free_mib, reverse=True)
         placements: list[Placement] = []
         running = list(running)
         # Devices only fill up: what all refuse to one request they refuse to the next one like it.
-        refused: set[tuple[int | None, bool]] = set()
+        refused: set[tuple[object, ...]] = set()
         for request in (capped(request, devices) for request in waiting):
-            if not candidates or (request.memory_mib, request.alone) in refused:
+            kind = _kind(request)
+            if not candidates or kind in refused:
                 continue
             device = next((device for device in candidates if self._takes(device, running, request)), None)
             if device is None:
-                refused.add((request.memory_mib, request.alone))
+                refused.add(kind)
                 continue
-            candidates.remove(device)
             self._put_s[device.id] = now_s
             placements.append(Placement(request.job, device.id))
             running.append(started(request, placements[-1], now_s))
+            if self._waits(device, running) or not self._is_available(device, running):
+                candidates.remove(device)
         return placements
 
     def wait_s(
@@ -109,11 +125,8 @@ class AutoScheduler(Scheduler):
             return None
         if not devices:
             return LOOK_S
-        # Only memory and `alone` matter to a device, so one request of each kind answers for all.
-        kinds = [
-            capped(request, devices)
-            for request in {(request.memory_mib, request.alone): request for request in waiting}.values()
-        ]
+        # Only memory and `alone` matter to a device, or what is not known, so one request of each kind answers for all.
+        kinds = [capped(request, devices) for request in {_kind(request): request for request in waiting}.values()]
         open_ = [
             device
             for device in devices
@@ -122,7 +135,7 @@ class AutoScheduler(Scheduler):
         if not open_:
             return None
         soon = [
-            self._open_s(device) - now_s
+            self._open_s(device, running) - now_s
             for device in open_
             if device.id in self._since_s and any(self._takes(device, running, request) for request in kinds)
         ]
@@ -149,26 +162,60 @@ class AutoScheduler(Scheduler):
         return max(seen, self.initial_memory_mib if is_guess else job.expected_mib or 0)
 
     def _is_available(self, device: Device, running: Sequence[RunningJob]) -> bool:
-        if device.free_mib is None:
-            return not jobs_on(device, running)
-        return device.free_mib > self._estimate_mib
+        free_mib = self._free_mib(device, running)
+        return not jobs_on(device, running) if free_mib is None else free_mib > self._estimate_mib
 
-    def _open_s(self, device: Device) -> float:
+    def _free_mib(self, device: Device, running: Sequence[RunningJob]) -> int | None:
+        """Free memory, less what jobs of a known peak are still to take; as it is, where an interval was asked for."""
+        if device.free_mib is None or not self._heeds_evidence:
+            return device.free_mib
+        here = jobs_on(device, running)
+        return device.free_mib - sum(max(0, (job.expected_mib or 0) - (job.memory_mib or 0)) for job in here)
+
+    @property
+    def _heeds_evidence(self) -> bool:
+        return self.put_interval is None or self.available_interval is None
+
+    def _waits(self, device: Device, running: Sequence[RunningJob]) -> bool:
+        """Whether the intervals are waited for: they were asked for, or there is a job whose peak is not known."""
+        if not self._heeds_evidence:
+            return True
+        here = jobs_on(device, running)
+        return any(job.expected_mib is None for job in here) or (device.free_mib is None and bool(here))
+
+    def _open_s(self, device: Device, running: Sequence[RunningJob]) -> float:
         """Returns the time at which both intervals have passed; infinity while the device is not available."""
         if device.id not in self._since_s:
             return float("inf")
-        put_s = self._put_s.get(device.id, float("-inf"))
-        return max(self._since_s[device.id] + self.available_interval, put_s + self.put_interval)
+        longest_s = LONGEST_S if self._waits(device, running) else 0.0
+        available_s = longest_s if self.available_interval is None else self.available_interval
+        put_s = longest_s if self.put_interval is None else self.put_interval
+        return max(self._since_s[device.id] + available_s, self._put_s.get(device.id, float("-inf")) + put_s)
+
+    def _may_probe(self, device: Device, running: Sequence[RunningJob], request: Request) -> bool:
+        """Whether a job of which nothing is known may start here: the first of its signature joins others."""
+        free_mib = self._free_mib(device, running)
+        if not self._heeds_evidence or free_mib is None or device.total_mib is None or not jobs_on(device, running):
+            return True
+        is_probed = any(job.signature == request.signature and job.expected_mib is None for job in running)
+        return not is_probed and free_mib >= PROBE_SHARE * device.total_mib
 
     def _takes(self, device: Device, running: Sequence[RunningJob], request: Request) -> bool:
         """Whether the device has a slot for this request, and room for its own figure where both are known."""
         if not has_slot(device, running, request, self.max_jobs_per_device):
             return False
         if request.memory_mib is None:
-            return True
+            return self._may_probe(device, running, request)
         if device.free_mib is None:
             return device.total_mib is None or device.total_mib >= request.memory_mib
         wanted = float(request.memory_mib)
         if device.total_mib is not None and wanted <= device.total_mib and not jobs_on(device, running):
             wanted = min(wanted, EMPTY_SHARE * device.total_mib)
-        return device.free_mib >= wanted
+        free_mib = self._free_mib(device, running)
+        assert free_mib is not None
+        return free_mib >= wanted
+
+
+def _kind(request: Request) -> tuple[object, ...]:
+    """Requests of one kind are the same to a device."""
+    return (request.memory_mib, request.alone, request.signature if request.memory_mib is None else None)

@@ -16,9 +16,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 STOP = b"s"
+# What the file of a job begins with: first what it is given, then, if it comes to that, what it leaves.
+_PAYLOAD, _RESULT = b"flgo_hydra payload\n", b"flgo_hydra result\n"
 PRUNE = b"p"
 _MOST_KEPT = 20_000
 """Messages kept for a launcher that does not read; then the oldest go. What matters is in the job's files."""
@@ -105,14 +107,14 @@ class Channel:
         """Returns what the launcher put into the file."""
         with open(self._file_fd, "rb", closefd=False) as file:
             file.seek(0)
-            return file.read()
+            return file.read().removeprefix(_PAYLOAD)
 
     def write_result(self, result: bytes) -> None:
         """Puts the result where the payload was."""
         with open(self._file_fd, "wb", closefd=False) as file:
             file.seek(0)
             file.truncate()
-            file.write(result)
+            file.write(_RESULT + result)
 
     def watch(self, every_s: float, look: Callable[[], None]) -> None:
         """Starts the thread that hears `STOP` and the end of the life line, and calls `look` now and then."""
@@ -135,6 +137,25 @@ class Channel:
                 self._prune_reason = reason.decode(errors="replace").strip()
             else:
                 os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def make_file(payload: bytes) -> IO[bytes]:
+    """Returns an unnamed file with what a job is given, in memory: no disk of anybody's can be full."""
+    file = os.fdopen(os.memfd_create("flgo_hydra job", os.MFD_CLOEXEC), "w+b")
+    try:
+        file.write(_PAYLOAD + payload)
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_result(file: IO[bytes]) -> bytes:
+    """Returns what the job has left in its file; nothing where it never came to that."""
+    file.seek(0)
+    content = file.read()
+    return content.removeprefix(_RESULT) if content.startswith(_RESULT) else b""
 
 
 class MessageReader:

@@ -3,32 +3,37 @@
 The figures live in one JSON file in the user's cache folder, below a key of the machine (`machine_key`), since another
 torch, driver or device needs other memory. Sweeps that run at once share the file: each writes under a lock what it
 has seen itself since its last write, on top of what the others wrote, to a temporary name that is then renamed. A lost
-or broken file costs a few probes and nothing else, so trouble with it never ends a sweep.
+file costs a few probes and nothing else, so trouble with it never ends a sweep, nor keeps one waiting: a file that
+cannot be read is set aside, a figure that is none is left out, and a lock that another process does not give back
+within two seconds leaves the figures untold until the next time.
 
 The estimate of a peak is the largest of the last few, that of a duration their median: a single odd job is forgotten
 in time.
 """
 
+import contextlib
 import json
 import logging
+import math
 import os
 import statistics
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: sweeps that write at the same instant may lose figures, not the file
-    fcntl = None  # type: ignore[assignment]
+from flgo_hydra.record.files import write_text
+from flgo_hydra.record.lock import Held, holding
 
 log = logging.getLogger(__name__)
 
 # Figures kept of a signature, and signatures kept of a machine; the longest unused go first.
 NUM_KEPT = 8
 NUM_SIGNATURES = 2000
+# A file above this size is not one of ours.
+_MOST_BYTES = 64 * 2**20
+_WAIT_S = 2.0
 MEMORY, DURATION = "memory_mib", "duration_s"
 
 Figures = dict[str, dict[str, list[float]]]
@@ -52,12 +57,19 @@ def machine_key(device_name: str, driver: str | None = None) -> str:
 class Estimates:
     """Expected peaks and durations. Memory and duration may be kept under different signatures."""
 
-    def __init__(self, machine: str, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        machine: str,
+        path: Path | None = None,
+        lock: Callable[[Path, float], AbstractContextManager[None]] = holding,
+    ) -> None:
         """Args:
         machine: a `machine_key`.
         path: the file, which need not exist; None: nothing is remembered.
+        lock: holds a lock file, waiting for it so many seconds.
         """
         self.machine = machine
+        self._lock = lock
         self.path = path
         self._figures = _read(path).get(machine, {})
         self._unsaved: list[tuple[str, str, float]] = []
@@ -86,12 +98,15 @@ class Estimates:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock")):
+            with self._lock(self.path.with_suffix(".lock"), _WAIT_S):
                 machines = _read(self.path)
                 figures = machines.setdefault(self.machine, {})
                 for kind, signature, value in self._unsaved:
                     _add(figures, kind, signature, value)
-                _write(self.path, machines)
+                write_text(self.path, json.dumps(machines, indent=1, allow_nan=False))
+        except Held as held:
+            log.warning("What jobs need is not remembered for now: %s.", held)
+            return
         except OSError as error:
             log.debug("Estimates are not remembered: %s", error)
         else:
@@ -99,6 +114,8 @@ class Estimates:
         self._unsaved = []
 
     def _learn(self, kind: str, signature: str, value: float) -> None:
+        if not _is_figure(value):
+            return
         is_first = signature not in self._figures.get(kind, {})
         _add(self._figures, kind, signature, value)
         self._unsaved.append((kind, signature, value))
@@ -113,36 +130,33 @@ def _add(figures: Figures, kind: str, signature: str, value: float) -> None:
         of_kind.pop(next(iter(of_kind)))
 
 
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def _read(path: Path | None) -> dict[str, Figures]:
-    """Returns the file's content by machine; nothing where it is missing, broken or of another form."""
+    """Returns the file's content by machine; a file that is none of ours gets another name, and counts as missing."""
+    if path is None:
+        return {}
     try:
-        machines = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is too large")
+        machines = json.loads(path.read_text(encoding="utf-8"))
         return {
             machine: {
-                kind: {signature: [float(value) for value in values][-NUM_KEPT:] for signature, values in of.items()}
+                kind: {
+                    signature: [float(value) for value in values if _is_figure(value)][-NUM_KEPT:]
+                    for signature, values in of.items()
+                }
                 for kind, of in figures.items()
             }
             for machine, figures in machines.items()
         }
-    except (OSError, ValueError, AttributeError, TypeError):
+    except OSError:
         return {}
-
-
-def _write(path: Path, machines: dict[str, Figures]) -> None:
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(machines, file, indent=1)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock beside the file, which the kernel lets go of when its holder dies."""
-    with open(path, "a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        aside = path.with_suffix(".broken")
+        log.warning("%s cannot be read (%s), and lies in %s now: what jobs need is learned anew.", path, error, aside)
+        with contextlib.suppress(OSError):
+            os.replace(path, aside)
+        return {}

@@ -15,14 +15,13 @@ import select
 import selectors
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from flgo_hydra.launch.channel import PRUNE, STOP, MessageReader
+from flgo_hydra.launch.channel import PRUNE, STOP, MessageReader, make_file, read_result
 from flgo_hydra.launch.server_process import ServerProcess, take_early
 from flgo_hydra.launch.task_reference import TaskReference
 
@@ -56,7 +55,7 @@ class Ended:
     status: int | None
     # largest resident memory the kernel saw; None: unknown
     peak_memory_mib: float | None
-    # what it left in its file: its result, or what it was given when it never got that far
+    # its result; empty: it left none
     result: bytes
     # why it never ran; empty: it ran
     error: str = ""
@@ -134,39 +133,51 @@ class Pool:
             log: gets all the process writes to stdout and stderr, after what is there already.
             env: set for this process only.
         """
-        return self.start_group([payload], log, cwd, env)[0]
+        return self.start_group([payload], log, cwd, env, is_group=False)[0]
 
     def start_group(
-        self, payloads: Sequence[bytes], log: Path, cwd: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        payloads: Sequence[bytes],
+        log: Path,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        is_group: bool = True,
     ) -> list[int]:
         """Starts one process for several jobs, and returns their tokens.
 
         Each has its own channel, hence its messages, its result, and its requests to stop; they start and end
-        together. For more than one, the entry function's name ends in `_group` and gets the list of channels.
+        together. Of a group (of one, too) the entry function's name ends in `_group` and gets the list of channels.
+
+        Raises:
+            OSError: it cannot be started, for want of something or because of its folder; nothing is left of it.
         """
         self.warm()
         assert self._server is not None
         tokens = list(range(self._next_token + 1, self._next_token + 1 + len(payloads)))
         self._next_token = tokens[-1]
         log.parent.mkdir(parents=True, exist_ok=True)
-        entry = self.entry if len(payloads) == 1 else f"{self.entry}_group"
+        entry = f"{self.entry}_group" if is_group else self.entry
         request = {"start": tokens, "entry": entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
-        with contextlib.ExitStack() as theirs:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             fds = [theirs.enter_context(open(log, "ab")).fileno()]
+            processes: dict[int, _Process] = {}
             for token, payload in zip(tokens, payloads, strict=True):
-                file = tempfile.TemporaryFile()
-                file.write(payload)
-                file.flush()
+                file = ours.enter_context(make_file(payload))
                 message_read, message_write = os.pipe()
                 theirs.callback(os.close, message_write)
+                ours.callback(os.close, message_read)
                 control_read, control_write = os.pipe()
                 theirs.callback(os.close, control_read)
-                self._processes[token] = _Process(MessageReader(message_read), control_write, file)
-                self._selector.register(message_read, selectors.EVENT_READ, token)
+                ours.callback(os.close, control_write)
+                processes[token] = _Process(MessageReader(message_read), control_write, file)
                 fds += [message_write, control_read, file.fileno()]
-            with contextlib.suppress(
-                OSError
-            ):  # the forkserver is gone; `wait` notices and reports these with the others
+            for token, process in processes.items():
+                self._selector.register(process.reader.fd, selectors.EVENT_READ, token)
+                ours.callback(self._selector.unregister, process.reader.fd)
+            self._processes |= processes
+            ours.pop_all()  # all are there: from now on they are closed when a process is buried
+            # Where the forkserver is gone, `wait` notices and reports these with the others.
+            with contextlib.suppress(OSError):
                 socket.send_fds(self._server.socket, [json.dumps(request).encode()], fds)
         return tokens
 
@@ -292,8 +303,7 @@ class Pool:
         os.close(process.reader.fd)
         os.close(process.control_fd)
         with process.file as file:
-            file.seek(0)
-            result = file.read()
+            result = read_result(file)
         self._events.append(Ended(token, status, peak_memory_mib, result, error))
 
     def _signal(self, token: int, number: int) -> None:

@@ -8,6 +8,8 @@ Everything that waits is in `next_event`: for pipes of the pool, and with a dead
 decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
+import contextlib
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from flgo_hydra.config import MOST_FUSED
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
@@ -25,6 +26,8 @@ from flgo_hydra.record.paths import RunPaths
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
+# What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
+_MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 
 @dataclass(eq=False)
@@ -80,7 +83,7 @@ class ProcessPool(Protocol):
     """What the queue needs of `pool.Pool`."""
 
     def start_group(
-        self, payloads: Sequence[bytes], log: Path, cwd: str | None, env: Mapping[str, str]
+        self, payloads: Sequence[bytes], log: Path, cwd: str | None, env: Mapping[str, str], is_group: bool
     ) -> Sequence[int]: ...
     def request_stop(self, token: int) -> None: ...
     def request_prune(self, token: int, reason: str) -> None: ...
@@ -116,7 +119,7 @@ class Queue:
     Args:
         read_devices: the devices as they are now, told what runs.
         estimates: what jobs of a signature needed before; told what they need now.
-        fuse: most jobs of the same `fuse_key` in one process; "auto": 64, but spread over the devices.
+        fuse: most jobs of the same `fuse_key` in one process. With more than 1, one alone is a group too.
         guess_mib: expected peak of a job of which nothing is known; None: the scheduler shall find out.
         read_kernel_kills: processes the kernel has killed for want of memory so far; None: cannot be known.
         clock: seconds, monotonic.
@@ -131,7 +134,7 @@ class Queue:
     grace_s: float = 10.0
     estimates: Estimates = field(default_factory=lambda: Estimates(""))
     guess_mib: int | None = None
-    fuse: int | Literal["auto"] = 1
+    fuse: int = 1
     read_kernel_kills: Callable[[], int | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
@@ -217,6 +220,8 @@ class Queue:
                 now_s = self.clock()
                 wait_s = self._wait_s(now_s)
                 self._look_again_s = None if wait_s is None else now_s + wait_s
+                if self._has_changed:  # what could not be started together is tried apart
+                    continue
             if self._events or not (self.waiting or self.running):
                 break
             ends_s = [end_s for end_s in (self._look_again_s, deadline) if end_s is not None]
@@ -265,8 +270,7 @@ class Queue:
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
         held: set[int] = set()
         for key, jobs in by_key.items():
-            share = MOST_FUSED if self._expects_more else -(-len(jobs) // max(1, len(self.devices)))
-            most = 1 if not key or key in self._apart else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
+            most = self.fuse if self._fuses(key) else 1
             group: list[Job] = []
             for job in jobs:
                 limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
@@ -276,6 +280,9 @@ class Queue:
             if most > 1 and len(group) < most and self._expects_more:
                 held.add(id(group[0]))
         return [groups[id(job)] for job in ready if id(job) in groups and id(job) not in held]
+
+    def _fuses(self, key: str) -> bool:
+        return bool(key) and self.fuse > 1 and key not in self._apart
 
     def _request(self, group: Sequence[Job]) -> Request:
         """What a group asks for: as one job, by the name of its first one."""
@@ -292,23 +299,53 @@ class Queue:
         self._has_told_stuck = False
         if not self.running:
             self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
-        numbers = [next_attempt(job.folder) for job in group]
-        logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
         expected = self._request(group).memory_mib
-        env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
-        tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env)
+        try:
+            numbers = [next_attempt(job.folder) for job in group]
+            logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
+            for log in logs[1:]:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
+            env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
+            is_group = len(group) > 1 or self._fuses(group[0].fuse_key)
+            tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env, is_group)
+        except OSError as error:
+            self._cannot_start(group, placement, now_s, error)
+            return
         for job, token, number, log in zip(group, tokens, numbers, logs, strict=True):
             self.waiting.remove(job)
             job.state = "running"
             job.progress = {}
-            if log != logs[0]:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
             self.running[token] = Running(
                 job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=expected
             )
             values = {"attempt": number, "device": placement.device, "log": str(log)}
             self._events.append(Event("started", job, values))
+
+    def _cannot_start(self, group: Sequence[Job], placement: Placement, now_s: float, error: OSError) -> None:
+        """What becomes of jobs that could not be started: they wait for what is missing, or fail with the reason."""
+        is_missing = error.errno in _MISSING
+        if is_missing and self.running:  # those have what is missing, and will give it back
+            for job in group:
+                job.not_before_s = now_s + max(self.backoff_s, _LOOK_AGAIN_S)
+            return
+        if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
+            for job in group:
+                job.most_fused = 1
+            self._has_changed = True
+            return
+        failure = Failure("crashed" if is_missing else "error", f"it could not be started: {error}")
+        for job in group:
+            number = len(job.attempts) + 1
+            job.attempts.append(Attempt(number, placement.device, "", 0.0, group_size=len(group), failure=failure))
+            retry = decide(job.attempts, self.max_retries, self.backoff_s)
+            if retry is None:
+                self.waiting.remove(job)
+                self._end(job, "failed", failure)
+            else:
+                job.not_before_s = now_s + retry.after_s
+                values = {"failure": failure, "attempt": number, "after_s": retry.after_s, "log": ""}
+                self._events.append(Event("retry", job, {**values, "memory_mib": None, "alone": job.alone}))
 
     def _device_env(self, device_id: str) -> dict[str, str]:
         if device_id == CPU:
@@ -373,14 +410,15 @@ class Queue:
 
     def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
         job = running.job
-        if isinstance(values.get("memory_mib"), int | float):
-            self._has_changed = True
-            running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
-        if isinstance(values.get("context_mib"), int | float):
-            self._context_mib[running.placement.device] = round(values["context_mib"])
-        if values["kind"] == "end":
+        if values["kind"] == "memory":
+            if isinstance(values.get("memory_mib"), int | float):
+                self._has_changed = True
+                running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
+            if isinstance(values.get("context_mib"), int | float):
+                self._context_mib[running.placement.device] = round(values["context_mib"])
+        elif values["kind"] == "end":
             running.end_message = values
-        elif values["kind"] not in ("memory", "unreadable"):
+        elif values["kind"] != "unreadable":
             if values["kind"] == "round" and isinstance(values.get("round"), int):
                 running.round = values["round"]
                 job.progress = values
@@ -427,7 +465,8 @@ class Queue:
             # A later attempt goes on from a checkpoint.
             if running.number == 1 and running.group_size == 1 and not job.is_pruned:
                 self.estimates.learn_duration(job.duration_signature, seconds)
-            RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
+            with contextlib.suppress(OSError):
+                RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
             return self._end(job, "done", None)
         retry = None if self.stop_level or running.ended_for else decide(job.attempts, self.max_retries, self.backoff_s)
         if retry is None:

@@ -4,12 +4,13 @@ It may be started early: `python -m flgo_hydra -m` does so before it imports Hyd
 on another core while the grid is composed and checked. What only the launcher knows comes later, in `set_up`.
 """
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ _CODE = (
     "from flgo_hydra.launch import forkserver; forkserver.main(settings)"
 )
 _SHUTDOWN_S = 5.0
+_MOST_FILES = 2**16
 
 _early: "ServerProcess | None" = None
 
@@ -35,8 +37,9 @@ class ServerProcess:
             env: set for it, hence before torch is imported.
             prepare: functions (`module:function`) it calls at once.
         """
+        raise_file_limit()
         self.env = dict(env)
-        self._output = tempfile.TemporaryFile()
+        self._output = os.fdopen(os.memfd_create("flgo_hydra server", os.MFD_CLOEXEC), "w+b")
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {
             "fd": theirs.fileno(),
@@ -91,6 +94,15 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         self._output.close()
+
+
+def raise_file_limit() -> None:
+    """Lets this process, and what it starts, open as many files as it may: a job holds three here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may not allow it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def worker_env(num_threads: int) -> dict[str, str]:

@@ -47,8 +47,8 @@ class Assignment:
     config: bytes
     job_name: str
     num_threads: int
-    # `hydra.launcher.fuse`
-    fuse: Any = "auto"
+    # `hydra.launcher.fuse`; 1: off
+    fuse: int = 1
     # what `hydra.main(version_base=…)` set: Hydra 1.3 changes the working folder by it
     version_base: Any = None
 
@@ -162,9 +162,13 @@ def set_threads(num_threads: int) -> None:
         sys.modules["torch"].set_num_threads(num_threads)
 
 
+class Terminated(SystemExit):
+    """The end that a signal has asked for: a kind of its own, so that no job takes it for its code's `sys.exit()`."""
+
+
 def terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the job by an exception, so that a file being written is cleaned up."""
-    raise SystemExit(_EXIT_TERMINATED)
+    raise Terminated(_EXIT_TERMINATED)
 
 
 class MemoryReport:

@@ -33,8 +33,10 @@ def _without_the_rest(value: Any) -> Any:
     return value
 
 
-def load_checkpoint(path: Path, fingerprint: str, device: torch.device, data_sha256: str = "") -> dict[str, Any] | None:
-    """Returns the content, or None when there is none to go on from.
+def load_checkpoint(
+    path: Path, fingerprint: str, device: torch.device | None = None, data_sha256: str = ""
+) -> dict[str, Any] | None:
+    """Returns the content (on the CPU, unless there is a `device`), or None when there is none to go on from.
 
     A damaged file is left aside with a warning: the run starts anew.
 
@@ -45,7 +47,7 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device, data_sha
     """
     try:
         _check_sums(path)
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device or "cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except (torch.OutOfMemoryError, MemoryError):

@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
 
     Args:
-        is_durable: wait until the content is on disk, so that it outlives a loss of power.
+        is_durable: wait until content and name are on disk, so that they outlive a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -31,6 +31,32 @@ def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if is_durable:
+        _sync(path.parent)
+
+
+def settle(paths: Iterable[Path]) -> None:
+    """Waits until files that were written before, and their names, are on disk; what is not there is left out.
+
+    What says that a folder is complete is written after this: a loss of power then finds all of it, or none.
+    """
+    there = [path for path in paths if path.is_file()]
+    for path in there:
+        _sync(path)
+    for folder in {path.parent for path in there}:
+        _sync(folder)
+        _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+            raise
+    finally:
+        os.close(fd)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -52,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the object in the file, or None when there is no such file or it is not one JSON object."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -8,6 +8,7 @@ process that is killed loses nothing that was appended; a loss of power at most 
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+log = logging.getLogger(__name__)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
@@ -28,8 +30,10 @@ class SingleWriterJournal(BaseJournalBackend):
         Args:
             path: absolute.
         """
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._file = open(path, "rb")
+        self._mend()
         self._next = (0, 0)  # the number of the entry that comes after those read, and where it begins
         self._kept: list[str] | None = None  # lines of a block of `together`
 
@@ -46,7 +50,14 @@ class SingleWriterJournal(BaseJournalBackend):
             number, place = number + 1, place + len(line)
             self._next = (number, place)
             if number > log_number_from:
-                yield _decode(line.decode())
+                try:
+                    entry = _decode(line.decode())
+                except ValueError as error:
+                    raise ValueError(
+                        f"{self._path} is damaged: its line {number} is no entry of a study ({error}). The run folders "
+                        f"have all there is: `scripts/rebuild_study {self._path.parent}` makes it anew."
+                    ) from error
+                yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends entries in one write: whole lines, whoever else appends at the same time (a dashboard's notes)."""
@@ -66,9 +77,42 @@ class SingleWriterJournal(BaseJournalBackend):
             lines, self._kept = self._kept, None
             self._write(lines)
 
+    def _mend(self) -> None:
+        """Takes a last line without its end away, which a loss of power or a full disk has left: nobody could read on.
+
+        Only the owner of the sweep's folder opens a journal so, and it writes whole lines.
+        """
+        size = end = os.fstat(self._fd).st_size
+        step = 2**16
+        while end > 0:
+            begin = max(0, end - step)
+            self._file.seek(begin)
+            found = self._file.read(end - begin).rfind(b"\n")
+            if found >= 0:
+                end = begin + found + 1
+                break
+            end = begin
+        if end < size:
+            log.warning("%s ended in half an entry, which is taken away.", self._path)
+            os.ftruncate(self._fd, end)
+
     def _write(self, lines: list[str]) -> None:
-        if lines:
-            os.write(self._fd, "".join(lines).encode())
+        """Appends whole lines: what a full disk takes only a part of is taken back."""
+        rest = "".join(lines).encode()
+        begin = os.fstat(self._fd).st_size if rest else 0
+        num_written = 0
+        try:
+            while rest:
+                num_written += (taken := os.write(self._fd, rest))
+                rest = rest[taken:]
+        except OSError:
+            # Only what is ours: a dashboard may have appended its note behind it.
+            if num_written and os.fstat(self._fd).st_size == begin + num_written:
+                os.ftruncate(self._fd, begin)
+            elif num_written:
+                with contextlib.suppress(OSError):
+                    os.write(self._fd, b"\n")
+            raise
 
     def commit(self) -> None:
         """Waits until everything appended is on disk."""

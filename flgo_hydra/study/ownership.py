@@ -1,10 +1,10 @@
 """Who works in a sweep folder: one process at a time, since two would run the same points twice."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 
+from flgo_hydra.record.lock import Held, holding
 from flgo_hydra.record.paths import SweepPaths
 
 
@@ -16,18 +16,14 @@ def owning(paths: SweepPaths) -> Iterator[None]:
         ValueError: another process holds it.
     """
     paths.folder.mkdir(parents=True, exist_ok=True)
-    with open(paths.owner, "a+") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            stack.enter_context(holding(paths.owner))
+        except Held as held:
             raise ValueError(
-                f"{paths.folder} is in use by the sweep of process {file.read().strip() or 'unknown'}. "
+                f"{paths.folder} is in use by the sweep of process {held.holder or 'unknown'}. "
                 "Wait for it, or choose another `hydra.sweep.dir`."
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
 
 

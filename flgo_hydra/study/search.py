@@ -185,7 +185,7 @@ class SearchSource:
 
     def _refused(self, overrides: tuple[str, ...]) -> PointTrial:
         self._num_refused += 1
-        return self._all.make(overrides, [Point(overrides, f"refused {' '.join(overrides)}")])
+        return self._all.make(overrides, [Point(overrides, f"refused {' '.join(overrides)}", is_refused=True)])
 
     def _resume(self) -> None:
         """Counts what earlier calls have tried, and finds what is to be tried again."""
@@ -197,6 +197,8 @@ class SearchSource:
             if stored.params.keys() == names and stored.overrides:
                 key = stored.choice if stored.choice is not None else f"trial {stored.number}"
                 by_point.setdefault(stored.overrides, {}).setdefault(key, []).append(stored)
+        # A study made anew from run folders has no numbers.
+        self._num_chosen = max(self._num_chosen, sum(map(len, by_point.values())))
         again: list[_Attempt] = []
         for overrides, by_choice in by_point.items():
             try:

@@ -186,7 +186,7 @@ def test_a_pickle_runs_nothing(tmp_path, function, name, protocol):
         ({"data": images(0), "labels": [1]}, "2 integers"),
         ({"data": images(0), "labels": [1, 10]}, r"0\.\.9"),
         ({"data": images(0), "labels": [1, [2]]}, "`labels` must be an array"),
-        ({"data": images(0), "labels": ["a", "b"]}, "2 integers"),
+        ({"data": images(0), "labels": ["a", "b"]}, "a list of integers"),
         ({"data": images(0)[:, 1:], "labels": [1, 2]}, "3071"),
         ({"data": images(0).astype(float), "labels": [1, 2]}, "float64"),
     ],

@@ -32,7 +32,7 @@ FREE_BY_SECOND: list[tuple[list[int | None], int | None]] = [
 
 @pytest.mark.parametrize("free_by_second, first_start_s", FREE_BY_SECOND)
 def test_available_interval(free_by_second: list[int | None], first_start_s: int | None) -> None:
-    auto = AutoScheduler()
+    auto = AutoScheduler(put_interval=5, available_interval=5)
     starts = [now for now, free in enumerate(free_by_second) if auto.choose(W[:1], [], [gpu(free)], float(now))]
     assert next(iter(starts), None) == first_start_s
 
@@ -43,7 +43,7 @@ def test_put_interval() -> None:
 
 
 def test_a_device_that_vanishes_and_returns_starts_its_clock_again() -> None:
-    auto = AutoScheduler(available_interval=5)
+    auto = AutoScheduler(put_interval=5, available_interval=5)
     assert auto.choose(W, [], [gpu(9000)], 0.0) == []
     assert auto.choose(W, [job(500)], [], 4.0) == []
     assert auto.wait_s(W, [], [], 4.0) == LOOK_S
@@ -87,7 +87,7 @@ def test_an_alone_jobs_guess_closes_no_other_device() -> None:
 
 
 def test_growing_strangers_close_a_device() -> None:
-    auto = AutoScheduler(available_interval=2)
+    auto = AutoScheduler(put_interval=5, available_interval=2)
     free = [9000, 6000, 900, 900]  # of which nothing is ours
     assert [auto.choose(W, [], [gpu(f, foreign_mib=24000 - f)], float(s)) for s, f in enumerate(free)] == [[]] * 4
 
@@ -139,7 +139,7 @@ def test_alone() -> None:
 
 
 def test_wait() -> None:
-    auto = AutoScheduler(available_interval=0.5, put_interval=0.25)
+    auto = AutoScheduler(available_interval=0.5, put_interval=0.25, max_jobs_per_device=10)
     device = [gpu(9000)]
     assert auto.choose(W, [], device, 0.0) == []
     assert auto.wait_s(W, [], device, 0.0) == 0.5
@@ -157,8 +157,10 @@ def test_wait() -> None:
 @pytest.mark.parametrize(
     "keys, law",
     [
-        ({"put_interval": -1}, "put_interval >= 0` must hold, but got -1"),
-        ({"available_interval": -1}, "available_interval >= 0` must hold, but got -1"),
+        ({"put_interval": -1}, "0 <= hydra.launcher.scheduler.put_interval < inf, .* must hold, but got -1"),
+        ({"put_interval": float("inf")}, "put_interval < inf, or null .* must hold, but got inf"),
+        ({"available_interval": -1}, "available_interval < inf, .* must hold, but got -1"),
+        ({"available_interval": float("nan")}, "available_interval < inf, .* must hold, but got nan"),
         ({"initial_memory_mib": -1}, "initial_memory_mib >= 0` must hold, but got -1"),
         ({"condition": "median"}, "condition` must be one of mean, max, but got 'median'"),
         ({"max_jobs_per_device": 0}, "max_jobs_per_device >= 1"),
@@ -167,3 +169,60 @@ def test_wait() -> None:
 def test_laws(keys: dict[str, int], law: str) -> None:
     with pytest.raises(ValueError, match=law):
         AutoScheduler(**keys)  # type: ignore[arg-type]
+
+
+KNOWN = [Request(num, "s", 2000) for num in range(9)]
+
+
+def test_known_jobs_wait_for_nothing() -> None:
+    """All that fit start at once, where their peaks are known: the third one's free memory is what two leave."""
+    auto = AutoScheduler()
+    assert auto.choose(KNOWN, [], [gpu(7000)], 0.0) == [Placement(num, "a") for num in range(3)]
+    here = [job(None, expected=2000, num=num) for num in range(3)]  # they have taken nothing yet
+    assert auto.choose(KNOWN[3:], here, [gpu(7000)], 0.1) == []
+    grown = [job(2000, expected=2000, num=num) for num in range(3)]
+    assert auto.choose(KNOWN[3:], grown, [gpu(4100)], 0.2) == [Placement(3, "a"), Placement(4, "a")]
+
+
+@pytest.mark.parametrize(
+    "keys, starts", [({}, [0, 5, 10]), ({"put_interval": 3}, [0, 5, 8]), ({"condition": "max"}, [0, 5, 10])]
+)
+def test_jobs_without_a_round_are_waited_for(keys: dict[str, float], starts: list[int]) -> None:
+    auto = AutoScheduler(**keys)  # type: ignore[arg-type]
+    found, here = [], []
+    for now in range(12):
+        for placement in auto.choose([Request(now, f"s{now}")], here, [gpu(23000 - 500 * len(here))], float(now)):
+            found.append(now)
+            here.append(RunningJob(placement.job, "a", f"s{now}", 500, None, float(now)))
+    assert found[: len(starts)] == starts
+
+
+def test_the_end_of_a_first_round_ends_the_wait() -> None:
+    auto = AutoScheduler()
+    assert auto.choose([Request(0, "s")], [], [gpu(23000)], 0.0) == [Placement(0, "a")]
+    assert auto.choose([Request(1, "t")], [job(1500, num=0)], [gpu(21500)], 0.5) == []
+    assert auto.wait_s([Request(1, "t")], [job(1500, num=0)], [gpu(21500)], 0.5) == LOOK_S
+    known = [job(1500, expected=1500, num=0)]
+    assert auto.choose([Request(1, "t")], known, [gpu(21500)], 0.6) == [Placement(1, "a")]
+
+
+@pytest.mark.parametrize(
+    "free, here, signature, starts",
+    [
+        (16800, [job(1000, expected=1000)], "t", True),  # most of the device is free
+        (16700, [job(1000, expected=1000)], "t", False),
+        (16700, [], "t", True),
+        (20000, [job(1000, expected=4300)], "t", False),  # it will not be, when the other has grown
+        (23000, [job(500), job(900, expected=900)], "s", False),  # one like it is being looked at
+    ],
+)
+def test_a_job_of_which_nothing_is_known(free: int, here: list[RunningJob], signature: str, starts: bool) -> None:
+    auto = AutoScheduler()
+    assert bool(auto.choose([Request(0, signature)], here, [gpu(free)], 0.0)) is starts
+
+
+def test_a_number_asks_for_the_strict_rule() -> None:
+    auto = AutoScheduler(put_interval=5, available_interval=5)
+    assert [now for now in range(12) if auto.choose(KNOWN, [], [gpu(23000)], float(now))] == [5, 10]
+    here = [job(None, expected=9000)]  # free memory is taken as it is
+    assert AutoScheduler(0, 0).choose(KNOWN[:1], here, [gpu(9500)], 0.0) == [Placement(0, "a")]

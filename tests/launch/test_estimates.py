@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from flgo_hydra.launch.estimates import NUM_KEPT, NUM_SIGNATURES, Estimates, default_path, machine_key
+from flgo_hydra.record.lock import Held, holding
 
 
 def test_unknown_is_none() -> None:
@@ -47,7 +49,7 @@ def test_nothing_to_save_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"m": 3}', '{"m": {"memory_mib": {"s": ["x"]}}}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"m": 3}', "[]]", '{"m": []}', '{"m": {"memory_mib": {"s": 3}}}'])
 def test_broken_file_is_forgotten(tmp_path: Path, text: str) -> None:
     path = tmp_path / "e.json"
     path.write_text(text)
@@ -55,6 +57,46 @@ def test_broken_file_is_forgotten(tmp_path: Path, text: str) -> None:
     assert estimates.memory_mib("s") is None
     estimates.learn_memory("s", 5)
     assert json.loads(path.read_text()) == {"m": {"memory_mib": {"s": [5]}}}
+    assert path.with_suffix(".broken").read_text() == text
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e400", "-5", "true", "null", '"7"', "[7]"])
+def test_what_is_no_figure_is_left_out(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "e.json"
+    path.write_text(f'{{"m": {{"memory_mib": {{"s": [{value}, 7], "t": [{value}]}}}}}}')
+    estimates = Estimates("m", path)
+    assert estimates.memory_mib("s") == 7 and estimates.memory_mib("t") is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_what_is_no_figure_is_not_learned(tmp_path: Path, value: float) -> None:
+    estimates = Estimates("m", tmp_path / "e.json")
+    estimates.learn_memory("s", value)  # type: ignore[arg-type]
+    estimates.learn_duration("s", value)
+    estimates.save()
+    assert estimates.memory_mib("s") is None and estimates.duration_s("s") is None
+
+
+def test_brackets_without_end_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    path.write_text("[" * 100_000)
+    assert Estimates("m", path).memory_mib("s") is None
+    assert not path.exists()
+
+
+def test_a_lock_that_is_not_given_back_keeps_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "e.json"
+
+    def held(lock: Path, wait_s: float) -> NoReturn:
+        assert wait_s == 2.0
+        raise Held(lock, "17")
+
+    waiting = Estimates("m", path, lock=held)
+    waiting.learn_memory("s", 5)
+    assert "process 17" in caplog.text and not path.exists()
+    waiting._lock = holding  # it is given back: what was learned meanwhile is told
+    waiting.save()
+    assert Estimates("m", path).memory_mib("s") == 5
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

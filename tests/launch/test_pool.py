@@ -1,5 +1,6 @@
 """Real processes: what they say, how they end, and that none is left."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -277,3 +278,59 @@ def test_messages_gather_when_they_come_fast():
     crowd.count(50)
     assert crowd.is_crowded(11.05)
     assert not crowd.is_crowded(12.0)
+
+
+@pytest.mark.parametrize("fails_at", range(1, 7))
+def test_what_cannot_be_started_leaves_nothing_open(make_pool, tmp_path, monkeypatch, fails_at):
+    pool = make_pool("hello")
+    pool.warm()
+    before, calls = len(os.listdir("/proc/self/fd")), iter(range(1, 100))
+    real = os.pipe, os.memfd_create
+
+    def scarce(function):
+        def call(*arguments):
+            if next(calls) == fails_at:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pipe", scarce(real[0]))
+        patch.setattr(os, "memfd_create", scarce(real[1]))
+        with pytest.raises(OSError, match="Too many open files"):
+            pool.start_group([b"a", b"b"], tmp_path / "log")
+    assert len(os.listdir("/proc/self/fd")) == before
+    pool.start(b"x", tmp_path / "log")
+    assert finish(pool)[-1].result == b"result"
+
+
+def test_a_log_that_cannot_be_made_leaves_nothing_open(make_pool, tmp_path):
+    pool = make_pool("hello")
+    pool.warm()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="File name too long"):
+        pool.start(b"x", tmp_path / ("x" * 300) / "log")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("payload", [b"", b"flgo_hydra result\n", b"x" * 100_000])
+def test_what_a_job_was_given_is_not_its_result(make_pool, tmp_path, payload):
+    pool = make_pool("ignore")
+    token = pool.start(payload, tmp_path / "log")
+    while not any(isinstance(event, Message) for event in pool.wait()):
+        pass
+    pool.end(token, 0.0)
+    assert finish(pool)[-1].result == b""
+
+
+def test_as_many_files_as_the_system_allows(tmp_path):
+    code = """
+import resource
+from flgo_hydra.launch.server_process import raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+raise_file_limit()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(soft == min(hard, 2**16))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -1,5 +1,7 @@
 """Policy over a pretend pool and clock: what is started when, and what becomes of it."""
 
+import errno
+import os
 import signal
 
 import pytest
@@ -19,9 +21,14 @@ class PretendPool:
 
     def __init__(self, clock):
         self.clock = clock
+        self.refusals = []
         self.started, self.stops, self.ends, self.told, self.waits, self.pruned = [], [], [], [], [], []
+        self.groups = []
 
-    def start_group(self, payloads, log, cwd, env):
+    def start_group(self, payloads, log, cwd, env, is_group):
+        if self.refusals:
+            raise OSError(number := self.refusals.pop(0), os.strerror(number))
+        self.groups.append(is_group)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         first = len(self.started) + 1
@@ -402,7 +409,7 @@ def test_jobs_of_one_key_start_in_one_process_that_the_scheduler_sees_as_one_job
 
 @pytest.mark.parametrize(
     "fuse, num_devices, expected",
-    [(1, 1, [1] * 7), (2, 1, [2, 2, 2, 1]), ("auto", 1, [7]), ("auto", 2, [4, 3]), ("auto", 9, [1] * 7)],
+    [(1, 1, [1] * 7), (2, 1, [2, 2, 2, 1]), (2, 3, [2, 2, 2, 1]), (9, 1, [7])],
 )
 def test_sizes_of_groups(world, fuse, num_devices, expected):
     queue = world.queue(fuse=fuse)
@@ -440,6 +447,16 @@ def test_jobs_that_are_sent_apart_go_again_one_by_one(world):
     events(queue)
     assert [job.state for job in jobs] == ["done"] * 3
     assert [[attempt.group_size for attempt in job.attempts] for job in jobs] == [[1], [1], [1]]
+    assert world.pool.groups == [True, True, False, False]  # the third had begun as a group of its own
+
+
+def test_one_that_is_left_of_a_group_still_runs_as_one(world):
+    """Else it would be rounded in another way than its like."""
+    queue = world.queue(fuse=2)
+    for job in [*fused(world, 3), world.job(3)]:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2, 2, 1] and world.pool.groups == [True, True]
 
 
 def test_what_does_not_fit_goes_again_in_halves_and_then_grows_its_reservation(world):
@@ -503,3 +520,60 @@ def test_a_signal_for_one_would_end_the_others(world):
     world.pool.finish(2)
     events(queue)
     assert [job.state for job in jobs] == ["cancelled", "done"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN])
+def test_a_job_that_cannot_be_started_waits_for_what_others_hold(world, number):
+    queue = world.queue(max_retries=0, backoff_s=4.0)
+    first, second = world.job(0), world.job(1)
+    queue.submit(first)
+    until(queue, "started")
+    world.pool.refusals = [number] * 3
+    queue.submit(second)
+    world.pool.told = []
+    while world.pool.refusals:  # it is tried now and then
+        assert queue.next_event() is None
+    assert world.clock.now >= 108.0 and not second.attempts
+    world.pool.finish(1)
+    assert [event.job for event in events_after(world, queue, 2)] == [first, second]
+    assert second.state == "done"
+
+
+def events_after(world, queue, token):
+    """Ends of the jobs under way and of the next one, which gets this token."""
+    found = []
+    while not queue.is_idle:
+        event = queue.next_event()
+        if event is not None and event.kind == "started":
+            world.pool.finish(token)
+        elif event is not None and event.kind == "ended":
+            found.append(event)
+    return found
+
+
+def test_a_job_that_can_never_be_started_fails_and_the_next_one_runs(world):
+    queue = world.queue(max_retries=1)
+    first, second = world.job(0), world.job(1)
+    world.pool.refusals = [errno.EMFILE] * 2
+    queue.submit(first)
+    assert until(queue, "retry").values["failure"].kind == "crashed"
+    ended = until(queue, "ended").job
+    assert ended is first and first.state == "failed" and "could not be started" in first.failure.message
+    queue.submit(second)
+    until(queue, "started")
+    world.pool.finish(1)
+    assert until(queue, "ended").job.state == "done"
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR, errno.EROFS])
+def test_a_folder_that_cannot_be_used_is_its_own_jobs_trouble(world, number):
+    queue = world.queue(fuse=2)
+    jobs = [world.job(num, fuse_key="k") for num in range(2)]
+    world.pool.refusals = [number, number]  # together, then the first one alone
+    for job in jobs:
+        queue.submit(job)
+    ended = until(queue, "ended").job
+    assert ended is jobs[0] and ended.failure.kind == "error" and os.strerror(number) in ended.failure.message
+    until(queue, "started")
+    world.pool.finish(1)
+    assert until(queue, "ended").job is jobs[1] and jobs[1].state == "done"

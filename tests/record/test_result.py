@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,28 @@ def test_read_rounds(run: RunPaths) -> None:
 def test_summarize() -> None:
     assert summarize({"valid_loss": 0.12345, "test_accuracy": 1.0}) == "valid_loss 0.1235, test_accuracy 1.0000"
     assert summarize({"valid_loss": math.nan}, digits=2) == "valid_loss nan"
+
+
+def test_a_result_that_outlives_a_loss_of_power_has_all_its_run(tmp_path, disk, monkeypatch):
+    paths = RunPaths(tmp_path / "0")
+    before = {".hydra/config.yaml": b"lr: 0.1\n", ".hydra/overrides.yaml": b"[]\n", "rounds.jsonl": b'{"round": 0}\n'}
+    for name, content in {**before, "best_model.safetensors": b"weights"}.items():
+        (paths.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (paths.folder / name).write_bytes(content)
+    real = os.replace
+
+    def replace(source, target):  # the moment from which the result may be found
+        for name, content in before.items():
+            assert disk.after_power_loss(paths.folder / name) == content
+        assert disk.after_power_loss(paths.best_model) == b"weights"
+        assert paths.folder.name in disk.names[tmp_path]
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_result(paths, RESULT)
+    assert disk.after_power_loss(paths.result) == paths.result.read_bytes()
+
+
+def test_a_failure_outlives_a_loss_of_power(tmp_path, disk):
+    write_failure(RunPaths(tmp_path), Failure("error", "no"))
+    assert disk.after_power_loss(tmp_path / "failure.json") == (tmp_path / "failure.json").read_bytes()

@@ -1,5 +1,6 @@
 """The single writer's journal: Optuna's own format, readable while it is written and after a kill."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -70,3 +71,64 @@ def test_entries_are_read_from_any_number_on(tmp_path):
         file.flush()
         assert list(journal.read_logs(len(entries))) == [{"op_code": 2, "half": 1}]
     journal.close()
+
+
+class FullDisk:
+    """Takes so many bytes and then refuses, as a full disk does."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def write(self, fd, data):
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = os.pwrite(fd, data[: self.room], os.fstat(fd).st_size)
+        self.room -= taken
+        return taken
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 60])
+def test_a_full_disk_leaves_no_half_entry(tmp_path, monkeypatch, room):
+    path = tmp_path / "study.journal"
+    study = ours(path)
+    trial = study.ask()
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("flgo_hydra.study.journal.os.write", FullDisk(room).write)
+        with pytest.raises(OSError, match="No space"):
+            trial.report(0.5, 1)
+    assert path.read_bytes() == before
+    study.tell(trial, 0.25)  # there is room again
+    assert theirs(path).best_value == 0.25 and ours(path).best_value == 0.25
+
+
+def test_a_write_in_parts_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "study.journal"
+    study = ours(path)
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("flgo_hydra.study.journal.os.write", lambda fd, data: real(fd, data[:7]))
+        study.set_user_attr("a", "b" * 50)
+    assert theirs(path).user_attrs == {"a": "b" * 50}
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"op_code":4', b"\x00" * 100, b"x" * 200_000])
+def test_a_torn_end_is_mended(tmp_path, torn):
+    path = tmp_path / "study.journal"
+    study = ours(path)
+    study.set_user_attr("a", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    again = ours(path)
+    again.set_user_attr("b", 2)
+    assert theirs(path).user_attrs == {"a": 1, "b": 2}
+    assert path.read_bytes().startswith(whole + b'{"op_code":')
+
+
+def test_a_torn_middle_is_named(tmp_path):
+    path = tmp_path / "study.journal"
+    ours(path).set_user_attr("a", 1)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b'{"op_co\n' + b"".join(rest))
+    with pytest.raises(ValueError, match=f"{path} is damaged: its line 2 .*rebuild_study {tmp_path}"):
+        ours(path)

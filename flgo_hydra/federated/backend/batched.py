@@ -7,6 +7,8 @@ client has its own generator), or one that mixes the samples of a batch, where b
 
 import logging
 import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,21 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
+from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.lane_tensors import Numbers
+from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
-from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
-from flgo_hydra.federated.backend.timing import seconds_of
+from flgo_hydra.federated.backend.loop import PAYS_AFTER, LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
-from flgo_hydra.federated.schedule import Order
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round
+from flgo_hydra.federated.schedule import Order, batch_sizes
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, weights_of
 
 _log = logging.getLogger(__name__)
+_RARE = 0.05
+"""Steps a round that all lanes share by chance, below which a size is not worth a program."""
 
 
 class VmapBackend:
@@ -43,7 +49,7 @@ class VmapBackend:
         visits: float = float("inf"),
         loop: LoopBackend | None = None,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         """
@@ -54,20 +60,34 @@ class VmapBackend:
             dual, graphs, plans: as for `Lanes`.
         """
         self._model, self._data, self._step, self._work = model, data, step, work
-        self._compiles = compiles
+        self._compiles, self._dual = compiles, dual
         self._offsets = np.array(data.offsets)
         self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
-        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda numbers: step)
-        extent = extent_of(data, work, visits / lanes)
-        self._lanes = Lanes(model, data, self._loop, recipe, extent, 1, lanes, (), compiles, dual, graphs, plans)
+        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda settings: step)
+        self._extent = extent = extent_of(data, work, visits, lanes)
+        self._num_lanes = lanes
+        self._found: Lanes | None = None
         self.why_not = ""
+
+        def make(
+            model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
+        ) -> Lanes:
+            return Lanes(model, data, like, recipe, extent, runs, k, None, compiles, dual, graphs, plans)
+
+        self._make = make
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name, "clients_at_once": self._num_lanes}
 
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         if self.why_not:
             return {**self._loop.note, "why_not_vmap": self.why_not}
-        return {"backend": self.name, "clients_at_once": self._lanes.size, **self._lanes.note}
+        lanes = self._found.note if self._found is not None else {}
+        return {"backend": self.name, "clients_at_once": self._num_lanes, **lanes}
 
     def load(self, server: ServerState) -> nn.Module:
         return self._loop.load(server)
@@ -76,67 +96,29 @@ class VmapBackend:
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
     ) -> ServerState:
         orders = self._orders(cohort, round_num)
-        if not self.why_not:
-            self._prepare(server, orders, hyper)
+        self.prepare(server, hyper)
         if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
         message: State = {}
-        buffers: Tensors = {}
-        weights = np.stack([cohort.weights, cohort.weights / cohort.weights.sum()])
+        changes: Tensors = {}
+        weights = weights_of(cohort)
         with torch.no_grad():
             for chosen in self._chunks(orders):
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                self._lanes.begin([server], [hyper], own, clients.get_many(ids))
+                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids))
                 self._lanes.run(own)
-                counted = np.zeros((2, self._lanes.size))
+                counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]
                 sent, theirs, kept = self._lanes.mean(counted, [len(order) for order in own])
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
                 for state, tensors in sent.items():
                     _add(message.setdefault(state, {}), tensors)
-                _add(buffers, theirs)
-            frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
+                _add(changes, theirs)
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
-            return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
-
-    def signature(self, cohort: Cohort) -> tuple[Any, ...]:
-        """What decides how fast a cohort is trained."""
-        kind, optimizer = type(self._step.algorithm), self._step.optimizer
-        forms = tuple((name, tuple(p.shape), p.dtype) for name, p in self._loop.params.items())
-        sizes = tuple(self._work.size(self._data.num_samples(k)) for k in cohort.clients.tolist())
-        x = self._data.x_train
-        device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
-        step = (kind, optimizer.num_slots, optimizer.is_plain_sgd, self._step.clip_grad > 0)
-        return device, type(self._model), forms, x.shape[1:], *step, self._compiles, self._lanes.size, sizes
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float | None:
-        """Seconds that the cohort would take, from a few steps of each kind; None if it cannot be trained so."""
-        orders = self._orders(cohort, round_num)
-        self._prepare(server, orders, hyper)
-        if self.why_not:
-            return None
-        template = self._step.algorithm.init_client(self._loop.params)
-        kept = {s: {n: torch.zeros_like(t).unsqueeze(0) for n, t in ts.items()} for s, ts in template.items()}
-        weights = np.ones((2, self._lanes.size)) / self._lanes.size
-        seconds = 0.0
-        with torch.no_grad():
-            for chosen in self._chunks(orders):
-                own = [orders[i] for i in chosen]
-                own += [own[0]] * (self._lanes.size - len(own))
-                num_steps = [len(order) for order in own]
-
-                def begin(own: list[Order] = own) -> None:
-                    self._lanes.begin([server], [hyper], own, kept)
-
-                def mean(num_steps: list[int] = num_steps) -> None:
-                    self._lanes.mean(weights, num_steps)
-
-                device = self._data.x_train.device
-                seconds += seconds_of(begin, device, 2) + self._lanes.estimate(own) + seconds_of(mean, device, 2)
-        return seconds
+            return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
 
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
         return self._work.orders(self._offsets, cohort.clients, round_num)
@@ -146,31 +128,69 @@ class VmapBackend:
         longest_first = sorted(range(len(orders)), key=lambda i: (-len(orders[i]), i))
         return [longest_first[i : i + self._lanes.size] for i in range(0, len(orders), self._lanes.size)]
 
-    def _prepare(self, server: ServerState, orders: list[Order], hyper: Hyper) -> None:
-        """Makes ready each kind of step that this cohort takes and that is new."""
-        kinds = {kind for chosen in self._chunks(orders) for kind in self._lanes.kinds_of([orders[i] for i in chosen])}
-        self._model.train()
-        self.why_not = self._lanes.prepare(kinds, [server], [hyper], [self._loop])
-        if self.why_not:
-            _log.info("clients train one after another: %s", self.why_not)
+    def prepare(self, server: ServerState, hyper: Hyper) -> None:
+        """Before the first round: makes ready every kind of step that the run can take, where that does what the loop
+        does."""
+        if self._found is None and not self.why_not:
+            one = ([self._loop], [server], [Numbers(hyper)])
+            self._found, self.why_not = find_lanes(
+                self._make, self._extent, *one, self._num_lanes, self._compiles, self._dual
+            )
+            if self.why_not:
+                _log.info("clients train one after another: %s", self.why_not)
+
+    @property
+    def _lanes(self) -> Lanes:
+        assert self._found is not None
+        return self._found
 
 
-def extent_of(data: Data, work: LocalWork, visits: float) -> Extent:
-    """How much the clients of a task compute at most.
+def extent_of(data: Data, work: LocalWork, visits: float, lanes: int) -> Extent:
+    """How much the clients of a task compute at most, and in which kinds of steps.
 
     Args:
-        visits: rounds of the run in which a client is expected to take part, over the clients trained at once.
+        visits: rounds of the run in which a client is expected to take part.
+        lanes: clients trained at once.
     """
-    sizes = np.diff(data.offsets)
-    by_client = [(int(n), *work.size(int(n))) for n in np.unique(sizes)]
-    last = [n % size or size for n, size, num_steps in by_client if num_steps >= math.ceil(n / size)]
+    return extent_of_sizes(np.diff(data.offsets), work, visits, lanes)
+
+
+def extent_of_sizes(num_samples: np.ndarray, work: LocalWork, visits: float, lanes: int) -> Extent:
+    """The same, of clients with so many samples."""
+    by_client = [(int(n), *work.size(int(n))) for n in np.unique(num_samples)]
+    patterns = Counter(batch_sizes(int(n), *work.size(int(n))) for n in num_samples)
+    sizes = _shared_sizes(patterns, visits * len(num_samples) / lanes, lanes)
+    first = next(iter(patterns))
+    is_masked = len(patterns) > 1 or not sizes.issuperset(first)
     return Extent(
         width=max(size for _, size, _ in by_client),
-        least=min([*last, *(size for _, size, _ in by_client)]),
-        most_steps=max(num_steps for *_, num_steps in by_client),
+        least=min(min(pattern) for pattern in patterns),
+        most_steps=max(map(len, patterns)),
+        least_steps=min(map(len, patterns)),
         most_samples=max(min(n, size * num_steps) for n, size, num_steps in by_client),
-        sizes=paying_sizes(sizes, work, visits),
+        sizes=sizes,
+        kinds=sizes | {MASKED} if is_masked else sizes,
     )
+
+
+def _shared_sizes(patterns: Mapping[tuple[int, ...], int], num_rounds: float, lanes: int) -> frozenset[int]:
+    """Batch sizes that all lanes are expected to share so often in a run that a program of their own pays.
+
+    Args:
+        patterns: how many clients take batches of these sizes.
+        num_rounds: of the run, times the parts that a cohort is trained in.
+    """
+    total = sum(patterns.values())
+    per_round: dict[int, float] = {}
+    for step in range(max(map(len, patterns))):
+        here: Counter[int] = Counter()
+        for pattern, count in patterns.items():
+            if step < len(pattern):
+                here[pattern[step]] += count
+        for size, count in here.items():
+            # As if lanes were drawn with replacement.
+            per_round[size] = per_round.get(size, 0.0) + (count / total) ** lanes
+    return frozenset(size for size, steps in per_round.items() if steps >= _RARE and steps * num_rounds >= PAYS_AFTER)
 
 
 def count_lanes(cohort_size: int, bytes_per_lane: int, budget_bytes: int) -> int:

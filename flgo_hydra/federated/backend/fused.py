@@ -3,8 +3,9 @@
 The runs differ in values only: learning rate, momentum, weight decay, an algorithm's numbers, seeds. So each lane has
 its own server model to start from, its own server state and its own numbers, and one operation does the step of all.
 Cohorts, batch orders and aggregation are each run's own, from the same generators as when it runs alone: a run's
-numbers do not depend on the others but for rounding (float64: 1e-12). No two lanes are ever summed but those of one
-run: one whose losses are not finite does not touch the others.
+numbers differ from those alone by rounding (float64: 1e-12), and do not depend on the others at all: no two lanes are
+ever summed but those of one run, and which steps are masked is the task's, not the group's. One whose losses are not
+finite does not touch the others.
 
 Where runs have ended, others fill their lanes up and count nothing, until half as many lanes do.
 
@@ -13,9 +14,8 @@ P runs, K clients of each at most.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,18 +23,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
-from flgo_hydra.federated.backend.lanes import Lanes, Recipe
+from flgo_hydra.federated.backend.habits import one_line
+from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.lane_tensors import Numbers
+from flgo_hydra.federated.backend.lane_trial import find_lanes
+from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.width import WidthSearch
+from flgo_hydra.federated.backend.python_state import PythonState
+from flgo_hydra.federated.backend.trial import difference
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.randomness import seed_all
 from flgo_hydra.federated.rounds import Evaluation, RoundWork
-from flgo_hydra.federated.schedule import Order
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, like
+from flgo_hydra.federated.schedule import Order, batch_sizes
+from flgo_hydra.federated.training import (
+    LocalStep,
+    LocalWork,
+    ServerState,
+    check_message,
+    finish_round,
+    server_state,
+    weights_of,
+    with_changes,
+)
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
@@ -59,17 +74,17 @@ class Member:
     """trains this run alone"""
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float]:
         return {"momentum": self.momentum, "weight_decay": self.weight_decay, "clip_grad": self.clip_grad}
 
-    def step(self, numbers: Mapping[str, Any]) -> LocalStep:
-        """The local step of a lane with these numbers."""
+    def step(self, settings: Mapping[str, Any]) -> LocalStep:
+        """The local step of a lane with these settings."""
         optimizer = build_optimizer(
             self.optimizer,
-            _value(self.momentum, numbers["momentum"]),
-            _value(self.weight_decay, numbers["weight_decay"]),
+            _value(self.momentum, settings["momentum"]),
+            _value(self.weight_decay, settings["weight_decay"]),
         )
-        return LocalStep(self.algorithm, optimizer, _value(self.clip_grad, numbers["clip_grad"]))
+        return LocalStep(self.algorithm, optimizer, _value(self.clip_grad, settings["clip_grad"]))
 
     @property
     def num_slots(self) -> int:
@@ -89,8 +104,8 @@ class _Chunk:
     def servers(self) -> list[ServerState]:
         return [work.server for work in self.works]
 
-    def numbers(self) -> list[dict[str, Any]]:
-        return [{**work.hyper, **member.numbers} for work, member in zip(self.works, self.members, strict=True)]
+    def numbers(self) -> list[Numbers]:
+        return [Numbers(work.hyper, member.settings) for work, member in zip(self.works, self.members, strict=True)]
 
 
 class FusedBackend:
@@ -100,7 +115,7 @@ class FusedBackend:
         model: gives the architecture; its own weights do not matter.
         data: the task of all runs.
         members: the runs, by the key under which `train` is told of their rounds.
-        is_auto: find out how many runs to train at once; else all of them, as long as they fit.
+        most: how many runs are trained at once, at most (`hydra.launcher.fuse`), as long as they fit.
         compiles, dual, graphs: as for `Lanes`.
     """
 
@@ -109,41 +124,41 @@ class FusedBackend:
         model: nn.Module,
         data: Data,
         members: Mapping[Key, Member],
-        is_auto: bool,
+        most: int,
         compiles: bool = True,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         self._model = model
         self._data = data
         self._members: dict[Any, Member] = dict(members)
         self._engine = (compiles, dual, graphs)
-        self._search = WidthSearch(len(self._members), is_fixed=not is_auto)
         self._device = data.x_train.device
+        self._most = most
+        # What a lane computes does not depend on how many there are: on the CPU; elsewhere libraries choose by it.
+        self._width = min(most, len(self._members)) if self._device.type == "cpu" else most
         self._offsets = np.array(data.offsets)
         first = next(iter(self._members.values()))
-        self._extent = extent_of(data, first.work, float("inf"))
+        self._extent = _extent_of_all(data, first.work)
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
+        # What the forms are tried with: not where a run has come to, which another attempt may find elsewhere.
+        self._untrained = server_state(first.loop.model, first.algorithm)
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
-        self._alone_s = math.inf
         self._evaluates_apart = False
-        self.half_trained: set[Any] = set()
-        """runs whose clients have kept something of a round that `train` has not returned"""
+        self._is_evaluation_tried = False
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, beside the engine's switches."""
+        return form_of(self._most)
 
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         lanes = self._lanes.note if self._lanes is not None else {}
-        width = {"runs": len(self._members), "runs_at_once": self._search.width}
-        return {"backend": "fused", "chosen_by": "hydra.launcher.fuse", **width, **lanes}
-
-    @property
-    def is_not_worth_it(self) -> bool:
-        """Runs at once are no faster than one after the other, or than each alone in the loop."""
-        if not self._search.is_done or len(self._members) == 1:
-            return False
-        return self._search.width == 1 or (self._search.seconds or 0.0) > self._alone_s
+        at_once = {"runs": len(self._members), "runs_at_once": min(self._width, len(self._members))}
+        return {**self.form, "chosen_by": "hydra.launcher.fuse", **at_once, **lanes}
 
     def train(self, works: Mapping[Key, RoundWork]) -> dict[Key, ServerState]:
         """Returns the next server states; each run's client states are kept in its own `RoundWork.clients`.
@@ -154,23 +169,10 @@ class FusedBackend:
         """
         keys = list(works)
         servers: dict[Key, ServerState] = {}
-        self.half_trained.clear()
         self._model.train()
-        if not self._search.is_done and math.isinf(self._alone_s):
-            first = works[keys[0]]
-            loop = self._members[keys[0]].loop
-            self._alone_s = loop.estimate(first.server, first.cohort, first.hyper, first.round_num)
-        started = time.perf_counter()
         while len(servers) < len(keys):
-            chosen = keys[len(servers) : len(servers) + self._search.width]
+            chosen = keys[len(servers) : len(servers) + self._width]
             servers |= self._halving(partial(self._train_chunk, chosen, works))
-            self.half_trained |= set(servers)
-        if not self._search.is_done:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            if len(keys) >= self._search.width:
-                self._search.learn((time.perf_counter() - started) / len(keys))
-        self.half_trained.clear()
         return servers
 
     def evaluate(self, asked: Mapping[Key, Evaluation]) -> dict[Key, Metrics]:
@@ -178,7 +180,10 @@ class FusedBackend:
         if self._device.type != "cuda" or len(asked) == 1 or self._evaluates_apart:
             return {key: self._evaluate_alone(key, evaluation) for key, evaluation in asked.items()}
         try:
-            return self._evaluate_together({key: evaluation.server for key, evaluation in asked.items()})
+            servers = {key: evaluation.server for key, evaluation in asked.items()}
+            if self._is_evaluation_tried or self._is_evaluated_alike(servers):
+                return self._evaluate_together(servers)
+            self._evaluates_apart = True
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do in evaluation what vmap cannot
@@ -190,11 +195,23 @@ class FusedBackend:
         seed_all(asked.draws, self._device)
         return metrics_of(self._members[key].loop.load(asked.server), self._data)
 
+    def _is_evaluated_alike(self, servers: Mapping[Key, ServerState]) -> bool:
+        """Tries whether models at once have the metrics that each has alone."""
+        keys = list(servers)[:: max(1, len(servers) - 1)]  # the first and the last
+        together = evaluate_many(self._model, self._data, [servers[key] for key in keys])
+        for key, found in zip(keys, together, strict=True):
+            for name, value in metrics_of(self._members[key].loop.load(servers[key]), self._data).items():
+                if math.isfinite(value) and not math.isclose(found[name], value, rel_tol=1e-3, abs_tol=1e-3):
+                    _log.warning("runs are evaluated one by one: %s is %g and not %g", name, found[name], value)
+                    return False
+        self._is_evaluation_tried = True
+        return True
+
     def _evaluate_together(self, servers: Mapping[Key, ServerState]) -> dict[Key, Metrics]:
         found: dict[Key, Metrics] = {}
         keys = list(servers)
         while len(found) < len(keys):
-            chosen = keys[len(found) : len(found) + self._search.width]
+            chosen = keys[len(found) : len(found) + self._width]
             some = self._halving(partial(evaluate_many, self._model, self._data, [servers[key] for key in chosen]))
             found |= dict(zip(chosen, some, strict=False))  # none, if they did not fit
         return found
@@ -204,8 +221,9 @@ class FusedBackend:
         try:
             return call()
         except torch.OutOfMemoryError:
-            if not self._search.does_not_fit():
+            if self._width == 1:
                 raise
+        self._width //= 2
         # Here, where the error's traceback holds no tensors any more.
         self._lanes = None
         if self._device.type == "cuda":
@@ -220,13 +238,11 @@ class FusedBackend:
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
             lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most))
             lanes.run(orders)
-            weights = np.zeros((2, runs, most))
+            weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
-                of_messages = work.cohort.weights
-                weights[0, row, : len(of_messages)] = of_messages
-                weights[1, row, : len(of_messages)] = of_messages / of_messages.sum()
-            sent, buffers, kept = lanes.mean(weights.reshape(2, -1), [len(order) for order in orders])
-            states = self._finish(chunk, sent, buffers)
+                weights[:, row, : len(work.cohort.clients)] = weights_of(work.cohort)
+            sent, changes, kept = lanes.mean(weights.reshape(3, -1), [len(order) for order in orders])
+            states = self._finish(chunk, sent, changes)
         # Only now: what was raised above has changed nothing.
         for row, key in enumerate(keys if kept else ()):
             ids = works[key].cohort.clients.tolist()
@@ -245,31 +261,77 @@ class FusedBackend:
         return _Chunk(members, works, orders)
 
     def _runs_for(self, num_runs: int) -> int:
-        """P: the width, or what remains of it when it was halved as long as these runs fit."""
-        runs = max(self._search.width, num_runs)
-        while runs > 1 and math.ceil(runs / 2) >= num_runs:
+        """P: the width, or on the CPU what remains of it when it was halved as long as these runs fit."""
+        runs = max(self._width, num_runs)
+        while self._device.type == "cpu" and runs > 1 and math.ceil(runs / 2) >= num_runs:
             runs = math.ceil(runs / 2)
         return runs
 
     def _lanes_for(self, chunk: _Chunk) -> Lanes:
         # As many as are drawn: where one can be drawn twice, a cohort may be smaller.
-        num_clients = len(self._data.offsets) - 1
-        runs, clients = len(chunk.works), round(max(w.cohort.participation for w in chunk.works) * num_clients)
+        runs, clients = len(chunk.works), max(work.cohort.num_drawn for work in chunk.works)
         if self._lanes is None or self._shape[0] != runs or self._shape[1] < clients:
             self._lanes = None  # first, so that there is memory for the new ones
             self._shape = (runs, max(clients, self._shape[1]))
-            names = list(chunk.numbers()[0])
-            like = chunk.members[0].loop
-            extent, recipe = self._extent, self._recipe
-            self._lanes = Lanes(self._model, self._data, like, recipe, extent, *self._shape, names, *self._engine)
-        orders = [order for own in chunk.orders for order in own]
-        loops = [member.loop for member in chunk.members]
-        kinds = set(self._lanes.kinds_of(orders))
-        why_not = self._lanes.prepare(kinds, chunk.servers(), chunk.numbers(), loops)
-        if why_not:
-            self._lanes = None
-            raise CannotFuse(why_not)
+            recipe, extent = self._recipe, self._extent
+            compiles, dual, graphs = self._engine
+
+            def make(
+                model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
+            ) -> Lanes:
+                return Lanes(model, data, like, recipe, extent, runs, k, numbers[0], compiles, dual, graphs)
+
+            loops = [member.loop for member in chunk.members]
+            numbers = chunk.numbers()
+            servers = [self._untrained] * runs
+            found, why_not = find_lanes(make, extent, loops, servers, numbers, self._shape[1], compiles, dual)
+            if why_not := why_not or self._why_not_models() or self._why_not_servers(chunk):
+                raise CannotFuse(why_not)
+            self._lanes = found
+        assert self._lanes is not None
         return self._lanes
+
+    def _why_not_models(self) -> str:
+        """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
+        first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
+        return next((f"`{name}` differs from run to run" for one in others if (name := first.differs(one))), "")
+
+    def _why_not_servers(self, chunk: _Chunk) -> str:
+        """Why the servers of the runs cannot take a step at once, or nothing."""
+        algorithm = self._recipe.algorithm
+        if type(algorithm).update_server is Algorithm.update_server:
+            return ""
+        servers, hypers = chunk.servers(), [work.hyper for work in chunk.works]
+        if why_not := chunk.members[0].loop.habits(servers[0], hypers[0]).why_not_fused:
+            return why_not
+        messages = []
+        for server in servers:
+            params = {name: p * 1.01 + 0.01 for name, p in server.params.items()}
+            state = {
+                s: {n: torch.full_like(t, 1e-2) for n, t in ts.items()}
+                for s, ts in algorithm.init_client(server.params).items()
+            }
+            sent, _ = Messages(algorithm, params).read(
+                algorithm.finish(params, Client(server.params, server.state, state), 2, hypers[0])
+            )
+            messages.append(sent)
+        together = {s: {n: torch.stack([m[s][n] for m in messages]) for n in ts} for s, ts in messages[0].items()}
+        try:
+            found = self._finish(chunk, together, {})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
+            return f"`update_server` of several runs at once: {one_line(error)}"
+        for row in {0, len(servers) - 1}:
+            work = chunk.works[row]
+            one = {s: {n: t.clone() for n, t in ts.items()} for s, ts in messages[row].items()}
+            alone = finish_round(servers[row], algorithm, one, {}, work.cohort, hypers[row])
+            wrong = difference(servers[row].params, alone.params, found[row].params)
+            for key, tensors in alone.state.items():
+                wrong = wrong or difference(servers[row].state[key], tensors, found[row].state[key])
+            if wrong is not None:
+                return f"`update_server` of several runs at once: {wrong}"
+        return ""
 
     def _kept(self, chunk: _Chunk, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""
@@ -279,7 +341,7 @@ class FusedBackend:
             per_run.append(work.clients.get_many([ids[i % len(ids)] for i in range(most)]))
         return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
 
-    def _finish(self, chunk: _Chunk, message: State, buffers: Tensors) -> list[ServerState]:
+    def _finish(self, chunk: _Chunk, message: State, changes: Tensors) -> list[ServerState]:
         """The servers' next states, of all runs in one operation each."""
         works = chunk.works
         servers = chunk.servers()
@@ -293,8 +355,9 @@ class FusedBackend:
         def per_run(values: list[float]) -> Tensor:
             return to_device(torch.tensor(values, dtype=some.dtype), self._device)
 
-        numbers = chunk.numbers()
-        hyper = {name: per_run([float(one[name]) for one in numbers]) for name in numbers[0]}
+        for work in works:
+            check_message(message, work.cohort)
+        hyper = {name: per_run([float(work.hyper[name]) for work in works]) for name in works[0].hyper}
         participation = per_run([work.cohort.participation for work in works])
         factors = [work.cohort.model_factor for work in works]
         if any(factor != 1.0 for factor in factors):
@@ -304,15 +367,29 @@ class FusedBackend:
         next_params, next_state = torch.vmap(self._recipe.algorithm.update_server)(
             params, state, message, participation, hyper
         )
-        next_buffers = like({n: b for n, b in servers[0].buffers.items()}, buffers) if buffers else {}
         return [
             ServerState(
                 {name: t[row] for name, t in next_params.items()},
-                {name: t[row] for name, t in next_buffers.items()},
+                with_changes(servers[row].buffers, {name: t[row] for name, t in changes.items()}),
                 {key: {name: t[row] for name, t in ts.items()} for key, ts in next_state.items()},
             )
             for row in range(len(works))
         ]
+
+
+def form_of(most: int) -> dict[str, Any]:
+    """What a run trained so has in its checkpoint."""
+    return {"backend": "fused", "fuse": most}
+
+
+def _extent_of_all(data: Data, work: LocalWork) -> Extent:
+    """As a run has it alone, but for the steps that need no mask: a run's must not depend on whom it runs with.
+
+    So nothing is masked where all clients of the task take the same steps, and else everything.
+    """
+    extent = extent_of(data, work, float("inf"), 1)
+    patterns = {batch_sizes(n, *work.size(n)) for n in np.unique(np.diff(data.offsets)).tolist()}
+    return extent if len(patterns) == 1 else replace(extent, sizes=frozenset(), kinds=frozenset({MASKED}))
 
 
 def _value(number: float, lane: Any) -> Number:

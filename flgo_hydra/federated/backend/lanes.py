@@ -8,16 +8,15 @@ nothing.
 
 A step is recorded and compiled as in the loop (`traced.py`), for each batch size that all lanes share, and once with
 masks; layers on the samples themselves in their dual form, where that is less work (`dual.py`). On CUDA the steps of a
-round lie ready on the device, and a graph fetches the next one and takes it: one launch (`graph.py`). Before its first
-use each kind of step is taken twice beside the loop.
+round lie ready on the device, and a graph fetches the next one and takes it: one launch (`graph.py`). Before the first
+round each kind of step is taken beside the loop (`lane_trial.py`).
 
 P runs of K clients each are H = P K lanes, those of a run side by side; B samples a batch.
 """
 
 import functools
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,18 +27,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
-from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
+from flgo_hydra.federated.backend.graph import Graph
+from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
-from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, kinds_of, schedule
+from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
-from flgo_hydra.federated.backend.timing import seconds_of
+from flgo_hydra.federated.backend.trial import Difference, difference, rounded
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
@@ -47,24 +48,26 @@ from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much the clients compute, at most. It is fixed for a run, and so are the programs' shapes."""
+    """How much the clients compute, at most. It is fixed for a run, and so are the kinds of steps and their shapes."""
 
     width: int
     """samples of the largest batch"""
     least: int
     """samples of the smallest batch"""
     most_steps: int
+    least_steps: int
     most_samples: int
     """different ones that a client visits in a round"""
     sizes: frozenset[int]
     """batch sizes that are worth a program of their own"""
+    kinds: frozenset[int]
+    """of the steps that can come up"""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Recipe:
     algorithm: Algorithm
     num_slots: int
     """of the optimizer"""
-    step: Callable[[Numbers], LocalStep]
-    """the local step with these numbers: of all lanes, or, where runs differ, of one lane"""
+    step: Callable[[Mapping[str, Any]], LocalStep]
+    """the local step with these settings of the optimizer's: of all lanes, or, where runs differ, of one lane"""
 
 
 class Lanes:
@@ -85,7 +88,7 @@ class Lanes:
         model: gives the architecture.
         like: has the parameters and buffers of one client.
         num_runs, clients_per_run: P and K.
-        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+        numbers: of one run, where several differ in them; None where P is 1.
         compiles: record and compile the steps.
         dual: keep layers on the samples in their dual form, where that pays and steps are compiled.
         graphs: capture CUDA graphs of compiled steps.
@@ -101,10 +104,10 @@ class Lanes:
         extent: Extent,
         num_runs: int,
         clients_per_run: int,
-        numbers: Sequence[str] = (),
+        numbers: Numbers | None = None,
         compiles: bool = True,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         self._model, self._data, self._recipe, self._extent = model, data, recipe, extent
@@ -123,7 +126,14 @@ class Lanes:
         self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
+        self.why_plainer = ""
+        """why the lanes are not in a faster form"""
         self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
+
+    @property
+    def is_recorded(self) -> bool:
+        """Some kind of step is a program."""
+        return any(kind.program is not None for kind in self._kinds.values())
 
     @property
     def size(self) -> int:
@@ -134,14 +144,11 @@ class Lanes:
         if not self._data.x_train.is_floating_point():  # ids: what has as many columns as they are looks them up
             return None
         n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
-        samples = self._extent.width * self._extent.most_steps
-        names = {}
-        for name, p in params.items():
-            if p.dim() == 2 and p.shape[1] == num_inputs:
-                plain = 2 * samples * p.numel()
-                dual = 2 * n * p.numel() + n * n * num_inputs + 2 * n * samples * len(p)
-                if dual <= _DUAL_PAYS * plain:
-                    names[id(self.tensors.params[name])] = name
+        names = {
+            id(self.tensors.params[name]): name
+            for name, p in params.items()
+            if p.dim() == 2 and p.shape[1] == num_inputs and dual_pays(self._extent, *p.shape)
+        }
         num_runs = self.size // self._clients
         return DualLayers(self._data.x_train, num_runs, self._clients, n, names) if names else None
 
@@ -154,8 +161,10 @@ class Lanes:
             "compiled_with_masks": MASKED in compiled,
             "dual_layers": sorted(self._dual.names) if self._dual is not None else [],
         }
-        if self._why_not_compiled:
-            note["why_not_compiled"] = self._why_not_compiled
+        if self._why_not_compiled or (self.why_plainer and not self._compiles):
+            note["why_not_compiled"] = self.why_plainer or self._why_not_compiled
+        elif self.why_plainer:
+            note["why_not_dual"] = self.why_plainer
         if self._device.type == "cuda":
             note["cuda_graph"] = any(kind.graph is not None for kind in self._kinds.values())
             note |= {"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {}
@@ -170,7 +179,7 @@ class Lanes:
 
         Args:
             servers: of each run, P.
-            numbers: the hyper-parameters of each run, P.
+            numbers: of each run, P.
             orders: of each lane, H; a lane without a client has another one's.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
         """
@@ -199,10 +208,6 @@ class Lanes:
         return any(kind.program is None or kind.program.reads(tensor) for kind in self._kinds.values())
 
     # Steps.
-
-    def kinds_of(self, orders: Sequence[Order]) -> list[int]:
-        """The kind of each step of these clients."""
-        return kinds_of(orders, self._extent.sizes)
 
     def _steps(self, orders: Sequence[Order]) -> list[Step]:
         """The steps of the lanes' clients, on the device."""
@@ -280,80 +285,75 @@ class Lanes:
         for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
 
-    def _next(self, kind: Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
+    def _next(self, kind: Kind, count: Any, hyper: Hyper) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
         algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_masked
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
-        def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Any:
             norms = nullcontext() if weights is None else MaskedBatchNorm(weights, self._extent.least)
+            given = {**params, **buffers, **own.frozen}
             with norms:
-                outputs = functional_call(self._model, {**params, **buffers, **own.frozen}, (x,))
+                outputs = functional_call(self._model, given, (x,))
+            # What the model has assigned anew stands there now.
+            anew = {name: given[name].detach() for name, b in buffers.items() if given[name] is not b}
             losses = algorithm.loss(outputs, y, _cross_entropy if data.is_classification else data.criterion)
-            return losses.mean() if weights is None else (losses * weights).sum()
+            return losses.mean() if weights is None else (losses * weights).sum(), anew
 
         def lane(
-            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, mine: Numbers
+            params: Tensors,
+            grads: Tensors,
+            slots: Any,
+            kept: State,
+            anchor: Tensors,
+            server: State,
+            hyper: Hyper,
+            settings: Mapping[str, Any],
         ) -> Any:
-            return self._recipe.step(mine)(params, grads, slots, count, Client(anchor, server, kept), mine)
+            return self._recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
 
         with torch.enable_grad():
-            losses = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
+            losses, anew = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
                 own.params, buffers, kind.x, kind.y, kind.weights
             )
-            grads = torch.autograd.grad(
-                losses.sum(), list(own.params.values()), allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(losses.sum(), list(own.params.values()), allow_unused=True)
         with torch.no_grad():
-            by_name = dict(zip(own.params, grads, strict=True))
+            by_name = {name: g for name, g in zip(own.params, found, strict=True) if g is not None}
             shared = None if own.is_shared else 0
-            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared))(
+            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared, shared))(
                 own.params,
                 by_name,
                 own.slots,
                 own.kept,
                 own.anchor,
                 own.server,
-                dict(numbers),
+                dict(hyper),
+                own.settings,
             )
+        kind.stepped = frozenset(params)
         pairs = [(own.params[name], value) for name, value in params.items()]
         pairs += [pair for name, new in slots.items() for pair in zip(own.slots[name], new, strict=True)]
         if kind.is_active is None:
-            return pairs
-        pairs += [(own.buffers[name], value) for name, value in buffers.items()]
+            return pairs + [(own.buffers[name], value) for name, value in anew.items()]
+        pairs += [(own.buffers[name], anew.get(name, value)) for name, value in buffers.items()]
         with torch.no_grad():
             return [(old, _choose(kind.is_active, new, old)) for old, new in pairs]
 
     # Programs.
 
-    def prepare(
-        self,
-        kinds: set[int],
-        servers: Sequence[ServerState],
-        numbers: Sequence[Numbers],
-        loops: Sequence[LoopBackend],
-    ) -> str:
-        """Makes ready the kinds of steps that are new; says why that cannot be, or nothing.
-
-        Args:
-            servers, numbers, loops: of the runs, P, to try a step with.
-        """
-        new = [kind for kind in sorted(kinds) if kind not in self._kinds]
-        if new:
-            self.tensors.set_numbers(numbers)
+    def record(self, kinds: Collection[int], numbers: Sequence[Numbers]) -> str:
+        """Makes ready the steps of these kinds; says why they cannot be, or nothing."""
+        self.tensors.set_numbers(numbers)
         with torch.no_grad():
-            for number in new:
-                if why_not := self._add(number):
-                    return why_not
-            for number in new:
-                with exact_convolutions():
-                    why_not = self._check(number, servers, numbers, loops)
-                if why_not:
-                    return why_not
-                if self._device.type == "cuda":
+            return next((why for number in sorted(kinds) if (why := self._add(number))), "")
+
+    def capture(self, servers: Sequence[ServerState], numbers: Sequence[Numbers]) -> None:
+        """On CUDA, captures a graph of each kind of step."""
+        if self._device.type == "cuda":
+            with torch.no_grad():
+                for number in list(self._kinds):
                     self._capture(number, servers, numbers)
-        return ""
 
     def _add(self, number: int) -> str:
         """Records the steps of a kind; says why they cannot be, or nothing."""
@@ -366,7 +366,10 @@ class Lanes:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
-            return _one_line(error)
+            return one_line(error)
+        if any(other.stepped != kind.stepped for other in self._kinds.values()):
+            # They would have taken different numbers of steps, which optimizers ask for.
+            return "some parameters have a gradient in batches of one size and none in those of another"
         if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
             # All kinds of steps must keep a layer in one form.
             self._dual = None
@@ -409,7 +412,7 @@ class Lanes:
         if kind.program is None or self._why_no_graph:
             return
         orders = self._try_orders(number)
-        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
+        kept = self._kept_at_trial()
 
         def restart() -> None:
             self.begin(servers, numbers, orders, kept)
@@ -426,38 +429,97 @@ class Lanes:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what CUDA does not let be captured runs as it is
-            self._why_no_graph = _one_line(error)
+            self._why_no_graph = one_line(error)
             _log.warning("local steps run without a CUDA graph: %s", self._why_no_graph)
 
-    def _check(
-        self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers], loops: Sequence[LoopBackend]
+    # Trials.
+
+    def differs(
+        self,
+        plain: Mapping[int, LoopBackend],
+        servers: Sequence[ServerState],
+        numbers: Sequence[Numbers],
+        is_rounded: bool,
+    ) -> Difference | None:
+        """The worst difference between steps in the lanes and plain ones of the first, second and last lane.
+
+        Args:
+            plain: steps on copies of the first and the last run's model, by number.
+            servers, numbers: of the runs, P.
+            is_rounded: a difference as large as a rounding of the parameters makes is none.
+        """
+        with torch.no_grad():
+            for number in sorted(self._kinds):
+                orders = self._try_orders(number)
+                kept = self._kept_at_trial()
+                self.begin(servers, numbers, orders, kept)
+                self._run(self._to_device(schedule(orders, {number}, number or self._extent.width)))
+                self.put_weights()
+                for lane in sorted({0, 1 % self._clients, self.size - 1}):
+                    run = lane // self._clients
+                    loop, server = plain[run], servers[run]
+                    state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
+                    client = Client(server.params, server.state, state)
+                    rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
+                    theirs = loop.after(rows, server, client, numbers[run].hyper)
+                    noise = loop.after(rows, rounded(server), client, numbers[run].hyper) if is_rounded else None
+                    ours = {n: t[lane].detach() for n, t in {**self.tensors.params, **self.tensors.buffers}.items()}
+                    theirs = {name: theirs[name] for name in ours}
+                    before = {**server.params, **server.buffers}
+                    if (found := difference(before, theirs, ours, noise)) is not None:
+                        return found
+        return None
+
+    def finish_differs(
+        self, servers: Sequence[ServerState], numbers: Sequence[Numbers], num_steps: Sequence[int]
     ) -> str:
-        """Takes two steps in the lanes, and those of the first and last lane in the loop; says how they differ."""
-        n, orders = number or self._extent.width, self._try_orders(number)
-        # Not zero: a client's state of zeros would hide what is done with it.
-        kept = {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
-        try:
-            self.begin(servers, numbers, orders, kept)
-            self._run(self._to_device(schedule(orders, {number}, n)))
-            self.put_weights()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return _one_line(error)
-        for lane in {0, self.size - 1}:
-            run = lane // self._clients
-            loop, server = loops[run], servers[run]
-            loop.load(server).train()
-            state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
-            rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
-            loop.train_client(rows, Client(server.params, server.state, state), numbers[run])
-            pairs = [(server.params[name], p, self.tensors.params[name][lane]) for name, p in loop.params.items()]
-            pairs += [(server.buffers[name], loop.buffers[name], b[lane]) for name, b in self.tensors.buffers.items()]
-            if any(_differ(before, theirs.detach(), ours.detach()) for before, theirs, ours in pairs):
-                why = "clients side by side compute something else than one after another"
-                hint = " (a model that mixes the samples of a batch does, where batches differ in size)"
-                return why + (hint if number == MASKED else "")
+        """How what clients send and keep differs from what each alone does, or nothing.
+
+        Args:
+            num_steps: of each lane, H.
+        """
+        algorithm = self._recipe.algorithm
+        if type(algorithm).finish is Algorithm.finish:
+            return ""
+        kept = self._kept_at_trial()
+        with torch.no_grad():
+            self.begin(servers, numbers, self._try_orders(min(self._kinds)), kept)
+            for p in self.tensors.params.values():  # a step that no weights of zeros would hide
+                p.mul_(1.01).add_(0.01)
+            try:
+                found = self.tensors.finish(num_steps, None)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                return f"`finish` of clients side by side: {one_line(error)}"
+            for lane in sorted({0, 1 % self._clients, self.size - 1}):
+                run = lane // self._clients
+                params = {name: p[lane].detach() for name, p in self.tensors.params.items()}
+                state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
+                client = Client(servers[run].params, servers[run].state, state)
+                alone = Messages(algorithm, params).read(
+                    algorithm.finish(params, client, num_steps[lane], numbers[run].hyper)
+                )
+                ends = [
+                    {
+                        f"{part}.{s}.{name}": one(t)
+                        for part, state in zip(("sent", "kept"), pair, strict=True)
+                        for s, ts in state.items()
+                        for name, t in ts.items()
+                    }
+                    for pair, one in ((alone, _same), (found, lambda t, lane=lane: t[lane]))
+                ]
+                if ends[0].keys() != ends[1].keys():
+                    return "`finish` of clients side by side sends something else than one after another"
+                ends[1] = {name: t.to(ends[0][name].dtype) for name, t in ends[1].items()}
+                before = {name: torch.zeros_like(t) for name, t in ends[0].items()}
+                if (difference_found := difference(before, ends[0], ends[1])) is not None:
+                    return f"`finish` of clients side by side: {difference_found}"
         return ""
+
+    def _kept_at_trial(self) -> State:
+        # Not zero: a client's state of zeros would hide what is done with it.
+        return {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
 
     def _try_orders(self, number: int) -> list[Order]:
         """Two steps of a kind in each lane."""
@@ -465,20 +527,20 @@ class Lanes:
         some = np.arange(n * self.size) % len(self._data.x_train)
         batches = [some[i * n : (i + 1) * n] for i in range(self.size)]
         orders = [Order(np.concatenate([batch, batch[::-1]]), (n, n)) for batch in batches]
-        if number == MASKED:  # the last lane: one step on a part of a batch
-            part = batches[-1][: max(self._extent.least, n // 2)]
-            orders[-1] = Order(part, (len(part),))
+        if number == MASKED:  # the last lane: one step on a part of a batch; the second: two, and the other is a part
+            part = max(self._extent.least, n // 2)
+            if self.size > 2:
+                orders[1] = Order(np.concatenate([batches[1], batches[1][:part]]), (n, part))
+            orders[-1] = Order(batches[-1][:part], (part,))
         return orders
 
-    def estimate(self, orders: Sequence[Order]) -> float:
-        """Seconds that these clients would take, from a few steps of each kind, after `prepare` and `begin`."""
-        steps = self._steps(orders)
-        num_steps = Counter(step.kind for step in steps)
-        seconds = 0.0
-        for kind, step in {step.kind: step for step in steps}.items():
-            again = [step] * (4 if self._plans else 1)
-            seconds += num_steps[kind] * seconds_of(partial(self._run, again), self._device) / len(again)
-        return seconds
+
+def dual_pays(extent: Extent, num_outputs: int, num_inputs: int) -> bool:
+    """Whether a dense layer on the samples is less work in its dual form."""
+    n, samples, weights = extent.most_samples, extent.width * extent.most_steps, num_outputs * num_inputs
+    plain = 2 * samples * weights
+    dual = 2 * n * weights + n * n * num_inputs + 2 * n * samples * num_outputs
+    return dual <= _DUAL_PAYS * plain
 
 
 @functools.cache
@@ -492,17 +554,9 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
 def _choose(is_active: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(is_active.view(-1, *[1] * (old.dim() - 1)), new, old)
-
-
-def _differ(before: Tensor, a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return not torch.equal(a, b)
-    change = (a - before).abs().max() + 1e-3 * a.abs().max()
-    is_close = bool((a - b).abs().max() <= _TOLERANCE[a.dtype] * change)
-    return not is_close and bool(torch.isfinite(a).all())
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -3,10 +3,9 @@
 A local step is a recorded program (`traced.py`) for the batch sizes where that pays, and plain autograd for the others.
 """
 
+import copy
 import logging
-from collections import Counter
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensors
-from flgo_hydra.federated.backend.timing import seconds_of
+from flgo_hydra.federated.algorithm.message import Messages
+from flgo_hydra.federated.backend.buffers import Buffers
+from flgo_hydra.federated.backend.graph import exact_convolutions
+from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.traced import TracedSteps
+from flgo_hydra.federated.backend.trial import Difference, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.optimizer import is_zero
-from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
-from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, buffers_of, finish_round
+from flgo_hydra.federated.optimizer import StepCounts, is_zero
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
+from flgo_hydra.federated.training import (
+    MEAN,
+    LocalStep,
+    LocalWork,
+    Mean,
+    ServerState,
+    changes_of,
+    finish_round,
+    row_of,
+    weights_of,
+)
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
 PAYS_AFTER = 100
 """Steps of a run after which recording a program has paid: it takes as long as 20 to 60 plain steps (measured on an
 MLP and the FedAvg paper's CNN), and each step then saves a third."""
-
-
-_SLOWER = 1.5
-"""A recorded step is given up when it takes so many times as long as a plain one, or more: no matter of chance."""
 
 
 class LoopBackend:
@@ -47,7 +56,7 @@ class LoopBackend:
         work: LocalWork,
         compiles: bool = True,
         visits: float = float("inf"),
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -55,98 +64,93 @@ class LoopBackend:
             visits: rounds of the run in which a client is expected to take part.
             graphs: on CUDA, capture graphs of them.
         """
-        self._model = model
-        self._data = data
+        self.data = data
         self._offsets = np.array(data.offsets)
-        self._step = step
+        self.step = step
         self._work = work
-        self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._param_list = list(self.params.values())
-        self.buffers = buffers_of(model)
-        self._slots = step.start(self.params)
+        self._bind(model)
+        self._messages = Messages(step.algorithm, self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
         self._corrects = type(step.algorithm).correct is not Algorithm.correct or not is_zero(step.clip_grad)
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
         self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
+        self._graphs = graphs
         self._traced: TracedSteps | None = None
-        self.is_recorded: bool | None = None
-        """whether recorded steps were found to pay; None: no step has been recorded yet"""
+        self._habits: Habits | None = None
+        self._is_prepared = not compiles
         self._why_not_compiled = "engine.compile=off"
         if compiles:
-            self._traced = TracedSteps(self.params, self.buffers, self._slots, self._loss, step, data, graphs)
             self._why_not_compiled = "" if self._paying else "the run is too short"
+
+    def _bind(self, model: nn.Module) -> None:
+        """Makes this the working model."""
+        self.model = model
+        self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._param_list = list(self.params.values())
+        self._buffers = Buffers(model)
+        self.buffers: Tensors = self._buffers.homes
+        self._slots = self.step.start(self.params)
+
+    def copy(self, data: Data | None = None, dtype: torch.dtype | None = None) -> "LoopBackend":
+        """Plain steps in a copy of the working model, of the algorithm and of what they keep."""
+        # Together: a model and an algorithm may hold the same thing.
+        model, step = copy.deepcopy((self.model, self.step))
+        return LoopBackend(model.to(dtype), data or self.data, step, self._work, compiles=False)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name}
 
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         sizes = sorted(self._traced.sizes) if self._traced is not None else []
         note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": sizes}
-        if self._traced is not None and self._data.x_train.device.type == "cuda":
+        if self._traced is not None and self.data.x_train.device.type == "cuda":
             note |= self._traced.graph_note
         return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
-
-    def decide(self, is_recorded: bool | None) -> None:
-        """Takes over what an earlier process found out, so that the run's numbers go on as they began."""
-        self.is_recorded = is_recorded
-        if is_recorded is False and self._traced is not None:
-            self._traced, self._why_not_compiled = None, "checkpoint"
 
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
             torch._foreach_copy_(self._param_list, list(server.params.values()))
-            for name, buffer in self.buffers.items():
-                buffer.copy_(server.buffers[name])
-        return self._model
+            self._buffers.put(server.buffers)
+        return self.model
 
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
     ) -> ServerState:
-        algorithm = self._step.algorithm
+        algorithm = self.step.algorithm
         ids = cohort.clients.tolist()
         batches = self._batches(cohort.clients, round_num)
-        self._model.train()
-        self._compile(server, batches, hyper)
-        message, buffers = Mean(), Mean()
-        buffer_weights = cohort.weights / cohort.weights.sum()
-        for k, steps, weight, buffer_weight in zip(ids, batches, cohort.weights, buffer_weights, strict=True):
+        self.prepare(server, hyper)
+        self.model.train()
+        message, changes = Mean(), Mean()
+        # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
+        seed = seed_all if self._work.has_users_code else seed_torch
+        for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
-            seed_all(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
-                sent, kept = algorithm.finish(self.params, client, len(steps), hyper)
-                message.add(sent, float(weight))
+                sent, kept = self._messages.read(algorithm.finish(self.params, client, len(steps), hyper))
+                for entry, tensors in sent.items():
+                    message.add({entry: tensors}, weights[row_of(entry, algorithm)])
                 clients.put(k, kept)
                 if self.buffers:
-                    buffers.add({"": self.buffers}, float(buffer_weight))
+                    changes.add({"": changes_of(self._buffers.now(), server.buffers)}, weights[MEAN])
         with torch.no_grad():
-            mean_buffers = buffers.value()[""] if self.buffers else {}
+            mean_changes = changes.value()[""] if self.buffers else {}
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
-            return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
-        """Seconds that the cohort's local steps would take, from a few steps of each batch size."""
-        batches = self._batches(cohort.clients, round_num)
-        self._model.train()
-        self._compile(server, batches, hyper)
-        self.load(server)
-        state = self._step.algorithm.init_client(self.params)
-        client = Client(server.params, server.state, state)
-        by_size = {len(rows): rows for steps in batches for rows in steps}
-        num_steps = Counter(len(rows) for steps in batches for rows in steps)
-        device = self._param_list[0].device
-        seconds = 0.0
-        for size, rows in by_size.items():
-            steps = partial(self.train_client, [rows] * 4, client, hyper)
-            seconds += num_steps[size] * seconds_of(steps, device) / 4
-        return seconds
+            return finish_round(server, algorithm, message.value(), mean_changes, cohort, hyper)
 
     def _batches(self, clients: np.ndarray, round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
         orders = self._work.orders(self._offsets, clients, round_num)
         flat = torch.from_numpy(np.concatenate([order.rows for order in orders]))
         lengths = [size for order in orders for size in order.sizes]
-        steps = torch.split(to_device(flat, self._data.x_train.device), lengths)
+        steps = torch.split(to_device(flat, self.data.x_train.device), lengths)
         ends = np.cumsum([len(order) for order in orders])
         return [steps[end - len(order) : end] for end, order in zip(ends.tolist(), orders, strict=True)]
 
@@ -158,18 +162,19 @@ class LoopBackend:
                     tensor.zero_()
             if self._traced is not None:
                 self._traced.start(client, hyper)
-            for count, rows in enumerate(steps, start=1):
-                if self._traced is not None and self._traced.run(rows, count):
+            counts = StepCounts(self.params)
+            for rows in steps:
+                if self._traced is not None and self._traced.run(rows, counts):
                     continue
-                x, y = self._data.x_train[rows], self._data.y_train[rows]
+                x, y = self.data.x_train[rows], self.data.y_train[rows]
                 with torch.enable_grad():
-                    loss = self._loss(x, y)
-                    grads = torch.autograd.grad(loss, self._param_list, allow_unused=True, materialize_grads=True)
-                self._apply(grads, count, client, hyper)
+                    loss = self.loss(x, y)
+                    grads = torch.autograd.grad(loss, self._param_list, allow_unused=True)
+                self._apply(grads, counts, client, hyper)
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
         try:
-            outputs = self._model(x)
+            outputs = self.model(x)
         except ValueError as error:
             if len(x) == 1 and "more than 1 value per channel" in str(error):
                 raise ValueError(
@@ -178,61 +183,145 @@ class LoopBackend:
                 ) from error
             raise
         if self._has_own_loss:
-            return self._step.algorithm.loss(outputs, y, self._data.criterion).mean()
-        return self._data.mean_criterion(outputs, y)
+            return self.step.algorithm.loss(outputs, y, self.data.criterion).mean()
+        return self.data.mean_criterion(outputs, y)
 
-    def _apply(self, grads: tuple[Tensor, ...], count: int, client: Client, hyper: Hyper) -> None:
-        optimizer = self._step.optimizer
+    def _apply(self, found: Sequence[Tensor | None], counts: StepCounts, client: Client, hyper: Hyper) -> None:
+        grads = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
+        optimizer = self.step.optimizer
         if not optimizer.is_plain_sgd:
-            by_name = dict(zip(self.params, grads, strict=True))
-            next_params, next_slots = self._step(self.params, by_name, self._slots, count, client, hyper)
-            torch._foreach_copy_(self._param_list, [next_params[name] for name in self.params])
+            next_params, next_slots = self.step(self.params, grads, self._slots, counts, client, hyper)
+            if next_params:
+                torch._foreach_copy_([self.params[name] for name in next_params], list(next_params.values()))
             for name, tensors in next_slots.items():
                 for slot, tensor in zip(self._slots[name], tensors, strict=True):
                     slot.copy_(tensor)
             return
         if self._corrects:
-            by_name = dict(zip(self.params, grads, strict=True))
-            direction = self._step.direction(self.params, by_name, client, hyper)
-            grads = tuple(direction[name] for name in self.params)
-        if optimizer.weight_decay:
-            grads = torch._foreach_add(grads, self._param_list, alpha=optimizer.weight_decay)
-        torch._foreach_add_(self._param_list, grads, alpha=-hyper["lr"])
-
-    def _compile(self, server: ServerState, batches: list[tuple[Tensor, ...]], hyper: Hyper) -> None:
-        """Records programs for the batch sizes of this cohort that are new and pay."""
-        if self._traced is None:
+            grads = self.step.direction(self.params, grads, client, hyper)
+        if not grads:
             return
-        by_size = {len(rows): rows for steps in batches for rows in steps}
-        for size, rows in by_size.items():
-            if size in self._paying and size not in self._traced.sizes:
-                why_not = self._traced.compile(rows, lambda: self.load(server), server, hyper)
-                if not why_not and self.is_recorded is None:
-                    why_not = self._measure(rows, server, hyper)
-                self.is_recorded = not why_not
-                if why_not:
-                    _log.info("local steps run uncompiled: %s", why_not)
-                    self._traced, self._why_not_compiled = None, why_not
-                    return
+        params, directions = [self.params[name] for name in grads], list(grads.values())
+        if optimizer.weight_decay:
+            directions = list(torch._foreach_add(directions, params, alpha=optimizer.weight_decay))
+        torch._foreach_add_(params, directions, alpha=-hyper["lr"])
 
-    def _measure(self, rows: Tensor, server: ServerState, hyper: Hyper) -> str:
-        """Takes a few steps by program and plainly; says why not by program, where that is clearly slower."""
-        self.load(server)
-        client = Client(server.params, server.state, self._step.algorithm.init_client(self.params))
-        steps = partial(self.train_client, [rows] * 2, client, hyper)
-        device = self._param_list[0].device
-        traced = self._traced
-        compiled_s = plain_s = float("inf")
-        # In turn, and more often if it seems slower: what else the machine does shall not decide.
-        for tries in (3, 12):
-            for _ in range(tries):
-                compiled_s = min(compiled_s, seconds_of(steps, device, 1))
+    def habits(self, server: ServerState, hyper: Hyper) -> Habits:
+        """What the model and the algorithm do beside computing, found out before the first round.
+
+        Raises:
+            Refused: something that no backend can honour.
+        """
+        if self._habits is None:
+            sizes = sorted(paying_sizes(np.diff(self.data.offsets), self._work, float("inf")))
+            self._habits = look(self, sizes, server, hyper)
+        return self._habits
+
+    def prepare(self, server: ServerState, hyper: Hyper) -> None:
+        """Before the first round: records programs for the batch sizes that pay, where they do what plain steps do."""
+        habits = self.habits(server, hyper)
+        if self._is_prepared or not self._paying:
+            return
+        self._is_prepared = True
+        why_not = habits.why_plain
+        if not why_not:
+            original = self.model
+            plain = self.copy()
+            # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
+            self._bind(copy.deepcopy(original))
+            with generators_kept(), exact_convolutions():
+                why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
+            if why_not:
                 self._traced = None
-                plain_s = min(plain_s, seconds_of(steps, device, 1))
-                self._traced = traced
-            if compiled_s < _SLOWER * plain_s:
-                return ""
-        return f"a recorded step takes {compiled_s / plain_s:.2f} times as long as a plain one"
+                self._bind(original)
+            elif self._traced is not None:
+                with generators_kept():
+                    self._traced.capture(lambda: self.load(server), server, hyper)
+        if why_not:
+            _log.info("local steps run uncompiled: %s", why_not)
+            self._why_not_compiled = why_not
+
+    def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> str:
+        """Records a program for each of these batch sizes; says why that cannot be, or nothing."""
+        self._traced = TracedSteps(
+            self.params, self._buffers, self._slots, self.loss, self.step, self.data, self._graphs
+        )
+        self.load(server)
+        self.model.train()
+        for size in sizes:
+            if why_not := self._traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper):
+                return why_not
+        return ""
+
+    def _verdict(self, plain: "LoopBackend", server: ServerState, hyper: Hyper) -> str:
+        """How the recorded steps differ from plain ones, or nothing."""
+        sizes = sorted(self._paying)
+
+        def native(is_rounded: bool) -> Difference | None:
+            return self._differs(plain, sizes, server, hyper, is_rounded)
+
+        def wide() -> Difference | str | None:
+            data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
+            try:
+                ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
+                ours.load(wide_server)
+                ours.model.train()
+                if not is_wide(ours.model, data.x_train[:2]):
+                    return "the model does not run in float64"
+                why_not = ours._record(sizes, wide_server, hyper)
+                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
+            except Exception as error:
+                return one_line(error)
+
+        try:
+            found = verdict(native, wide, self._param_list[0].dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what the plain step raises, it will raise again
+            return one_line(error)
+        return f"recorded steps differ from plain ones: {found}" if found else ""
+
+    def _differs(
+        self, plain: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper, is_rounded: bool
+    ) -> Difference | None:
+        """The worst difference between our steps and plain ones, two of each size."""
+        hyper = {**hyper, "lr": TRIAL_LR}
+        # Not zero: a client's state of zeros would hide what is done with it.
+        state = {
+            key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
+            for key, ts in self.step.algorithm.init_client(self.params).items()
+        }
+        client = Client(server.params, server.state, state)
+        for size in sizes:
+            batches = _batches_of(self.data, size)
+            theirs = plain.after(batches, server, client, hyper)
+            noise = plain.after(batches, rounded(server), client, hyper) if is_rounded else None
+            ours = self.after(batches, server, client, hyper)
+            if (found := difference(plain.after((), server, client, hyper), theirs, ours, noise)) is not None:
+                return found
+        return None
+
+    def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
+        """A trial: everything that a client's steps change, after these steps, by name."""
+        self.load(server)
+        self.model.train()
+        seed_all(0, self._param_list[0].device)
+        self.train_client(batches, client, hyper)
+        ends: Tensors = {**self.params, **self._buffers.now()}
+        for name, slots in self._slots.items():
+            ends |= {f"slot {i} of {name}": slot for i, slot in enumerate(slots)}
+        return {name: t.detach().clone() for name, t in ends.items()}
+
+    def check_buffers(self) -> None:
+        """Raises `Refused` where a buffer has become something else."""
+        self._buffers.now()
+
+
+def _batches_of(data: Data, size: int) -> tuple[Tensor, Tensor]:
+    """The rows of two batches that share few samples or none, from all over the training samples."""
+    n = len(data.x_train)
+    rows = torch.arange(size, device=data.x_train.device) * max(1, n // size)
+    return rows % n, (rows.flip(0) + 1) % n
 
 
 def paying_sizes(num_samples: np.ndarray, work: LocalWork, visits: float) -> frozenset[int]:

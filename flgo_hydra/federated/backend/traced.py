@@ -2,8 +2,8 @@
 
 A step is recorded once (`tape.py`), from the forward pass to the new parameters, and compiled (`program.py`) to a flat
 list of operations on the working model's own tensors. Only the learning rate, the number of the step and the batch
-change from call to call. Before a program is used it takes two steps beside the plain ones, on other samples: where
-they differ by more than rounding the model or algorithm does something that a recording does not repeat.
+change from call to call. A recording does not repeat what Python does beside: whether its program does what the plain
+step does is tried before it is used (`loop.py`).
 """
 
 from collections.abc import Callable
@@ -15,17 +15,14 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.arena import Arena
-from flgo_hydra.federated.backend.graph import Graph, exact_convolutions
+from flgo_hydra.federated.backend.buffers import Buffers
+from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.optimizer import Slots
-from flgo_hydra.federated.randomness import seed_all
+from flgo_hydra.federated.optimizer import Slots, StepCounts
 from flgo_hydra.federated.training import LocalStep, ServerState
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Largest difference between two steps and their program, as a share of what the steps change."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,10 @@ class _Compiled:
     x: Tensor
     y: Tensor
     program: Program
+    stepped: tuple[str, ...]
+    """parameters that have a direction in such a step"""
     counts: bool
-    """the program reads the number of the step"""
+    """the program reads the number of the step, which is one for all of them"""
     rows: Tensor
     """of the batch, where a graph finds them"""
     graph: Graph | None = None
@@ -46,12 +45,12 @@ class TracedSteps:
     def __init__(
         self,
         params: Tensors,
-        buffers: Tensors,
+        buffers: Buffers,
         slots: dict[str, Slots],
         loss: Callable[[Tensor, Tensor], Tensor],
         step: LocalStep,
         data: Data,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -99,8 +98,10 @@ class TracedSteps:
                 found = found[key]
             mine.copy_(found)
 
-    def run(self, rows: Tensor, count: int) -> bool:
-        """Takes a step on these rows of the training samples; False if there is no program for so many.
+    def run(self, rows: Tensor, counts: StepCounts) -> bool:
+        """Takes a step on these rows of the training samples; False if there is no program for it.
+
+        There is none for so many rows, or its parameters have taken different numbers of steps.
 
         To be called under `torch.no_grad`.
         """
@@ -108,6 +109,9 @@ class TracedSteps:
         if compiled is None:
             return False
         if compiled.counts:
+            count = counts.next_of_all(compiled.stepped)
+            if count is None:
+                return False
             self._count.fill_(count)
         if compiled.graph is not None:
             compiled.rows.copy_(rows)
@@ -127,7 +131,7 @@ class TracedSteps:
         has_graph = any(compiled.graph is not None for compiled in self._compiled.values())
         return {"cuda_graph": has_graph} | ({"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {})
 
-    def compile(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
+    def compile(self, rows: Tensor, reset: Callable[[], object], hyper: Hyper) -> str:
         """Makes the program for batches of this size.
 
         Args:
@@ -140,31 +144,30 @@ class TracedSteps:
         numbers = {**hyper, "lr": self._lr}
         try:
             reset()
-            program = self._record(x, y, numbers)
+            program, stepped = self._record(x, y, numbers)
         except CannotRecord as error:
             return str(error)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        compiled = _Compiled(x, y, program, program.reads(self._count), rows.clone())
-        self._compiled[len(rows)] = compiled
+        self._compiled[len(rows)] = _Compiled(x, y, program, stepped, program.reads(self._count), rows.clone())
         self._find_what_is_read()
-        with exact_convolutions():
-            why_not = self._check(rows, reset, server, hyper)
-        if why_not:
-            self._compiled.clear()
-            return why_not
-        client = Client(server.params, server.state, self._client.state)
-        self._compiled[len(rows)] = self._with_graph(compiled, reset, client, hyper)
         return ""
 
-    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> Program:
+    def capture(self, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> None:
+        """On CUDA, captures graphs of the programs."""
+        client = Client(server.params, server.state, self._client.state)
+        for size, compiled in self._compiled.items():
+            self._compiled[size] = self._with_graph(compiled, reset, client, hyper)
+
+    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> tuple[Program, tuple[str, ...]]:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
         ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
         results = [(self._params[name], value) for name, value in params.items()]
         results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
-        return compile_program(ops, results, self._scalars, self._arena)
+        results += self._buffers.anew()
+        return compile_program(ops, results, self._scalars, self._arena), tuple(params)
 
     def _with_graph(self, compiled: _Compiled, reset: Callable[[], object], client: Client, hyper: Hyper) -> _Compiled:
         if not self._is_cuda or self._why_no_graph:
@@ -187,7 +190,7 @@ class TracedSteps:
 
         def results() -> list[Tensor]:
             slots = [slot for tensors in self._slots.values() for slot in tensors]
-            return [*(p.detach() for p in self._params.values()), *self._buffers.values(), *slots]
+            return [*(p.detach() for p in self._params.values()), *self._buffers.homes.values(), *slots]
 
         try:
             return replace(compiled, graph=Graph(take, restart, results, self._device))
@@ -198,15 +201,13 @@ class TracedSteps:
             return compiled
 
     def _plain_step(
-        self, x: Tensor, y: Tensor, count: Tensor | int, client: Client, hyper: Hyper
+        self, x: Tensor, y: Tensor, count: Tensor, client: Client, hyper: Hyper
     ) -> tuple[Tensors, dict[str, Slots]]:
         with torch.enable_grad():
-            grads = torch.autograd.grad(
-                self._loss(x, y), list(self._params.values()), allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(self._loss(x, y), list(self._params.values()), allow_unused=True)
         with torch.no_grad():
-            by_name = dict(zip(self._params, grads, strict=True))
-            return self._step(self._params, by_name, self._slots, count, client, hyper)  # type: ignore[arg-type]
+            grads = {name: g for name, g in zip(self._params, found, strict=True) if g is not None}
+            return self._step(self._params, grads, self._slots, count, client, hyper)
 
     def _find_what_is_read(self) -> None:
         """Tensors of the client that some program reads, and where they are found."""
@@ -217,55 +218,6 @@ class TracedSteps:
             state: State = self._client[number]  # type: ignore[assignment]
             parts += [(t, number, (key, name)) for key, tensors in state.items() for name, t in tensors.items()]
         self._read = [one for one in parts if any(c.program.reads(one[0]) for c in self._compiled.values())]
-
-    def _check(self, rows: Tensor, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> str:
-        """Takes two steps plainly and by program; says why the results differ, or nothing."""
-        ahead = torch.arange(len(rows), device=rows.device) + int(rows.min())
-        other = ahead.flip(0) % len(self._data.x_train)
-        # Not zero: a client's state of zeros would hide what is done with it.
-        state = {
-            key: {name: 1e-2 * torch.ones_like(t) for name, t in tensors.items()}
-            for key, tensors in self._client.state.items()
-        }
-        client = Client(server.params, server.state, state)
-        ends: list[list[Tensor]] = []
-        for is_program in (False, True):
-            reset()
-            begin = self._everything()
-            with torch.no_grad():
-                for tensors in self._slots.values():
-                    for slot in tensors:
-                        slot.zero_()
-            seed_all(0, self._device)
-            self.start(client, hyper)
-            for count, batch in enumerate((rows, other), start=1):
-                if is_program:
-                    with torch.no_grad():
-                        self.run(batch, count)
-                    continue
-                x, y = self._data.x_train[batch], self._data.y_train[batch]
-                params, slots = self._plain_step(x, y, count, client, hyper)
-                with torch.no_grad():
-                    for name, value in params.items():
-                        self._params[name].copy_(value)
-                        for slot, new in zip(self._slots[name], slots[name], strict=True):
-                            slot.copy_(new)
-            ends.append(self._everything())
-        plain, ours = ends
-        for before, a, b in zip(begin, plain, ours, strict=True):
-            if not a.is_floating_point():
-                if not torch.equal(a, b):
-                    return "it counts differently when it is recorded"
-                continue
-            change = (a - before).abs().max() + 1e-3 * a.abs().max()
-            difference = (a - b).abs().max()
-            if not bool(difference <= _TOLERANCE[a.dtype] * change) and bool(torch.isfinite(a).all()):
-                return f"recorded steps differ from plain ones (by {float(difference):.1e})"
-        return ""
-
-    def _everything(self) -> list[Tensor]:
-        slots = [slot for tensors in self._slots.values() for slot in tensors]
-        return [t.detach().clone() for t in [*self._params.values(), *self._buffers.values(), *slots]]
 
 
 def _clone(state: State) -> State:

@@ -1,5 +1,7 @@
 """The dual form of the first layer: neither its weights nor the samples are touched in a step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, extent_of
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.data import to_data
@@ -27,16 +30,23 @@ def lanes_of(model, data, algorithm, optimizer, batch_size=4):
     step, work = LocalStep(algorithm, optimizer), LocalWork(batch_size, 2, None, seed=3)
     loop = LoopBackend(model, data, step, work, compiles=False)
     recipe = Recipe(algorithm, optimizer.num_slots, lambda numbers: step)
-    made = Lanes(model, data, loop, recipe, extent_of(data, work, float("inf")), 1, len(data.offsets) - 1)
+    num_clients = len(data.offsets) - 1
+    made = Lanes(model, data, loop, recipe, extent_of(data, work, float("inf"), num_clients), 1, num_clients)
     orders = work.orders(np.array(data.offsets), np.arange(len(data.offsets) - 1), 1)
     return made, loop, orders
+
+
+def assert_ready(made, server, hyper, loop):
+    """All kinds of steps are recorded, and do what the loop does."""
+    assert made.record(made._extent.kinds, [Numbers(hyper)]) == ""
+    assert made.differs({0: loop}, [server], [Numbers(hyper)], is_rounded=False) is None
 
 
 def test_a_step_reads_neither_weights_nor_samples(make_ragged_task, make_mlp):
     data, model = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64), make_mlp()
     made, loop, orders = lanes_of(model, data, FedAvg(), build_optimizer("sgd"))
     server = server_state(model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert_ready(made, server, {"lr": 0.1}, loop)
     (kind,) = made._kinds.values()
     assert not kind.program.reads(made.tensors.params["0.weight"]) and not kind.program.reads(kind.x)
     assert kind.program.reads(made.tensors.params["2.weight"])
@@ -51,11 +61,11 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
     made, loop, orders = lanes_of(model, ragged, algorithm, optimizer)
     server = server_state(model, algorithm)
     hyper = {"lr": 0.1, **numbers}
-    assert made.prepare(set(made.kinds_of(orders)), [server], [hyper], [loop]) == ""
+    assert_ready(made, server, hyper, loop)
     with torch.no_grad():
-        made.begin([server], [hyper], orders, {})
+        made.begin([server], [Numbers(hyper)], orders, {})
         made.run(orders)
-        message, _, _ = made.mean(np.stack([weights, weights]), [len(order) for order in orders])
+        message, _, _ = made.mean(np.stack([weights] * 3), [len(order) for order in orders])
         made.put_weights()
         changes = made.tensors.params["0.weight"] - server.params["0.weight"]
         expected = torch.einsum("h,hoi->oi", torch.from_numpy(weights), changes)
@@ -73,7 +83,7 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
 def test_forms_of_models_that_have_it(ragged, build):
     made, loop, orders = lanes_of(build().double(), ragged, FedAvg(), build_optimizer("sgd"))
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert_ready(made, server, {"lr": 0.1}, loop)
     assert len(made.note["dual_layers"]) == 1
 
 
@@ -81,7 +91,7 @@ def test_one_lane_has_it_too(make_ragged_task, make_mlp):
     data = to_data(make_ragged_task((8,)), CPU, torch.float64)
     made, loop, orders = lanes_of(make_mlp(), data, FedAvg(), build_optimizer("sgd"))
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert_ready(made, server, {"lr": 0.1}, loop)
     assert made.note["dual_layers"] == ["0.weight"]
 
 
@@ -91,7 +101,7 @@ def test_frozen_parameters_are_not_copied_for_each_client(make_ragged_task, make
     model[0].requires_grad_(False)
     made, loop, orders = lanes_of(model, data, FedAvg(), build_optimizer("sgd"))
     server = server_state(model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert_ready(made, server, {"lr": 0.1}, loop)
     assert {name: t.shape for name, t in made.tensors.frozen.items()} == {"0.weight": (4, 5), "0.bias": (4,)}
     assert made.tensors.buffers == {}
 
@@ -128,8 +138,14 @@ class Penalised(nn.Module):
 def test_what_has_no_dual_form_keeps_its_weights(ragged, build, optimizer):
     made, loop, orders = lanes_of(build().double(), ragged, FedAvg(), optimizer)
     server = server_state(made._model, FedAvg())
-    assert made.prepare(set(made.kinds_of(orders)), [server], [{"lr": 0.1}], [loop]) == ""
+    assert_ready(made, server, {"lr": 0.1}, loop)
     assert made.note["dual_layers"] == [] and made.note["compiled_with_masks"]
+
+
+def dual_layers(model, data, step, work):
+    backend = VmapBackend(model.double(), data, step, work, lanes=2)
+    backend.prepare(server_state(model, step.algorithm), {"lr": 0.1})
+    return backend.note["dual_layers"]
 
 
 def test_it_is_taken_where_it_is_less_work(make_ragged_task, monkeypatch):
@@ -139,9 +155,8 @@ def test_it_is_taken_where_it_is_less_work(make_ragged_task, monkeypatch):
     step, work = LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(4, 2, None, 3)
     for epochs, pays in ((2, False), (40, False)):
         work = LocalWork(4, epochs, None, 3)
-        backend = VmapBackend(nn.Linear(5, 3).double(), data, step, work, lanes=2)
-        assert (backend._lanes._dual is not None) == pays
+        assert bool(dual_layers(nn.Linear(5, 3), data, step, work)) == pays
     wide = to_data(make_ragged_task((8, 8)), CPU, torch.float64)
-    wide = type(wide)(wide.x_train.repeat(1, 40), *list(vars(wide).values())[1:])
-    backend = VmapBackend(nn.Linear(200, 3).double(), wide, step, LocalWork(4, 5, None, 3), lanes=2)
-    assert backend._lanes._dual is not None
+    valid, test = (replace(samples, x=samples.x.repeat(1, 40)) for samples in (wide.valid, wide.test))
+    wide = replace(wide, x_train=wide.x_train.repeat(1, 40), valid=valid, test=test)
+    assert dual_layers(nn.Linear(200, 3), wide, step, LocalWork(4, 5, None, 3)) == ["weight"]

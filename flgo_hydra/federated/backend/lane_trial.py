@@ -1,0 +1,121 @@
+"""Lanes that do what clients one after another do, in the fastest form that does, or the reason why none does.
+
+The forms, each plainer than the one before: recorded steps with layers in their dual form, recorded steps, plain steps
+side by side. All kinds of steps that a run can take are made ready and tried before its first round.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from flgo_hydra.federated.backend.graph import exact_convolutions
+from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
+from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.lane_tensors import Numbers
+from flgo_hydra.federated.backend.lanes import Extent, Lanes
+from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.trial import Difference, few, is_wide, verdict, widened
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.randomness import generators_kept
+from flgo_hydra.federated.training import ServerState
+
+MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, bool, bool], Lanes]
+"""(model, data, one that has a client's parameters, P, K, compiles, dual) -> lanes"""
+
+
+def find_lanes(
+    make: MakeLanes,
+    extent: Extent,
+    loops: Sequence[LoopBackend],
+    servers: Sequence[ServerState],
+    numbers: Sequence[Numbers],
+    clients: int,
+    compiles: bool,
+    dual: bool,
+) -> tuple[Lanes | None, str]:
+    """Makes lanes and tries them.
+
+    Args:
+        loops, servers, numbers: of the runs, P.
+        clients: K.
+        compiles, dual: which forms may be taken.
+    Returns:
+        the lanes, or None and why there are none.
+    """
+    first = loops[0]
+    habits = first.habits(servers[0], numbers[0].hyper)
+    if habits.why_apart:
+        return None, habits.why_apart
+    tried = [one._replace(hyper={**one.hyper, "lr": TRIAL_LR}) for one in numbers]
+    plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
+    why_not, before = "", ""
+    for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
+        model = copy.deepcopy(first.model)
+        model.train()
+        lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
+        with generators_kept():
+            why_not = lanes.record(extent.kinds, numbers)
+            if why_not:  # what vmap does not take, it takes in no form
+                return None, why_not
+            with exact_convolutions():
+                why_not = _verdict(lanes, make, extent, loops, plain, servers, tried, is_compiled, is_dual)
+            if not why_not:
+                lanes.capture(servers, tried)
+                lanes.why_plainer = before
+                return lanes, ""
+        before = why_not
+        if not lanes.is_recorded:  # the plainest has been tried
+            break
+    return None, why_not
+
+
+def _verdict(
+    lanes: Lanes,
+    make: MakeLanes,
+    extent: Extent,
+    loops: Sequence[LoopBackend],
+    plain: dict[int, LoopBackend],
+    servers: Sequence[ServerState],
+    numbers: Sequence[Numbers],
+    compiles: bool,
+    dual: bool,
+) -> str:
+    """What the lanes do otherwise than plain steps, or nothing."""
+    ends = [0, len(loops) - 1] if len(loops) > 1 else [0]
+
+    def native(is_rounded: bool) -> Difference | None:
+        return lanes.differs(plain, servers, numbers, is_rounded)
+
+    def wide() -> Difference | str | None:
+        data = few(loops[0].data, 2 * extent.width + 1)
+        try:
+            theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
+            model = copy.deepcopy(theirs[0].model)
+            model.train()
+            if not is_wide(model, data.x_train[:2]):
+                return "the model does not run in float64"
+            clients = min(lanes.size // len(loops), 3 if len(ends) == 1 else 2)
+            ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
+            why_not = ours.record(extent.kinds, [numbers[run] for run in ends])
+            some = [widened(servers[run]) for run in ends]
+            return why_not or ours.differs(theirs, some, [numbers[run] for run in ends], is_rounded=False)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return one_line(error)
+
+    try:
+        found = verdict(native, wide, next(iter(loops[0].params.values())).dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what the plain step raises, it will raise again
+        return one_line(error)
+    if found:
+        kind = " (batches that differ in size)" if extent.kinds == {MASKED} else ""
+        return f"clients side by side compute something else than one after another{kind}: {found}"
+    num_steps = [[extent.most_steps] * lanes.size]
+    if extent.least_steps < extent.most_steps and lanes.size > 1:
+        num_steps.append([extent.most_steps if lane % 2 == 0 else extent.least_steps for lane in range(lanes.size)])
+    return next((why for steps in num_steps if (why := lanes.finish_differs(servers, numbers, steps))), "")

@@ -1,0 +1,339 @@
+"""What a user's Python keeps between its calls: counters, lists, caches, generators.
+
+A recording repeats what is computed with tensors, not what Python does beside it; and clients side by side make one
+call of many. So it is looked at from outside, before and after a trial: the attributes of modules and objects, what
+they hold, what their functions close over, and the globals, defaults and class attributes that these name. Libraries'
+own functions are not followed.
+
+Outside is what a deep copy of the object shares with it: a trial on a copy changes it all the same, and it is put back.
+"""
+
+import contextlib
+import functools
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_MOST = 200_000
+"""Things that are looked at, at most."""
+_LONG = 1000
+"""Of a longer container only the items themselves are compared, not what they hold."""
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
+_OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
+_NOT_FOLLOWED = {"torch", "numpy", "flgo_hydra", *sys.stdlib_module_names} - {"__main__"}
+
+
+class TooMuch(Exception):
+    """There is more than can be looked at."""
+
+
+class PythonState:
+    """What is kept, as it is now.
+
+    Args:
+        roots: objects by name.
+    """
+
+    def __init__(self, **roots: Any) -> None:
+        self._found: dict[str, Any] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._inside: dict[int, Any] = {}
+        self._outside: dict[int, Any] = {}
+        self._functions: set[int] = set()
+        self._registered: set[int] = set()
+        self._trained: set[int] = set()
+        for name, root in roots.items():
+            if isinstance(root, nn.Module):
+                self._registered = {id(module) for module in root.modules()}
+                # A layer's own tensors belong to it, wherever else it or a function may hold them.
+                self._inside |= {id(t): t for t in (*root.parameters(), *root.buffers())}
+                self._trained |= self._inside.keys()
+            self._look(name, root, is_outside=False)
+
+    @property
+    def shared(self) -> bool:
+        """Whether a function has hold of a part of the object, which a copy of the object would then share."""
+        return bool(self._inside.keys() & self._outside.keys())
+
+    def changed(self, later: "PythonState") -> str:
+        """The name of something that is another one later, or nothing."""
+        for path, value in self._found.items():
+            if path not in later._found or not _same(value, later._found[path]):
+                return path
+        return next((path for path in later._found if path not in self._found), "")
+
+    def differs(self, other: "PythonState") -> str:
+        """The name of something that another object of the same kind has otherwise, or nothing."""
+        for path, value in self._found.items():
+            if path not in other._found or not _alike(value, other._found[path]):
+                return path
+        return next((path for path in other._found if path not in self._found), "")
+
+    def put_back_outside(self) -> None:
+        """Gives what a copy shares the values it had."""
+        for undo in self._undo:
+            undo()
+
+    def _look(self, path: str, value: Any, is_outside: bool) -> None:
+        if isinstance(value, _PLAIN):
+            self._found[path] = value
+            return
+        seen = self._outside if is_outside else self._inside
+        is_known = id(value) in seen and not isinstance(value, Tensor)
+        if is_known:
+            self._found[path] = _Identity(value)
+            return
+        if isinstance(value, types.ModuleType):
+            return
+        if isinstance(value, type):
+            self._look_at_class(path, value)
+            return
+        if isinstance(value, types.FunctionType):
+            self._look_at_function(path, value)
+            return
+        if len(self._found) > _MOST:
+            raise TooMuch
+        seen[id(value)] = value
+        self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value)
+        if is_outside and (undo := _undo_of(value, token)) is not None:
+            self._undo.append(undo)
+        if not isinstance(token, _Noise | _Content):
+            for name, part in self._parts(value):
+                self._look(f"{path}{name}", part, is_outside)
+
+    def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """What the thing holds."""
+        if isinstance(value, types.MethodType):
+            yield "", value.__func__
+            yield "", value.__self__
+        elif isinstance(value, types.BuiltinMethodType):
+            if not isinstance(value.__self__, types.ModuleType):
+                yield "", value.__self__
+        elif isinstance(value, functools.partial):
+            yield "", value.func
+            yield " (arguments)", [value.args, value.keywords]
+        elif isinstance(value, dict):
+            if len(value) <= _LONG:
+                for key, part in list(value.items()):
+                    yield f"[{key!r}]", part
+        elif isinstance(value, list | tuple | deque | set | frozenset):
+            if len(value) <= _LONG:
+                for i, part in enumerate(value):
+                    yield f"[{i}]", part
+        elif isinstance(value, nn.Module):
+            is_one_of_ours = id(value) in self._registered
+            for name, part in list(vars(value).items()):
+                if not (is_one_of_ours and name in _OURS_OF_MODULES) and not _is_empty(part):
+                    yield f".{name}", part
+            for name, child in value._modules.items() if is_one_of_ours else ():
+                yield f".{name}", child
+            yield "", type(value)
+        elif not isinstance(value, Tensor | np.ndarray):
+            for name, part in list(getattr(value, "__dict__", {}).items()):
+                yield f".{name}", part
+            for kind in type(value).__mro__:
+                slots = kind.__dict__.get("__slots__", ())
+                for name in (slots,) if isinstance(slots, str) else slots:
+                    if hasattr(value, name):
+                        yield f".{name}", getattr(value, name)
+            yield "", type(value)
+
+    def _look_at_class(self, path: str, kind: type) -> None:
+        for one in kind.__mro__:
+            if id(one) in self._functions or _root(one) in _NOT_FOLLOWED:
+                continue
+            self._functions.add(id(one))
+            for name, value in list(vars(one).items()):
+                if name.startswith("__") and name != "__init__" and not isinstance(value, types.FunctionType):
+                    continue
+                at = f"{one.__name__}.{name}"
+                value = getattr(value, "__func__", value) if isinstance(value, staticmethod | classmethod) else value
+                if isinstance(value, property):
+                    for function in (value.fget, value.fset):
+                        if isinstance(function, types.FunctionType):
+                            self._look_at_function(at, function)
+                elif isinstance(value, types.FunctionType):
+                    self._look_at_function(at, value)
+                elif not hasattr(value, "__get__"):
+                    self._look(at, value, is_outside=True)
+                    if isinstance(value, _PLAIN):
+                        self._undo.append(functools.partial(setattr, one, name, value))
+
+    def _look_at_function(self, path: str, function: types.FunctionType) -> None:
+        if id(function) in self._functions:
+            return
+        self._functions.add(id(function))
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not given a value yet
+                value = cell.cell_contents
+                self._look(f"{name} of {function.__name__}", value, is_outside=True)
+                if isinstance(value, _PLAIN):
+                    self._undo.append(functools.partial(setattr, cell, "cell_contents", value))
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._look(f"a default of {function.__name__}", default, is_outside=True)
+        if _root(function) in _NOT_FOLLOWED or "-packages" in function.__code__.co_filename:
+            return
+        for name in _names_in(function.__code__):
+            if name in function.__globals__:
+                value = function.__globals__[name]
+                self._look(f"the global {name}", value, is_outside=True)
+                if isinstance(value, _PLAIN):
+                    self._undo.append(functools.partial(function.__globals__.__setitem__, name, value))
+
+
+class _Identity:
+    """Is equal where it is the same thing."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value  # which also keeps its id its own
+
+
+class _Noise:
+    """A generator's state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Content:
+    """What a tensor or array holds, and which one it is."""
+
+    def __init__(self, value: Any, content: Any) -> None:
+        self.value, self.content = value, content
+        self.place = (value._version, value.data_ptr()) if isinstance(value, Tensor) and content is None else None
+
+
+class _Items:
+    """The items of a container, and which one it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.items = [*value, *value.values()] if isinstance(value, dict) else list(value)
+
+
+def _token(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return _Noise(value.get_state().numpy().tobytes())
+    if isinstance(value, random.Random):
+        return _Noise(value.getstate())
+    if isinstance(value, np.random.Generator):
+        return _Noise(repr(value.bit_generator.state))
+    if isinstance(value, np.random.RandomState):
+        return _Noise(repr(value.get_state(legacy=False)))
+    if isinstance(value, Tensor):
+        is_small = value.numel() <= 2**16 and value.layout == torch.strided and value.device.type != "meta"
+        return _Content(value, value.detach().clone() if is_small else None)
+    if isinstance(value, np.ndarray):
+        return _Content(value, value.copy() if value.size <= 2**16 else None)
+    if isinstance(value, list | tuple | deque | set | frozenset | dict):
+        return _Items(value)
+    if type(value).__module__ == "itertools":
+        return repr(value)
+    return _Identity(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, _Identity):
+        return a.value is b.value
+    if isinstance(a, _Noise):
+        return bool(a.state == b.state)
+    if isinstance(a, _Items):
+        are_alike = len(a.items) == len(b.items) and all(
+            x is y or (isinstance(x, _PLAIN) and _same(x, y)) for x, y in zip(a.items, b.items, strict=True)
+        )
+        # An equal tuple or list made anew is as good as the old one.
+        return are_alike
+    if isinstance(a, _Content):
+        if a.value is not b.value or (a.content is None) != (b.content is None) or a.place != b.place:
+            return False
+        if a.content is None or isinstance(a.content, np.ndarray):
+            return a.content is None or bool(
+                np.array_equal(a.content, b.content, equal_nan=a.content.dtype.kind == "f")
+            )
+        return a.content.shape == b.content.shape and torch.equal(a.content, b.content)
+    return bool(a == b) or (a != a and b != b)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two things are of one kind and hold the same, whichever they are."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, _Identity):
+        return type(a.value) is type(b.value)
+    if isinstance(a, _Items):
+        return len(a.items) == len(b.items)
+    if isinstance(a, _Content):
+        if type(a.value) is not type(b.value) or a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
+            return False
+        if isinstance(a.value, Tensor):
+            return torch.equal(a.value, b.value)
+        return bool(np.array_equal(a.value, b.value, equal_nan=a.value.dtype.kind == "f"))
+    return _same(a, b)
+
+
+def _undo_of(value: Any, token: Any) -> Callable[[], None] | None:
+    """Gives a thing that is shared what it holds now."""
+    if isinstance(value, list | deque):
+        items = list(value)
+        return lambda: _refill(value, items)
+    if isinstance(value, set | dict):
+        held = value.copy()
+        return lambda: _refill(value, held)
+    if isinstance(token, _Content) and token.content is not None:
+        if isinstance(value, Tensor):
+            return lambda: _copy_into(value, token.content)
+        return lambda: np.copyto(value, token.content) if value.flags.writeable else None
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: (value.set_state(state), None)[1]
+    if isinstance(value, random.Random):
+        return functools.partial(value.setstate, token.state)
+    if isinstance(value, np.random.Generator):
+        drawn = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", drawn)
+    if isinstance(value, np.random.RandomState):
+        return functools.partial(value.set_state, value.get_state(legacy=False))
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict) and not isinstance(value, types.ModuleType | nn.Module):
+        before = dict(attributes)
+        return lambda: _refill(attributes, before)
+    return None
+
+
+def _refill(value: Any, items: Any) -> None:
+    value.clear()
+    if isinstance(value, list | deque):
+        value.extend(items)
+    else:
+        value.update(items)
+
+
+def _copy_into(tensor: Tensor, content: Tensor) -> None:
+    with torch.no_grad():
+        if not torch.equal(tensor.detach(), content):
+            tensor.detach().copy_(content)
+
+
+def _is_empty(part: Any) -> bool:
+    return isinstance(part, dict | set | list) and not part
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+def _root(value: Any) -> str:
+    return str(getattr(value, "__module__", "") or "").partition(".")[0]

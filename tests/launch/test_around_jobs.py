@@ -1,0 +1,33 @@
+"""Errors around a job's work rather than in it: that job's trouble, told in Hydra's own words, and no one else's."""
+
+import os
+
+import pytest
+
+SMALL = ("-m", "num_rounds=1", "model=logistic", "task.num_clients=3", "hydra.sweep.dir=sweep")
+LONG = "x" * 260
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("hydra.job.name=exp/first", "Unable to configure handler"),
+        ("hydra.job_logging.handlers.file.filename=/nonexistent/x.log", "Unable to configure handler"),
+        ('+hydra.job.env_set.X="${lr}"', "Interpolation key 'lr' not found"),
+        (f"hydra.sweep.subdir={LONG}${{hydra.job.num}}", "File name too long"),
+        (f"hydra.output_subdir={LONG}", "File name too long"),
+    ],
+)
+def test_every_point_fails_with_the_reason_and_the_sweep_ends(command, override, words):
+    done = command(*SMALL, "lr=0.1,0.01", override)
+    assert done.status == 1
+    assert "failed: 2 of 2" in done.out and words in done.out, done.out
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_rights(command, empty_folder):
+    (empty_folder / "sweep" / "0").mkdir(parents=True)
+    (empty_folder / "sweep" / "0").chmod(0o500)
+    done = command(*SMALL, "lr=0.1,0.01", "hydra.sweep.subdir=${hydra.job.num}")
+    assert done.status == 1 and "Permission denied" in done.out
