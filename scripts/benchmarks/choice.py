@@ -38,7 +38,7 @@ from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 NUM_CLIENTS, NUM_CLASSES = 60, 10
-SPREADS = {"even": 0.0, "uneven": 0.5, "wild": 1.0}
+SPREADS = {"even": 0.0, "by one": 0.0, "uneven": 0.5, "wild": 1.0}
 """sigma of log-normal sizes"""
 NEAR_BEST, WORST, WANTED = 1.1, 1.5, 0.9
 
@@ -52,6 +52,7 @@ def normed(shape: tuple[int, ...], num_classes: int) -> nn.Module:
 MODELS: dict[str, tuple[tuple[int, ...], Callable[[tuple[int, ...], int], nn.Module]]] = {
     "logistic": ((1, 28, 28), logistic),
     "mlp small": ((1, 8, 8), lambda shape, k: mlp(shape, k, [32])),
+    "mlp digits": ((1, 8, 8), lambda shape, k: mlp(shape, k, [200])),
     "mlp 200": ((1, 28, 28), lambda shape, k: mlp(shape, k, [200])),
     "mlp wide": ((1, 28, 28), lambda shape, k: mlp(shape, k, [1000])),
     "mlp deep": ((60,), lambda shape, k: mlp(shape, k, [128] * 5)),
@@ -91,6 +92,7 @@ def cases(is_quick: bool) -> list[Case]:
             base = Case(model)
             others = [
                 *({"cohort": 2}, {"cohort": 30}, {"batch": 4}, {"batch": 40, "samples": 80}, {"epochs": 1}),
+                *({"spread": "by one"}, {"spread": "by one", "samples": 64, "batch": 64, "cohort": 4, "epochs": 5}),
                 *({"spread": "uneven"}, {"spread": "wild"}, {"batch": -1}, {"batch": -1, "spread": "wild"}),
                 *({"samples": 43}, {"samples": 300, "batch": 64, "epochs": 1}),
                 {"samples": 300, "batch": 32, "epochs": 1, "spread": "wild"},
@@ -106,6 +108,8 @@ def data_of(case: Case) -> Data:
     shares = np.exp(SPREADS[case.spread] * rng.standard_normal(NUM_CLIENTS))
     # Batch normalisation refuses a single sample.
     sizes = np.maximum(2, np.rint(case.samples * shares / shares.mean())).astype(int)
+    if case.spread == "by one":
+        sizes += np.arange(NUM_CLIENTS) % 2
     if case.model == "mlp normed":
         sizes += (sizes % max(case.batch, 1) == 1).astype(int)
     shape = MODELS[case.model][0]
@@ -167,7 +171,7 @@ def measure(case: Case, rounds: int, repeats: int) -> Found | None:
 
 
 def trainer(backend: ChosenBackend, sizes: np.ndarray) -> Callable[[Cohort, int], None]:
-    model = backend.loop._model
+    model = backend.loop.model
     server = server_state(model, FedAvg())
     clients = ClientStates({}, len(sizes))
 
