@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from flgo_hydra import compose
 from flgo_hydra.chosen import check_identities
 from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.federated.users_code import no_silent_end
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.checks import check
 from flgo_hydra.job.device import resolve_device
@@ -86,7 +87,8 @@ def run(conf: Conf, folder: Path) -> RunResult:
     from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
 
     try:
-        with generators_kept():  # the caller's, whom a run in this process leaves as they were
+        # The generators are the caller's, whom a run in this process leaves as they were.
+        with no_silent_end(), generators_kept():
             result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)

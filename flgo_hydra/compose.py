@@ -115,6 +115,12 @@ def to_conf(cfg: DictConfig, has_known_keys: bool = False) -> Conf:
         target = part.get("_target_") if isinstance(part, dict) else getattr(part, "_target_", None)
         if not isinstance(target, str):
             raise ValueError(f"`{key}._target_` must name a function or a class, but `{key}` is {part!r}.")
+    own = parameters(conf.algorithm)
+    if "lr" in own:
+        raise ValueError(
+            f"`algorithm.lr={own['lr']}`: an algorithm cannot have a number of that name, since it is given the run's "
+            "own `lr` of each round under it. Rename it, say to `algorithm.server_lr`."
+        )
     return conf
 
 

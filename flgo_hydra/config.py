@@ -251,7 +251,8 @@ class DirichletConf(PartitionConf):
 
     # concentration; small is skewed, large is iid
     alpha: float = 0.5
-    # false: clients' sizes vary with their shares (Yurochkin et al. 2019); true: equal sizes (Hsu et al. 2019)
+    # false: each class is divided by shares with alpha a client, so sizes vary (Yurochkin et al. 2019); true: equal
+    # sizes, each client's mix of classes has alpha in all, spread over the classes by their frequency (Hsu et al. 2019)
     balanced: bool = False
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ _PACKAGE = Path(flgo_hydra.__file__).parent
 # Each part with the parts it may import, from the bottom up.
 LAYERS = {
     "monitor": set(),
+    "overrides": set(),
     "config": {"monitor"},
     "reference": set(),
     "importing": set(),
@@ -35,7 +36,19 @@ LAYERS = {
     "job": {"config", "monitor", "reference", "progress", "record", "federated", "compose", "launch.reporter"},
     "app": {"chosen", "config", "importing", "job", "record", "federated", "compose", "launch.reporter"},
     "study": {
-        *("chosen", "config", "compose", "help", "mistakes", "monitor", "record", "reference", "report", "launch"),
+        *(
+            "chosen",
+            "config",
+            "compose",
+            "help",
+            "mistakes",
+            "monitor",
+            "overrides",
+            "record",
+            "reference",
+            "report",
+            "launch",
+        ),
         *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
@@ -54,6 +67,8 @@ LAYERS = {
         "job.device",
         "launch",
         "mistakes",
+        "monitor",
+        "overrides",
         "record",
         "reference",
         "report",

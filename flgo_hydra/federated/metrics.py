@@ -36,6 +36,8 @@ from flgo_hydra.monitor import KNOWN
 
 Values = dict[str, float]
 _TAKEN = (*KNOWN, "round", "seconds")
+"""what else stands in a line of rounds.jsonl; everywhere else metrics have a mapping of their own, or `@best(…)`"""
+_MOST_CHARACTERS = 100
 
 
 class OwnMetrics:
@@ -78,6 +80,11 @@ class OwnMetrics:
             raise ValueError(
                 f"`metrics={self._target}` must name its numbers by texts other than {', '.join(_TAKEN)}, but it "
                 f"names one {name!r}."
+            )
+        if not (name.isprintable() and name.strip() == name and 1 <= len(name) <= _MOST_CHARACTERS):
+            raise ValueError(
+                f"`metrics={self._target}` must name its numbers by 1 to {_MOST_CHARACTERS} printable characters in "
+                f"one line, without spaces around them, but it names one {name[:_MOST_CHARACTERS]!r}."
             )
         return name
 

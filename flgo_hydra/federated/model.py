@@ -77,10 +77,25 @@ def make_model(
             raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {kind}.")
         if first_batch is not None:
             was_training = model.training
+            model.eval()
             with torch.no_grad():
-                model.eval()(first_batch.clone())
+                model(first_batch.clone())
             model.train(was_training)
-    return model.to(dtype)
+    return to_dtype(model, dtype)
+
+
+def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in a run's dtype, float32 or float64. Complex numbers stay complex, of that precision: `Module.to`
+    would drop their imaginary parts."""
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(complex_dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    model._apply(convert)  # type: ignore[no-untyped-call]
+    return model
 
 
 def require_weights(model: nn.Module, parameters: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ of imports, its learning rate cannot differ between the lanes of a batch, and it
 each round: nothing is carried from one cohort to the next, as in FLGo.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Optimizer:
     is_plain_sgd: bool = False
     """the step is p - lr * (g + weight_decay * p), which a backend may do in place"""
     weight_decay: float = 0.0
+    counts: bool = False
+    """a step depends on its number, which each parameter counts by itself"""
 
 
 def build_optimizer(name: str, momentum: Number = 0.0, weight_decay: Number = 0.0) -> Optimizer:
@@ -46,7 +48,7 @@ def build_optimizer(name: str, momentum: Number = 0.0, weight_decay: Number = 0.
             _momentum(0.9 if is_zero(momentum) else momentum, weight_decay, nesterov=name == "nesterov"), 1
         )
     if name in ("adam", "adamw"):
-        return Optimizer(_adam(weight_decay, is_decoupled=name == "adamw"), 2)
+        return Optimizer(_adam(weight_decay, is_decoupled=name == "adamw"), 2, counts=True)
     if name == "rmsprop":
         return Optimizer(_rmsprop(momentum, weight_decay), 1 if is_zero(momentum) else 2)
     if name == "adagrad":
@@ -77,14 +79,16 @@ def _adam(weight_decay: Number, is_decoupled: bool, b1: float = 0.9, b2: float =
     """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; adamw: https://arxiv.org/abs/1711.05101"""
 
     def step(p: Tensor, g: Tensor, slots: Slots, lr: Any, count: Any) -> tuple[Tensor, Slots]:
-        if is_decoupled and not is_zero(weight_decay):
-            p = p * (1 - lr * weight_decay)
-        elif not is_zero(weight_decay):
+        if not is_decoupled and not is_zero(weight_decay):
             g = g + weight_decay * p
         m = b1 * slots[0] + (1 - b1) * g
         v = b2 * slots[1] + (1 - b2) * g * g
         denominator = torch.sqrt(v) / (1 - b2**count) ** 0.5 + eps
-        return p - lr / (1 - b1**count) * m / denominator, (m, v)
+        change = lr / (1 - b1**count) * m / denominator
+        if is_decoupled and not is_zero(weight_decay):
+            # Not p * (1 - lr * weight_decay): in float32 that is p again where lr * weight_decay is below 3e-8.
+            change = change + lr * weight_decay * p
+        return p - change, (m, v)
 
     return step
 
@@ -133,8 +137,31 @@ def is_zero(number: Number) -> bool:
     return not isinstance(number, Tensor) and number == 0
 
 
+class StepCounts:
+    """How many steps each parameter has taken, as `torch.optim` counts: those in which it had a gradient."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._counts = dict.fromkeys(names, 0)
+
+    def next(self, names: Iterable[str]) -> dict[str, int]:
+        """The numbers of the step that these parameters take now, from 1."""
+        for name in names:
+            self._counts[name] += 1
+        return self._counts
+
+    def next_of_all(self, names: Collection[str]) -> int | None:
+        """The same where it is one number; None, and nothing is counted, where it is not."""
+        numbers = {self._counts[name] for name in names}
+        if len(numbers) != 1:
+            return None
+        self.next(names)
+        return numbers.pop() + 1
+
+
 def clip(grads: dict[str, Tensor], max_norm: Number) -> dict[str, Tensor]:
     """Scales the gradients so that their common 2-norm is at most `max_norm` (`torch.nn.utils.clip_grad_norm_`)."""
+    if not grads:
+        return grads
     norm = torch.sqrt(torch.stack([(g * g).sum() for g in grads.values()]).sum())
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return {name: g * factor for name, g in grads.items()}

@@ -21,6 +21,7 @@ from flgo_hydra.federated.patience import Patience
 from flgo_hydra.federated.randomness import Purpose, numpy_generator, seed_all, torch_seed
 from flgo_hydra.federated.schedule import lr_at
 from flgo_hydra.federated.training import Backend, ServerState
+from flgo_hydra.federated.users_code import no_silent_end
 
 
 class Status(StrEnum):
@@ -86,18 +87,27 @@ class Watcher(Protocol):
 
 def drive(run: Run, backend: Backend, data: Data) -> Status:
     """Trains and evaluates what a run asks for, until it ends."""
-    try:
-        asked = next(run)
-        while True:
+    answer: ServerState | Metrics | None = None
+    while True:
+        asked = go_on(run, answer)
+        if isinstance(asked, Status):
+            return asked
+        with no_silent_end():
             if isinstance(asked, Evaluation):
                 seed_all(asked.draws, data.x_train.device)
-                asked = run.send(metrics_of(backend.load(asked.server), data))
-                continue
-            trained = backend.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num)
-            asked = run.send(trained)
-    except StopIteration as end:
-        status: Status = end.value
-        return status
+                answer = metrics_of(backend.load(asked.server), data)
+            else:
+                answer = backend.train(asked.server, asked.clients, asked.cohort, asked.hyper, asked.round_num)
+
+
+def go_on(run: Run, answer: ServerState | Metrics | None) -> RoundWork | Evaluation | Status:
+    """Gives a run what it asked for (at first nothing); returns what it asks for next, or how it ended."""
+    with no_silent_end():
+        try:
+            return run.send(answer)
+        except StopIteration as end:  # the run's own end: one raised inside of it comes out as RuntimeError
+            status: Status = end.value
+            return status
 
 
 def rounds(

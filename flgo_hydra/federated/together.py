@@ -4,8 +4,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 from flgo_hydra.federated.evaluation import Metrics
-from flgo_hydra.federated.rounds import Evaluation, RoundWork, Run, Status
+from flgo_hydra.federated.rounds import Evaluation, RoundWork, Run, Status, go_on
 from flgo_hydra.federated.training import ServerState
+from flgo_hydra.federated.users_code import no_silent_end
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -29,32 +30,33 @@ def run_together(
     works: dict[Key, RoundWork] = {}
     evaluations: dict[Key, Evaluation] = {}
 
-    def go_on(key: Key, answer: Any) -> None:
+    def give(key: Key, answer: Any) -> None:
         try:
-            asked = live[key].send(answer)
-        except StopIteration as end:
-            del live[key]
-            ended(key, end.value)
+            asked: RoundWork | Evaluation | Status | Exception = go_on(live[key], answer)
         except Exception as error:
+            asked = error
+        if isinstance(asked, Status | Exception):
             del live[key]
-            ended(key, error)
+            ended(key, asked)
+        elif isinstance(asked, Evaluation):
+            evaluations[key] = asked
         else:
-            if isinstance(asked, Evaluation):
-                evaluations[key] = asked
-            else:
-                works[key] = asked
+            works[key] = asked
 
     for key in list(live):
-        go_on(key, None)
+        give(key, None)
     while live:
         # All that are to be evaluated are, before any goes on: so they stay in step.
         while evaluations:
             asked = dict(evaluations)
             evaluations.clear()
-            for key, metrics in evaluate(asked).items():
-                go_on(key, metrics)
+            with no_silent_end():
+                evaluated = evaluate(asked)
+            for key, metrics in evaluated.items():
+                give(key, metrics)
         if works:
-            trained = train(works)
+            with no_silent_end():
+                trained = train(works)
             works.clear()
             for key, server in trained.items():
-                go_on(key, server)
+                give(key, server)

@@ -6,17 +6,18 @@ same numbers.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
+from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, StepCounts, clip, is_zero
 from flgo_hydra.federated.randomness import Purpose, permutations
+from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.schedule import Order, batch_sizes, count_steps, resolve_batch_size
 
 
@@ -35,28 +36,57 @@ class LocalStep:
 
     def direction(self, params: Tensors, grads: Tensors, client: Client, hyper: Hyper) -> Tensors:
         """The algorithm's direction, its norm clipped."""
-        grads = self.algorithm.correct(grads, params, client, hyper)
+        try:
+            grads = self.algorithm.correct(grads, params, client, hyper)
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if name not in params or name in grads:
+                raise
+            raise Refused(
+                f"`correct` of {type(self.algorithm).__name__} reads the gradient of {name!r}, but the loss of this "
+                "batch does not depend on that parameter, and such are not among `grads`. Go through `grads.items()` "
+                "to leave them alone, or take `grads.get(name, 0.0)`."
+            ) from error
         return grads if is_zero(self.clip_grad) else clip(grads, self.clip_grad)
 
     def __call__(
-        self, params: Tensors, grads: Tensors, slots: dict[str, Slots], count: int, client: Client, hyper: Hyper
+        self,
+        params: Tensors,
+        grads: Tensors,
+        slots: dict[str, Slots],
+        count: Any,
+        client: Client,
+        hyper: Hyper,
     ) -> tuple[Tensors, dict[str, Slots]]:
-        """Returns parameters and optimizer state after step number `count`, from 1."""
+        """Returns parameters and optimizer state after a step, of the parameters that have a direction.
+
+        The others stay as they are, as those whose `grad` is None do in `torch.optim`: no momentum, no weight decay.
+
+        Args:
+            grads: of the parameters that the loss depends on.
+            count: the step's number, from 1, or who counts the steps of each parameter; for optimizers that ask.
+        """
         next_params: Tensors = {}
         next_slots: dict[str, Slots] = {}
-        for name, g in self.direction(params, grads, client, hyper).items():
-            next_params[name], next_slots[name] = self.optimizer.step(params[name], g, slots[name], hyper["lr"], count)
+        direction = self.direction(params, grads, client, hyper)
+        numbers = count.next(direction) if isinstance(count, StepCounts) else dict.fromkeys(direction, count)
+        for name, g in direction.items():
+            next_params[name], next_slots[name] = self.optimizer.step(
+                params[name], g, slots[name], hyper["lr"], numbers[name]
+            )
         return next_params, next_slots
 
 
 @dataclass(frozen=True)
 class LocalWork:
-    """How much a client computes in a round, and the seed of its batch order."""
+    """How much a client computes in a round, and the seed of its batch order and of what it draws."""
 
     batch_size: float
     num_epochs: int
     num_steps: int | None
     seed: int
+    has_users_code: bool = True
+    """a model or algorithm of the user's computes, and may draw from any generator of the process"""
 
     def size(self, num_samples: int) -> tuple[int, int]:
         """Samples of a full step, and the number of steps, of a client with `num_samples`."""
@@ -114,19 +144,43 @@ class Backend(Protocol):
 
 
 def finish_round(
-    server: ServerState, algorithm: Algorithm, message: State, buffers: Tensors, cohort: Cohort, hyper: Hyper
+    server: ServerState, algorithm: Algorithm, message: State, changes: Tensors, cohort: Cohort, hyper: Hyper
 ) -> ServerState:
     """The server's next state.
 
     Args:
-        message: the weighted sum of what the cohort sent, `cohort.weights` its weights.
-        buffers: the cohort's buffers, their mean by the same weights scaled to sum to 1.
+        message: the weighted sum of what the cohort sent, each entry's by its row of `weights_of`.
+        changes: the mean of what the clients changed in the rest of the model's state, by `cohort.mean_weights`.
     """
+    check_message(message, cohort)
     if cohort.model_factor != 1.0:
         extra = cohort.model_factor - 1.0
         message["update"] = {name: u + extra * server.params[name] for name, u in message["update"].items()}
     params, state = algorithm.update_server(server.params, server.state, message, cohort.participation, hyper)
-    return ServerState(params, like(server.buffers, buffers) if server.buffers else server.buffers, state)
+    return ServerState(params, with_changes(server.buffers, changes), state)
+
+
+UPDATE, MEAN, EVEN = 0, 1, 2
+"""Rows of `weights_of`."""
+
+
+def weights_of(cohort: Cohort) -> np.ndarray:
+    """What the entries of each client's message count, float64 of shape (3, size), a row for each kind of entry."""
+    return np.stack([cohort.weights, cohort.mean_weights, cohort.even_weights])
+
+
+def row_of(entry: str, algorithm: Algorithm) -> int:
+    """The row of `weights_of` by which an entry of the message is summed (see `Algorithm.finish`)."""
+    return UPDATE if entry == "update" else EVEN if entry in algorithm.even else MEAN
+
+
+def check_message(message: State, cohort: Cohort) -> None:
+    """Raises `Refused` where the aggregate is about an update that the algorithm does not send."""
+    if "update" not in message and abs(float(cohort.weights.sum()) - 1.0) > 1e-9:
+        raise Refused(
+            "`aggregate=weighted_com` and `weighted_scale` weigh the entry `update` of what clients send, but this "
+            f"algorithm sends {', '.join(map(repr, message)) or 'nothing'}. Take aggregate=other or uniform."
+        )
 
 
 class Mean:
@@ -138,9 +192,10 @@ class Mean:
     def add(self, state: State, weight: float) -> None:
         for name, tensors in state.items():
             if name not in self._sum:
-                # Sums of counters (integer buffers) are made in float64 and rounded at the end.
+                # Sums of counts (integers) are made in float64.
                 self._sum[name] = {
-                    key: (t if t.is_floating_point() else t.double()) * weight for key, t in tensors.items()
+                    key: (t if t.is_floating_point() or t.is_complex() else t.double()) * weight
+                    for key, t in tensors.items()
                 }
             else:
                 mine = self._sum[name]
@@ -157,9 +212,34 @@ def buffers_of(model: nn.Module) -> Tensors:
     return frozen | dict(model.named_buffers())
 
 
-def like(template: Tensors, tensors: Tensors) -> Tensors:
-    """`tensors` in the dtypes of `template`, rounded where those are integers."""
-    return {
-        name: tensors[name] if t.is_floating_point() else tensors[name].round().to(t.dtype)
-        for name, t in template.items()
-    }
+def changes_of(tensors: Tensors, start: Tensors) -> Tensors:
+    """What clients changed in the state that is not trained, as numbers that can be averaged.
+
+    It is exactly 0 where nothing changed: frozen parameters, and buffers that a model only reads, stay what they are,
+    bit for bit, through any number of rounds. Where `start` is not finite (an observer's first minimum, a mask), the
+    change is the new value. That of counters (integers) and of flags is in float64.
+    """
+    found = {}
+    for name, s in start.items():
+        t = tensors[name]
+        if s.is_floating_point() or s.is_complex():
+            found[name] = t - _finite(s)
+        else:
+            found[name] = (t.long() - s.long()).double()
+    return found
+
+
+def with_changes(start: Tensors, changes: Tensors) -> Tensors:
+    """`start` with the means of `changes_of`, rounded where it holds integers; what is not among them as it is."""
+    found = dict(start)
+    for name, change in changes.items():
+        s = start[name]
+        if s.is_floating_point() or s.is_complex():
+            found[name] = torch.where(change == 0, s, _finite(s) + change)
+        else:
+            found[name] = (s.long() + change.round().long()).to(s.dtype)
+    return found
+
+
+def _finite(t: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(t), t, torch.zeros((), dtype=t.dtype, device=t.device))

@@ -65,6 +65,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
     from flgo_hydra.federated.rounds import RoundWork
     from flgo_hydra.federated.together import run_together
     from flgo_hydra.federated.training import LocalWork, ServerState
+    from flgo_hydra.federated.users_code import no_silent_end
 
     runs: dict[int, ReadyRun] = {}
     members: dict[int, Member] = {}
@@ -103,8 +104,9 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
                 continue
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")
-            task = check(conf) or task
-            with jobs[i].logging():
+            with no_silent_end():
+                task = check(conf) or task
+            with jobs[i].logging(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data
         except reporter.RunApart:
@@ -125,7 +127,8 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
         try:
-            return backend.train(works)
+            with no_silent_end():
+                return backend.train(works)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except CannotFuse as error:
@@ -135,6 +138,10 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
             first_line = str(error).strip().partition("\n")[0]
             raise reporter.RunApart(f"their program failed: {type(error).__name__}: {first_line}") from error
 
+    try:
+        backend.prepare(first.hyper)
+    except (CannotFuse, ValueError) as error:
+        raise reporter.RunApart(str(error)) from None
     run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     if stopped:
         raise KeyboardInterrupt

@@ -68,6 +68,7 @@ def result_of(
     prune_reason: str,
     engine: dict[str, Any],
     record: Sequence[Mapping[str, float]],
+    warnings: Sequence[str] = (),
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
 
@@ -75,6 +76,7 @@ def result_of(
         prune_reason: why it was pruned; empty where it was not.
         engine: what trained it, for people.
         record: the evaluated rounds.
+        warnings: what its settings make of it, for people.
     """
     import numpy as np
     import torch
@@ -118,4 +120,5 @@ def result_of(
         message=message,
         engine=engine,
         monitor=state.patience.monitor,
+        warnings=list(warnings),
     )

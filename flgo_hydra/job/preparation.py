@@ -1,5 +1,6 @@
 """A run made ready to go: config, task, model, algorithm, backend and watcher put together."""
 
+import logging
 import shlex
 import threading
 from collections.abc import Mapping
@@ -18,11 +19,13 @@ from flgo_hydra.record.result import RunResult
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
 
-    from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
     from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.data import Data
     from flgo_hydra.federated.rounds import Run, RunState, Status
     from flgo_hydra.federated.task import Task
+
+_log = logging.getLogger("flgo_hydra")
 
 
 @dataclass
@@ -35,10 +38,14 @@ class ReadyRun:
     data: "Data"
     model: "torch.nn.Module"
     algorithm: "Algorithm"
+    hyper: "Hyper"
+    """the algorithm's numbers and the first learning rate"""
     backend: "ChosenBackend"
     state: "RunState"
     watcher: Watcher
     rounds: "Run"
+    warnings: list[str]
+    """of the settings, for the result"""
 
     def end(self, status: "Status") -> RunResult:
         """Returns the result of a run that ended so.
@@ -51,8 +58,8 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        record = self.watcher.record
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, record)
+        record, note = self.watcher.record, self.backend.note
+        return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings)
 
 
 def prepare(
@@ -79,7 +86,7 @@ def prepare(
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.client_state import ClientStates
-    from flgo_hydra.federated.cohort import count_drawn
+    from flgo_hydra.federated.cohort import caveats, count_drawn
     from flgo_hydra.federated.data import to_data
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
@@ -95,9 +102,14 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
+    has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
     seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+    warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
+    for text in warnings:
+        _log.warning("%s", text)
     has_own_loss = type(algorithm).loss is not Algorithm.loss
     fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
     model = fitting.model
@@ -119,12 +131,13 @@ def prepare(
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience(conf.followed))
-    watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
+    hyper = {**numbers, "lr": conf.lr}
     if form is None:
-        backend.prepare(server, {**numbers, "lr": conf.lr})
+        backend.prepare(server, hyper)
+    watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps)
+    return ReadyRun(conf, paths, device, data, model, algorithm, hyper, backend, state, watcher, steps, warnings)

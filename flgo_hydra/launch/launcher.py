@@ -174,8 +174,8 @@ class PackingLauncher(Launcher):
         self._overrides[num] = list(overrides)
         name = " ".join(filter_overrides(list(overrides))) if name is None else name
         try:
-            composed = self._compose(overrides, num) if config is None else self._number(config, num)
-            folder = _folder(composed)
+            composed = self._compose(overrides, num) if config is None else number_config(config, num)
+            folder = run_folder(composed)
             memory_keys = self.settings.memory_keys
             assignment = Assignment(
                 task=self._task,
@@ -293,7 +293,7 @@ class PackingLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
         assert self._config is not None
-        return self._number(self.composer.compose(overrides), num)
+        return number_config(self.composer.compose(overrides), num)
 
     def _find_fuse_key(self, config: DictConfig) -> str:
         """Jobs with the same one can run as one program; empty: this one cannot."""
@@ -304,13 +304,6 @@ class PackingLauncher(Launcher):
         with open_dict(own):
             del own["hydra"]
         return str(self._fuse_key(own) or "")
-
-    def _number(self, config: DictConfig, num: int) -> DictConfig:
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{num}"
-            config.hydra.job.num = num
-            config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
-        return config
 
     def _interrupt(self) -> None:
         self._interrupts += 1
@@ -417,7 +410,17 @@ def failure_record(job: Job, own: FailureRecord | None = None) -> FailureRecord:
     )
 
 
-def _folder(config: DictConfig) -> Path:
+def number_config(config: DictConfig, num: int) -> DictConfig:
+    """Gives a composed job its number, as Hydra's launchers do."""
+    with open_dict(config):
+        config.hydra.job.id = f"{config.hydra.job.name}_{num}"
+        config.hydra.job.num = num
+        config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
+    return config
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Where Hydra runs a composed and numbered job."""
     # hydra.sweep.subdir may ask for ${hydra:…}, which only a job's own HydraConfig answers.
     from hydra.core.hydra_config import HydraConfig
 

@@ -162,9 +162,13 @@ def set_threads(num_threads: int) -> None:
         sys.modules["torch"].set_num_threads(num_threads)
 
 
+class Terminated(SystemExit):
+    """The end that a signal has asked for: a kind of its own, so that no job takes it for its code's `sys.exit()`."""
+
+
 def terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the job by an exception, so that a file being written is cleaned up."""
-    raise SystemExit(_EXIT_TERMINATED)
+    raise Terminated(_EXIT_TERMINATED)
 
 
 class MemoryReport:

@@ -43,6 +43,12 @@ class RunResult:
     """how local training was computed, and why so"""
     monitor: Monitor = VALID_LOSS
     """what decided which round is best"""
+    warnings: list[str] = field(default_factory=list)
+    """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
+    data_sha256: str = ""
+    """of the content of the samples and their split"""
+    code: dict[str, Any] = field(default_factory=dict)
+    """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
 
     @property
     def objective(self) -> float:

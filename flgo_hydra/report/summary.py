@@ -9,6 +9,7 @@ from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
+from flgo_hydra.report.optimum import print_optimum
 from flgo_hydra.report.points import PointRow, print_best_point, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
@@ -47,12 +48,7 @@ def print_summary(
     if ranked:
         print_best_point(ranked[0])
     elif best is not None:
-        print("optimal combination:", " ".join(best.overrides) or "(a single point)")
-        at = f" at round {best.best_round}" if best.best_round is not None else ""
-        print(f"{f'best {best.monitor.metric}:':20} {best.value:.6g}{at} (job {best.job})")
-        others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != best.monitor.metric]
-        if others:
-            print(f"at that round:       {', '.join(others)}")
+        print_optimum(rows, best)
     elif rows:
         print(f"no point has a finite {rows[0].monitor.metric}")
     if points is None:
@@ -72,6 +68,7 @@ def print_summary(
         if status == "failed" and num_untried:
             print(f"  {num_untried} failed before and {'was' if num_untried == 1 else 'were'} not tried again; to try:")
             print(f"  {resume_command(paths.folder, is_ours, 'hydra.sweeper.retry_failed=true')}")
+    _print_warnings(rows)
     if num_left:
         print(f"\nnot run: {num_left} points")
     print(f"\nfolder:  {_relative(paths.folder)}")
@@ -125,6 +122,19 @@ def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> No
         print(f"  job {row.job}  {' '.join(row.overrides)}  after round {row.last_round}, {best}")
     if len(pruned) > _MOST_LISTED:
         print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")
+
+
+def _print_warnings(rows: Sequence[Row]) -> None:
+    """What the settings of some runs make of their results, each text once."""
+    jobs: dict[str, list[int]] = {}
+    for row in rows:
+        for text in row.warnings:
+            jobs.setdefault(text, []).append(row.job)
+    for text, those in list(jobs.items())[:_MOST_LISTED]:
+        listed = ", ".join(map(str, those[:_MOST_LISTED])) + (", …" if len(those) > _MOST_LISTED else "")
+        print(f"\nwarning: {text}\n  {len(those)} of {len(rows)} jobs: {listed}")
+    if len(jobs) > _MOST_LISTED:
+        print(f"  … and {len(jobs) - _MOST_LISTED} more warnings in the jobs' result.json")
 
 
 def rows_to_draw(rows: Sequence[Row], best: Row | None) -> Sequence[Row]:

@@ -41,6 +41,8 @@ class Row:
     """how many it would have trained, had nothing ended it"""
     monitor: Monitor = VALID_LOSS
     """what decides"""
+    warnings: Sequence[str] = ()
+    """of its settings, for people"""
 
     @property
     def is_valid(self) -> bool:
@@ -73,6 +75,7 @@ class Row:
             result.message,
             result.option.get("num_rounds"),
             result.monitor,
+            result.warnings,
         )
 
     @staticmethod
@@ -109,7 +112,7 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
             [row.job, row.status, *(swept[row.job].get(key, "") for key in keys)]
             + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
             + [_number(at_best[row.job].get(name)) for name in metrics]
-            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, row.folder.name]
+            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, _below(path.parent, row.folder)]
         )
     write_text(path, buffer.getvalue())
 
@@ -127,9 +130,13 @@ def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
         "best_round": best.best_round,
         "at_best_round": dict(best.best),
         "job": best.job,
-        "folder": best.folder.name,
+        "folder": _below(path.parent, best.folder),
     }
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _below(sweep: Path, folder: Path) -> str:
+    return str(folder.relative_to(sweep)) if folder.is_relative_to(sweep) else folder.name
 
 
 def _number(value: float | None) -> str:

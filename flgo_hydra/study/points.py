@@ -35,6 +35,8 @@ class Point:
     """of what decides its run's numbers, as in result.json; empty: the identity"""
     how: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """the rest of its config: where files lie, how it is computed"""
+    is_refused: bool = False
+    """it breaks a law, and does not run"""
 
     @property
     def run_fingerprint(self) -> str:

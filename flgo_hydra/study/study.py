@@ -60,6 +60,8 @@ class StoredJob:
     overrides: tuple[str, ...]
     value: float | None
     """where the study has it"""
+    folder: str
+    """its run folder, from the sweep folder"""
     fingerprint: str = ""
     """of its config's numbers, where the identity has more than these"""
 
@@ -378,11 +380,13 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
     if "identities" in attributes:
         values = attributes.get("replicates") or [None] * len(attributes["identities"])
         fingerprints = attributes.get("fingerprints") or attributes["identities"]
+        folders = attributes.get("folders") or map(str, attributes["jobs"])
         jobs = tuple(
-            StoredJob(own, int(number), tuple(lines), value, numbers)
-            for own, number, lines, value, numbers in zip(
+            StoredJob(own, int(number), tuple(lines), value, folder, numbers)
+            for own, number, lines, value, folder, numbers in zip(
                 *(attributes[name] for name in ("identities", "jobs", "job_overrides")),
                 values,
+                folders,
                 fingerprints,
                 strict=True,
             )
@@ -390,7 +394,8 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
     elif identity:
         value = trial.value if is_complete else math.nan if status == "diverged" else None
         numbers = str(attributes.get("fingerprint", ""))
-        jobs = (StoredJob(identity, int(attributes.get("job", -1)), overrides, value, numbers),)
+        number = int(attributes.get("job", -1))
+        jobs = (StoredJob(identity, number, overrides, value, str(attributes.get("folder", number)), numbers),)
     else:
         jobs = ()  # the sweep was killed before the trial said what it is
     is_running = trial.state == TrialState.RUNNING

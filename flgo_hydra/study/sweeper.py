@@ -17,7 +17,8 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import SweepPaths
-from flgo_hydra.study.grid import Grid, read_grid, read_points
+from flgo_hydra.study.folders import RunFolders
+from flgo_hydra.study.grid import Grid, read_grid, read_points, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import PointChecker, check_points
@@ -59,7 +60,7 @@ class StudySweeper(Sweeper):
             sampler_seed=sampler_seed,
             replicate=_as_plain(replicate),
         )
-        self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
+        self._params: dict[str, Any] = {str(key): _as_plain(value) for key, value in (params or {}).items()}
         self._points = read_points(_as_plain(points) or [])
         self.outcome: Outcome | None = None
         self._config: DictConfig | None = None
@@ -109,6 +110,7 @@ class StudySweeper(Sweeper):
             if is_old:  # who is not let in need not wait for the checks
                 stack.enter_context(owning(paths))
             plan = self._plan(grid)
+            self._check_folders(plan, paths)
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
             sweep = Sweep(self._config, self._settings, self.job_launcher, self._composer, plan, paths)
@@ -142,6 +144,14 @@ class StudySweeper(Sweeper):
         checked = check_points(checker, [(*point, *more) for point in points for more in replicates], warm)
         return Plan(space, replicates, checked, common, frozenset(checker.apart))
 
+    def _check_folders(self, plan: Plan, paths: SweepPaths) -> None:
+        """Each job of a grid has a folder of its own, below the sweep's; of a search that shows point by point."""
+        assert self._config is not None
+        folders = RunFolders(self._composer, self._config, paths, plan.space.fixed)
+        if not folders.is_by_number and self._settings.sampler == "grid":
+            for number, point in enumerate(plan.checked):
+                folders.claim(folders.of(number, point.overrides), number, point.overrides)
+
     def _check_pruner(self) -> None:
         if self._settings.pruner is None:
             return
@@ -157,16 +167,11 @@ class StudySweeper(Sweeper):
     def _read_grid(self, arguments: Sequence[str]) -> Grid:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
-        return replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
+        written = [write_axis(key, value) for key, value in self._params.items()]
+        grid = replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
+        refuse_twice(grid)
+        return grid
 
 
 def _as_plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _as_text(value: Any) -> str:
-    """A grid written in YAML: `0.1,0.01`, or a list of values."""
-    if OmegaConf.is_list(value) or isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
-    return str(value)

@@ -55,7 +55,8 @@ def test_a_client_drawn_twice_trains_once_and_counts_twice():
     cohort = sample_cohort(sizes, 1.0, "md", "uniform", "samples", np.random.default_rng(0))
     assert cohort.clients.tolist() == [1]
     assert cohort.weights.tolist() == [1.0]
-    assert cohort.participation == 1.0  # three draws of three
+    assert cohort.num_drawn == 3
+    assert cohort.participation == pytest.approx(1 / 3)  # of three clients one took part
 
 
 def test_md_follows_the_data_volume():

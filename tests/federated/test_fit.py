@@ -157,9 +157,56 @@ def test_a_trial_leaves_no_trace(kind):
         found = fit(kind, task, batch_size=-1)
         after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-    assert found.model.calls == 0 and found.tried.calls > 0
+    assert found.model.calls == 0
     assert found.model.norm.num_batches_tracked == 0 and (found.model.norm.running_mean == 0).all()
     assert (task.x_train == x).all()
+
+
+CALLS = [0]
+
+
+class Counting(nn.Linear):
+    """Counts its calls where a copy counts them too."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__(5, 3)
+
+    def forward(self, x):
+        CALLS[0] += 1
+        Counting.calls += 1
+        return super().forward(x)
+
+
+def test_a_trial_leaves_no_trace_in_what_copies_share():
+    fit(Counting, classification())
+    assert Counting.calls == 0 and CALLS == [0]
+
+
+class Slotted(nn.Module):
+    """Has an attribute that `deepcopy` of a module loses."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = 2.0, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+class Silent(nn.Linear):
+    """Its `train` returns nothing."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+@pytest.mark.parametrize("build", [Slotted, lambda: Silent(5, 3)])
+def test_what_trains_well_fits(build):
+    assert fit(build, classification()).model(torch.ones(2, 5)).shape == (2, 3)
 
 
 # Integers.

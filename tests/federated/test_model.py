@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
+from flgo_hydra import reference
 from flgo_hydra.federated.model import build_model
 
 MLP = {"_target_": "flgo_hydra.federated.model.mlp", "name": "mlp", "hidden": [200]}
@@ -51,6 +53,22 @@ def test_both_dtypes_start_from_the_same_model():
     double = build_model(MLP, (4,), 2, seed=0, dtype=torch.float64).state_dict()
     assert double["output.bias"].dtype == torch.float64
     assert all(torch.equal(single[name].double(), double[name]) for name in single)
+
+
+@pytest.mark.parametrize("dtype, complex_dtype", [("float32", torch.complex64), ("float64", torch.complex128)])
+def test_complex_numbers_keep_their_imaginary_parts(dtype, complex_dtype):
+    class Turning(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 2)
+            self.register_buffer("turns", torch.tensor([1 + 2j, 3j]))
+            self.phase = nn.Parameter(torch.tensor([4j]))
+            self.register_buffer("calls", torch.tensor(0))
+
+    reference.give("given_in_python.turning", Turning)
+    model = build_model({"_target_": "given_in_python.turning"}, (4,), 2, seed=0, dtype=getattr(torch, dtype))
+    assert model.turns.tolist() == [1 + 2j, 3j] and model.turns.dtype == complex_dtype
+    assert model.phase.tolist() == [4j] and isinstance(model.phase, nn.Parameter) and model.phase.requires_grad
+    assert model.calls.dtype == torch.int64 and model.weight.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("parameters", [CNN, RESNET])

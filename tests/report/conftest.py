@@ -49,6 +49,8 @@ def _run_maker(root: Path) -> MakeRun:
         failure: str | None = None,
         config: dict[str, Any] | None = None,
         accuracies: list[float] | None = None,
+        data: str = "",
+        code: dict[str, str] | None = None,
         monitor: str = "valid_loss",
         **overrides: Any,
     ) -> Path:
@@ -97,6 +99,8 @@ def _run_maker(root: Path) -> MakeRun:
                 versions={},
                 fingerprint=str(hash(str((option, parts)))),
                 message="the loss is not finite" if status == "diverged" else "",
+                data_sha256=data,
+                code={"sha256": "".join(code.values()), "files": code} if code else {},
                 monitor=followed,
                 **parts,
             )

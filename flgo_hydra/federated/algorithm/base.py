@@ -15,6 +15,12 @@ and once on the server:
     `update_server`  what the server makes of the weighted mean of what was sent.
 
 Tensors of a model are a dict by parameter name; a `State` is a dict of such dicts.
+
+A parameter that the loss of a batch does not depend on (a head that this batch has no use for) is not among the
+gradients that `correct` is given, and whatever `correct` does not return stays as it is in that step: no momentum, no
+weight decay, and its norm is not clipped, as `torch.optim` does where `grad` is None. So `for name, g in grads.items()`
+leaves it alone. A term of the objective itself acts on all parameters, where the gradient of the loss is 0: FedProx and
+SCAFFOLD take `grads.get(name, 0.0)`, as adding the term to the loss does in PyTorch.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +29,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flgo_hydra.config import OptionConf
+
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 Hyper = Mapping[str, Any]
-"""The algorithm's numbers from its YAML, and `lr` of this round: floats, or tensors without dimensions."""
+"""The algorithm's numbers from its YAML, and `lr` of this round: floats, or tensors without dimensions. Nothing else is
+in it: an algorithm's own `momentum` has nothing to do with the optimizer's."""
 
 
 class Client(NamedTuple):
@@ -44,7 +53,15 @@ class Algorithm:
     """FedAvg; others replace some of its steps."""
 
     weighting: str = "samples"
-    """the algorithm's own weights of a cohort (`aggregate=other`): samples (n_k) or uniform"""
+    """the algorithm's own weights of a cohort (`aggregate=other`): samples (n_k) or uniform; under `sample=md`, where
+    volume has decided who was drawn, both mean even weights of the draws"""
+    even: tuple[str, ...] = ()
+    """entries of the message whose mean is an even one over the clients that took part, whatever the aggregate"""
+
+    def caveats(self, option: OptionConf) -> list[str]:
+        """What a reader should know of results with these options, a sentence each: laws of the algorithm that they
+        break, why, and what to use. They are logged and stand in result.json and in a sweep's summary."""
+        return []
 
     def init_server(self, params: Tensors) -> State:
         """What the server keeps from round to round beside the model."""
@@ -64,15 +81,23 @@ class Algorithm:
         return criterion(outputs, targets)
 
     def correct(self, grads: Tensors, params: Tensors, client: Client, hyper: Hyper) -> Tensors:
-        """The direction of a local step, from the gradient of the local objective at `params`."""
+        """The direction of a local step, from the gradient of the local objective at `params`.
+
+        Args:
+            grads: of the parameters that the loss of this batch depends on.
+        Returns:
+            the direction of the parameters that move.
+        """
         return grads
 
     def finish(self, params: Tensors, client: Client, num_steps: Any, hyper: Hyper) -> tuple[State, State]:
         """What a client sends and what it keeps, after `num_steps` local steps ended at `params`.
 
         Returns:
-            the message, whose entries are averaged over the cohort (`update`, the change of the model, among them),
-            and the client's new state, with the entries of `init_client`.
+            the message, whose entries are averaged over the cohort, and the client's new state, with the entries of
+            `init_client`. `update`, the change of the model, is weighed as `aggregate` says, with weights that need not
+            sum to 1 (weighted_com leaves the rest to the server's own model). Every other entry is a mean, by the same
+            weights scaled to sum to 1, or an even one if it is named in `even`.
         """
         return {"update": {name: params[name] - start for name, start in client.anchor.items()}}, client.state
 
@@ -82,7 +107,7 @@ class Algorithm:
         """The server's next model and state.
 
         Args:
-            message: the weighted mean over the cohort of what its clients sent.
+            message: the weighted means over the cohort of what its clients sent, as `finish` says.
             participation: the share of all clients that took part, |S| / N.
         """
         return {name: w + message["update"][name] for name, w in params.items()}, server

@@ -14,5 +14,6 @@ class FedProx(Algorithm):
     """Clients minimise F_k(w) + mu/2 ||w - w_t||^2."""
 
     def correct(self, grads: Tensors, params: Tensors, client: Client, hyper: Hyper) -> Tensors:
-        """Adds the proximal term's gradient, mu (w - w_t)."""
-        return {name: g + hyper["mu"] * (params[name] - client.anchor[name]) for name, g in grads.items()}
+        """Adds the proximal term's gradient, mu (w - w_t), also where F_k does not depend on a parameter."""
+        mu, w_t = hyper["mu"], client.anchor
+        return {name: grads.get(name, 0.0) + mu * (w - w_t[name]) for name, w in params.items()}

@@ -8,13 +8,33 @@ Symbols: x the server's model, y_i a client's, c and c_i their control variates,
 
 from typing import Any
 
+from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors, zeros_like
 
 
 class Scaffold(Algorithm):
-    """Local steps follow g - c_i + c; model and c move by the cohort's even mean."""
+    """Local steps follow g - c_i + c; model and c move by the cohort's even mean.
+
+    Another aggregate weighs the models; the mean of Delta c stays even, so that c stays the mean of all clients' c_i.
+    """
 
     weighting = "uniform"
+    even = ("control",)
+
+    def caveats(self, option: OptionConf) -> list[str]:
+        """Option II takes (x - y_i) / (K eta_l) for the mean gradient, which it is after plain SGD steps only."""
+        if option.optimizer != "sgd" or option.momentum:
+            what = f"optimizer={option.optimizer}" + (f" momentum={option.momentum}" if option.momentum else "")
+            happens = "training may diverge"
+        elif option.clip_grad:
+            what, happens = f"clip_grad={option.clip_grad}", "the control variates are biased"
+        else:
+            return []
+        return [
+            f"SCAFFOLD with `{what}`: its control variates take (x - y_i) / (K lr) for a client's mean gradient "
+            f"(option II of the paper), which holds after plain SGD steps only, so {happens}. Use optimizer=sgd "
+            "momentum=0 clip_grad=0."
+        ]
 
     def init_server(self, params: Tensors) -> State:
         return {"control": zeros_like(params)}
@@ -24,7 +44,7 @@ class Scaffold(Algorithm):
 
     def correct(self, grads: Tensors, params: Tensors, client: Client, hyper: Hyper) -> Tensors:
         c, c_i = client.server["control"], client.state["control"]
-        return {name: g - c_i[name] + c[name] for name, g in grads.items()}
+        return {name: grads.get(name, 0.0) - c_i[name] + c[name] for name in params}
 
     def finish(self, params: Tensors, client: Client, num_steps: Any, hyper: Hyper) -> tuple[State, State]:
         """Delta y = y_i - x; c_i+ = c_i - c + (x - y_i) / (K eta_l); Delta c = c_i+ - c_i."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
 from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import PAYS_AFTER, LoopBackend
@@ -25,7 +26,7 @@ from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
 from flgo_hydra.federated.schedule import Order, batch_sizes
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, weights_of
 
 _log = logging.getLogger(__name__)
 _RARE = 0.05
@@ -62,7 +63,7 @@ class VmapBackend:
         self._compiles, self._dual = compiles, dual
         self._offsets = np.array(data.offsets)
         self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
-        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda numbers: step)
+        recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda settings: step)
         self._extent = extent = extent_of(data, work, visits, lanes)
         self._num_lanes = lanes
         self._found: Lanes | None = None
@@ -71,7 +72,7 @@ class VmapBackend:
         def make(
             model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
         ) -> Lanes:
-            return Lanes(model, data, like, recipe, extent, runs, k, (), compiles, dual, graphs, plans)
+            return Lanes(model, data, like, recipe, extent, runs, k, None, compiles, dual, graphs, plans)
 
         self._make = make
 
@@ -99,26 +100,25 @@ class VmapBackend:
         if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
         message: State = {}
-        buffers: Tensors = {}
-        weights = np.stack([cohort.weights, cohort.weights / cohort.weights.sum()])
+        changes: Tensors = {}
+        weights = weights_of(cohort)
         with torch.no_grad():
             for chosen in self._chunks(orders):
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                self._lanes.begin([server], [hyper], own, clients.get_many(ids))
+                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids))
                 self._lanes.run(own)
-                counted = np.zeros((2, self._lanes.size))
+                counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]
                 sent, theirs, kept = self._lanes.mean(counted, [len(order) for order in own])
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
                 for state, tensors in sent.items():
                     _add(message.setdefault(state, {}), tensors)
-                _add(buffers, theirs)
-            frozen = {name: b for name, b in server.buffers.items() if name not in buffers}
+                _add(changes, theirs)
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
-            return finish_round(server, self._step.algorithm, message, {**buffers, **frozen}, cohort, hyper)
+            return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
 
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
         return self._work.orders(self._offsets, cohort.clients, round_num)
@@ -132,7 +132,7 @@ class VmapBackend:
         """Before the first round: makes ready every kind of step that the run can take, where that does what the loop
         does."""
         if self._found is None and not self.why_not:
-            one = ([self._loop], [server], [hyper])
+            one = ([self._loop], [server], [Numbers(hyper)])
             self._found, self.why_not = find_lanes(
                 self._make, self._extent, *one, self._num_lanes, self._compiles, self._dual
             )

@@ -145,7 +145,7 @@ class ChosenBackend:
     @property
     def form(self) -> dict[str, Any]:
         """What decides how numbers are rounded: a run goes on in the form in which it began."""
-        return {**self._engine, **self._backend.form}
+        return {**self._engine, **self._backend.form, **self.loop.kept_by_python}
 
     @property
     def note(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ Gram matrix's rows of its batch:
 where S_B picks the batch's rows. A step on B of n samples then costs B n per output instead of B times the number of
 features, and touches a few KiB instead of the weights; W is there again when the round ends, or only its mean over the
 cohort, which is one product for all clients. Terms that shrink W or pull it to a tensor that does not change (weight
-decay, FedProx, SCAFFOLD) are carried along: W_t = s_t W_0 + sum_j c_tj R_j + D_t^T X. The
-momentum of such a layer has the same form, V_t = E_t^T X + …, and moves with it. Rounding aside, the numbers are those
-of plain steps.
+decay, FedProx, SCAFFOLD) are carried along: W_t = W_0 + s_t W_0 + sum_j c_tj R_j + D_t^T X, where s_t is small: 1 + s_t
+would round a small weight decay away. The momentum of such a layer has the same form, V_t = E_t^T X + …, and moves with
+it. Rounding aside, the numbers are those of plain steps.
 
 Optimizers that compute with single elements of the gradient (Adam), and clipping, need the gradient itself: their
 programs stay as they are.
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.linear import Product, Sum, Term
+from flgo_hydra.federated.backend.linear import Factor, Product, Sum, Term
 from flgo_hydra.federated.backend.needed import needed, producers_of
 from flgo_hydra.federated.backend.operations import geometry, is_view, storage
 from flgo_hydra.federated.backend.tape import Op
@@ -52,7 +52,7 @@ class _Form:
 
     state: Tensor  # (H, O, I)
     dual: Tensor  # (H, 2n, O): A above D
-    coefficients: dict[int, Tensor]  # (H, 1, 1) by number: of W_0 and of each R_j that it can come to contain
+    coefficients: dict[int, Tensor]  # (H, 1, 1) by number: of W_0 (the weights' is s_t) and of each R_j
 
 
 @dataclass
@@ -92,12 +92,18 @@ class _Layer:
             found.append(one.of(form.dual, rest, products[id(one.state)]))
             for number, coefficient in form.coefficients.items():
                 pulls = []
+                whole = torch.ones_like(coefficient)
+                if number == START and form is self.weights:  # s_t + 1 is multiplied, and 1 taken away again
+                    pulls += [Term(factor, whole) for factor in one.own]
+                    pulls += [] if one.keeps else [Term(Factor(-1.0), whole)]
                 for t in one.rest:
                     if self._has(t):
                         if number in self.forms[id(t.value)].coefficients:
                             pulls.append(Term(t.factor, self.forms[id(t.value)].coefficients[number]))
+                        if number == START and self.forms[id(t.value)] is self.weights:
+                            pulls.append(Term(t.factor, whole))
                     elif numbers[id(t.value)] == number:
-                        pulls.append(Term(t.factor, torch.ones_like(coefficient)))
+                        pulls.append(Term(t.factor, whole))
                 found.append(one.of(coefficient, pulls, []))
                 self.moves |= form is self.weights and bool(pulls or one.own or not one.keeps)
         return found
@@ -178,8 +184,8 @@ class DualLayers:
         for state in states:
             if id(state) not in layer.forms:
                 dual = state.new_zeros(self._lanes, 2 * self._most, state.shape[1])
-                ones = {} if layer.forms else {START: state.new_ones(self._lanes, 1, 1)}
-                layer.forms[id(state)] = _Form(state, dual, ones)
+                start = {} if layer.forms else {START: state.new_zeros(self._lanes, 1, 1)}
+                layer.forms[id(state)] = _Form(state, dual, start)
         return layer
 
     def begin(self, rows: Tensor, start: Mapping[str, Tensor]) -> None:
@@ -201,20 +207,20 @@ class DualLayers:
                     coefficient.zero_()
             products = torch.bmm(self._x.view(self._runs, -1, self._x.shape[-1]), start[name].mT)
             layer.weights.dual[:, :n] = products.view(self._lanes, n, -1)
-            layer.weights.coefficients[START].fill_(1)
 
     def put_weights(self, start: Mapping[str, Tensor]) -> None:
         """Writes the weights that the lanes have come to into the lanes' own tensors."""
         for name, layer in self._layers.items():
             form = layer.weights
             w = form.state.detach()
-            w.view(self._runs, -1, *w.shape[1:]).copy_(start[name].unsqueeze(1))
-            if layer.moves:
-                w.mul_(form.coefficients[START])
-                for number, coefficient in form.coefficients.items():
-                    if number != START:
-                        w.addcmul_(layer.constants[number].tensor, coefficient)
-            w.baddbmm_(form.dual[:, self._most :].mT, self._x)
+            torch.bmm(form.dual[:, self._most :].mT, self._x, out=w)
+            by_run, begin = w.view(self._runs, -1, *w.shape[1:]), start[name].unsqueeze(1)
+            for number, coefficient in form.coefficients.items() if layer.moves else ():
+                if number == START:
+                    by_run.addcmul_(begin, coefficient.view(self._runs, -1, 1, 1))
+                else:
+                    w.addcmul_(layer.constants[number].tensor, coefficient)
+            by_run.add_(begin)
 
     def mean_changes(self, start: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
         """The weighted sum over each run's lanes of what the steps have changed, (P, O, I) by parameter.
@@ -229,7 +235,7 @@ class DualLayers:
             per_run = weighted.view(self._runs, -1, weighted.shape[-1])
             change = torch.bmm(per_run.mT, self._x.view(self._runs, -1, self._x.shape[-1]))
             if layer.moves:
-                change.addcmul_(start[name], self._sum(form.coefficients[START] - 1, weights))
+                change.addcmul_(start[name], self._sum(form.coefficients[START], weights))
                 for number, coefficient in form.coefficients.items():
                     if number == START:
                         continue

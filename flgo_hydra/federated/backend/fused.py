@@ -23,23 +23,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
-from flgo_hydra.federated.backend.habits import one_line
+from flgo_hydra.federated.backend.habits import copied, one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.python_state import PythonState
-from flgo_hydra.federated.backend.trial import difference, is_number
+from flgo_hydra.federated.backend.trial import difference
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.randomness import seed_all
 from flgo_hydra.federated.rounds import Evaluation, RoundWork
 from flgo_hydra.federated.schedule import Order, batch_sizes
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, like, server_state
+from flgo_hydra.federated.training import (
+    LocalStep,
+    LocalWork,
+    ServerState,
+    check_message,
+    finish_round,
+    server_state,
+    weights_of,
+    with_changes,
+)
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
@@ -64,17 +74,17 @@ class Member:
     """trains this run alone"""
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float]:
         return {"momentum": self.momentum, "weight_decay": self.weight_decay, "clip_grad": self.clip_grad}
 
-    def step(self, numbers: Mapping[str, Any]) -> LocalStep:
-        """The local step of a lane with these numbers."""
+    def step(self, settings: Mapping[str, Any]) -> LocalStep:
+        """The local step of a lane with these settings."""
         optimizer = build_optimizer(
             self.optimizer,
-            _value(self.momentum, numbers["momentum"]),
-            _value(self.weight_decay, numbers["weight_decay"]),
+            _value(self.momentum, settings["momentum"]),
+            _value(self.weight_decay, settings["weight_decay"]),
         )
-        return LocalStep(self.algorithm, optimizer, _value(self.clip_grad, numbers["clip_grad"]))
+        return LocalStep(self.algorithm, optimizer, _value(self.clip_grad, settings["clip_grad"]))
 
     @property
     def num_slots(self) -> int:
@@ -94,8 +104,8 @@ class _Chunk:
     def servers(self) -> list[ServerState]:
         return [work.server for work in self.works]
 
-    def numbers(self) -> list[dict[str, Any]]:
-        return [{**work.hyper, **member.numbers} for work, member in zip(self.works, self.members, strict=True)]
+    def numbers(self) -> list[Numbers]:
+        return [Numbers(work.hyper, member.settings) for work, member in zip(self.works, self.members, strict=True)]
 
 
 class FusedBackend:
@@ -228,13 +238,11 @@ class FusedBackend:
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
             lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most))
             lanes.run(orders)
-            weights = np.zeros((2, runs, most))
+            weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
-                of_messages = work.cohort.weights
-                weights[0, row, : len(of_messages)] = of_messages
-                weights[1, row, : len(of_messages)] = of_messages / of_messages.sum()
-            sent, buffers, kept = lanes.mean(weights.reshape(2, -1), [len(order) for order in orders])
-            states = self._finish(chunk, sent, buffers)
+                weights[:, row, : len(work.cohort.clients)] = weights_of(work.cohort)
+            sent, changes, kept = lanes.mean(weights.reshape(3, -1), [len(order) for order in orders])
+            states = self._finish(chunk, sent, changes)
         # Only now: what was raised above has changed nothing.
         for row, key in enumerate(keys if kept else ()):
             ids = works[key].cohort.clients.tolist()
@@ -261,18 +269,17 @@ class FusedBackend:
 
     def _lanes_for(self, chunk: _Chunk) -> Lanes:
         # As many as are drawn: where one can be drawn twice, a cohort may be smaller.
-        num_clients = len(self._data.offsets) - 1
-        runs, clients = len(chunk.works), round(max(w.cohort.participation for w in chunk.works) * num_clients)
+        runs, clients = len(chunk.works), max(work.cohort.num_drawn for work in chunk.works)
         if self._lanes is None or self._shape[0] != runs or self._shape[1] < clients:
             self._lanes = None  # first, so that there is memory for the new ones
             self._shape = (runs, max(clients, self._shape[1]))
-            names, recipe, extent = list(chunk.numbers()[0]), self._recipe, self._extent
+            recipe, extent = self._recipe, self._extent
             compiles, dual, graphs = self._engine
 
             def make(
                 model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
             ) -> Lanes:
-                return Lanes(model, data, like, recipe, extent, runs, k, names, compiles, dual, graphs)
+                return Lanes(model, data, like, recipe, extent, runs, k, numbers[0], compiles, dual, graphs)
 
             loops = [member.loop for member in chunk.members]
             numbers = chunk.numbers()
@@ -284,6 +291,17 @@ class FusedBackend:
         assert self._lanes is not None
         return self._lanes
 
+    def prepare(self, hyper: Hyper) -> None:
+        """Before the runs' first evaluation: whether what their models and algorithms do can be done at once.
+
+        Raises:
+            CannotFuse: it cannot.
+        """
+        first = next(iter(self._members.values()))
+        habits = first.loop.habits(self._untrained, hyper)
+        if why_not := habits.why_apart or habits.why_not_fused or self._why_not_models():
+            raise CannotFuse(why_not)
+
     def _why_not_models(self) -> str:
         """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
         first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
@@ -294,10 +312,12 @@ class FusedBackend:
         algorithm = self._recipe.algorithm
         if type(algorithm).update_server is Algorithm.update_server:
             return ""
-        servers, numbers = chunk.servers(), chunk.numbers()
-        if why_not := chunk.members[0].loop.habits(servers[0], numbers[0]).why_not_fused:
+        # Of copies: an algorithm may change a server in place.
+        chunk = replace(chunk, works=[replace(work, server=copied(work.server)) for work in chunk.works])
+        servers, hypers = chunk.servers(), [work.hyper for work in chunk.works]
+        if why_not := chunk.members[0].loop.habits(servers[0], hypers[0]).why_not_fused:
             return why_not
-        messages, buffers = [], []
+        messages = []
         for server in servers:
             params = {name: p * 1.01 + 0.01 for name, p in server.params.items()}
             state = {
@@ -305,13 +325,12 @@ class FusedBackend:
                 for s, ts in algorithm.init_client(server.params).items()
             }
             sent, _ = Messages(algorithm, params).read(
-                algorithm.finish(params, Client(server.params, server.state, state), 2, numbers[0])
+                algorithm.finish(params, Client(server.params, server.state, state), 2, hypers[0])
             )
             messages.append(sent)
-            buffers.append({name: b if is_number(b) else b.double() for name, b in server.buffers.items()})
         together = {s: {n: torch.stack([m[s][n] for m in messages]) for n in ts} for s, ts in messages[0].items()}
         try:
-            found = self._finish(chunk, together, {n: torch.stack([b[n] for b in buffers]) for n in buffers[0]})
+            found = self._finish(chunk, together, {})
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
@@ -319,10 +338,11 @@ class FusedBackend:
         for row in {0, len(servers) - 1}:
             work = chunk.works[row]
             one = {s: {n: t.clone() for n, t in ts.items()} for s, ts in messages[row].items()}
-            alone = finish_round(servers[row], algorithm, one, buffers[row], work.cohort, numbers[row])
-            wrong = difference(servers[row].params, alone.params, found[row].params)
+            before = copied(servers[row])
+            alone = finish_round(servers[row], algorithm, one, {}, work.cohort, hypers[row])
+            wrong = difference(before.params, alone.params, found[row].params)
             for key, tensors in alone.state.items():
-                wrong = wrong or difference(servers[row].state[key], tensors, found[row].state[key])
+                wrong = wrong or difference(before.state[key], tensors, found[row].state[key])
             if wrong is not None:
                 return f"`update_server` of several runs at once: {wrong}"
         return ""
@@ -335,7 +355,7 @@ class FusedBackend:
             per_run.append(work.clients.get_many([ids[i % len(ids)] for i in range(most)]))
         return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
 
-    def _finish(self, chunk: _Chunk, message: State, buffers: Tensors) -> list[ServerState]:
+    def _finish(self, chunk: _Chunk, message: State, changes: Tensors) -> list[ServerState]:
         """The servers' next states, of all runs in one operation each."""
         works = chunk.works
         servers = chunk.servers()
@@ -349,8 +369,9 @@ class FusedBackend:
         def per_run(values: list[float]) -> Tensor:
             return to_device(torch.tensor(values, dtype=some.dtype), self._device)
 
-        numbers = chunk.numbers()
-        hyper = {name: per_run([float(one[name]) for one in numbers]) for name in numbers[0]}
+        for work in works:
+            check_message(message, work.cohort)
+        hyper = {name: per_run([float(work.hyper[name]) for work in works]) for name in works[0].hyper}
         participation = per_run([work.cohort.participation for work in works])
         factors = [work.cohort.model_factor for work in works]
         if any(factor != 1.0 for factor in factors):
@@ -360,11 +381,10 @@ class FusedBackend:
         next_params, next_state = torch.vmap(self._recipe.algorithm.update_server)(
             params, state, message, participation, hyper
         )
-        next_buffers = like({n: b for n, b in servers[0].buffers.items()}, buffers) if buffers else {}
         return [
             ServerState(
                 {name: t[row] for name, t in next_params.items()},
-                {name: t[row] for name, t in next_buffers.items()},
+                with_changes(servers[row].buffers, {name: t[row] for name, t in changes.items()}),
                 {key: {name: t[row] for name, t in ts.items()} for key, ts in next_state.items()},
             )
             for row in range(len(works))

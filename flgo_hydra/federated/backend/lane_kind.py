@@ -42,6 +42,8 @@ class Kind:
     """(H,)"""
     index: Tensor
     """of the samples in the dual form, (H * B,)"""
+    stepped: frozenset[str] = frozenset()
+    """parameters that have a direction in such a step"""
     program: Program | None = None
     reads_x: bool = True
     counts: bool = True

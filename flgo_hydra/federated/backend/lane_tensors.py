@@ -6,23 +6,31 @@ in memory that is given once a step is found to read it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.trial import is_number
 from flgo_hydra.federated.optimizer import Slots
-from flgo_hydra.federated.training import ServerState
+from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of
 from flgo_hydra.federated.transfer import to_device
 
 _TEMPORARY_BYTES = 2**28
-Numbers = Mapping[str, Any]
+
+
+class Numbers(NamedTuple):
+    """The numbers of a run, which may be named alike: an algorithm may have a momentum of its own."""
+
+    hyper: Hyper
+    """what the algorithm is given"""
+    settings: Mapping[str, float] = {}
+    """what the optimizer is made with, where that differs from run to run"""
 
 
 class LaneTensors:
@@ -32,7 +40,7 @@ class LaneTensors:
         like: has the parameters and buffers of one client.
         num_slots: of the optimizer.
         num_runs, clients_per_run: P and K.
-        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+        numbers: of one run, where several differ in them; None where P is 1.
     """
 
     def __init__(
@@ -42,7 +50,7 @@ class LaneTensors:
         num_slots: int,
         num_runs: int,
         clients_per_run: int,
-        numbers: Sequence[str],
+        numbers: Numbers | None,
     ) -> None:
         self._algorithm = algorithm
         self._messages = Messages(algorithm, like.params)
@@ -51,7 +59,7 @@ class LaneTensors:
         self.device, self.dtype = some.device, some.dtype
         # As exact as a float of Python, which is what the loop uses.
         self.exact = torch.float32 if self.device.type == "mps" else torch.float64
-        self.is_shared = not numbers
+        self.is_shared = numbers is None
         with torch.no_grad():
             self.params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
             # Frozen parameters are the same for all clients of a run: only several runs, each with its own, stack them.
@@ -69,11 +77,16 @@ class LaneTensors:
             self.server = {
                 s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
             }
-        self.numbers: dict[str, Any] = {
-            name: torch.zeros(self.size, dtype=self.dtype, device=self.device) for name in numbers
-        }
-        if self.is_shared:
+        self.numbers: dict[str, Any] = {}
+        """the algorithm's"""
+        self.settings: dict[str, Tensor] = {}
+        """the optimizer's, where they differ from run to run"""
+        if numbers is None:
             self.numbers["lr"] = torch.zeros((), dtype=self.exact, device=self.device)
+        else:
+            zeros = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+            self.numbers = {name: zeros.clone() for name in numbers.hyper}
+            self.settings = {name: zeros.clone() for name in numbers.settings}
         self.lr = 0.0
         self._run_of = torch.arange(self.size, device=self.device) // clients_per_run
         self._servers: Sequence[ServerState] = ()
@@ -98,7 +111,7 @@ class LaneTensors:
 
         Args:
             servers: of each run, P.
-            numbers: the hyper-parameters of each run, P.
+            numbers: of each run, P.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
             elsewhere: parameters that are kept in another form.
             is_read: whether the steps read a tensor that a run's clients share.
@@ -133,31 +146,43 @@ class LaneTensors:
         """What each run's server receives, and what the clients keep.
 
         Args:
-            weights: float64 of shape (2, H): of the clients' messages and of their buffers; 0 without a client.
+            weights: float64 of shape (3, H), of the kinds of entries (`training.weights_of`); 0 without a client.
             num_steps: of each lane, H.
             dual: has the parameters that are not here.
         Returns:
-            the weighted sums over each run's lanes of the messages and of the buffers that clients may change, (P, …),
-            and the clients' new state, (H, …), nothing if they keep what they had.
+            the weighted sums over each run's lanes of the messages, and of what clients changed in their buffers,
+            (P, …), and the clients' new state, (H, …), nothing if they keep what they had.
         """
-        of_messages, of_buffers = to_device(torch.from_numpy(weights).to(self.exact), self.device)
-        buffers = {name: self._sum(b, of_buffers) for name, b in self.buffers.items()}
+        rows = to_device(torch.from_numpy(weights).to(self.exact), self.device)
+        of_updates = rows[UPDATE]
+        changed = {name: self._sum(self._buffer_changes(name), rows[MEAN]) for name in self.buffers}
         if type(self._algorithm).finish is not Algorithm.finish:
             sent, new = self.finish(num_steps, dual)
-            return {s: {n: self._sum(t, of_messages) for n, t in ts.items()} for s, ts in sent.items()}, buffers, new
+            sums = {
+                s: {n: self._sum(t, rows[row_of(s, self._algorithm)]) for n, t in ts.items()} for s, ts in sent.items()
+            }
+            return sums, changed, new
         # Their mean change, without each client's weights where those are in the dual form.
-        changes = {} if dual is None else dual.mean_changes(self.start, of_messages.to(self.dtype))
+        changes = {} if dual is None else dual.mean_changes(self.start, of_updates.to(self.dtype))
         update = {}
         for name, p in self.params.items():
             if name in changes:
                 update[name] = changes[name]
             else:
-                update[name] = self._mean_change(self._by_run(p.detach()), self.start[name], of_messages)
-        return {"update": update}, buffers, {}
+                update[name] = self._mean_change(self._by_run(p.detach()), self.start[name], of_updates)
+        return {"update": update}, changed, {}
+
+    def _buffer_changes(self, name: str) -> Tensor:
+        """What each lane changed in a buffer, (H, …)."""
+        lanes = self._by_run(self.buffers[name])
+        start = self._of_runs([s.buffers[name] for s in self._servers]).unsqueeze(1)
+        change = changes_of({name: lanes}, {name: start})[name]
+        # Of what nobody changed not even 0 times infinity, for the lanes without a client.
+        return change.masked_fill_((lanes == start).all(1, keepdim=True), 0).flatten(0, 1)
 
     def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
-        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
+        num_runs = max(1, _TEMPORARY_BYTES // max(1, params[0].nbytes))
         of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
         parts = []
         for begin in range(0, self._runs, num_runs):
@@ -221,16 +246,19 @@ class LaneTensors:
             self._by_run(mine).copy_(self._of_runs(of_runs).unsqueeze(1))
 
     def set_numbers(self, numbers: Sequence[Numbers]) -> None:
-        """Puts the hyper-parameters of each run, P, where steps find them."""
+        """Puts the numbers of each run, P, where steps find them."""
         if self.is_shared:
-            self.lr = float(numbers[0]["lr"])
+            hyper = numbers[0].hyper
+            self.lr = float(hyper["lr"])
             self.numbers["lr"].fill_(self.lr)
-            self.numbers |= {name: value for name, value in numbers[0].items() if name != "lr"}
+            self.numbers |= {name: value for name, value in hyper.items() if name != "lr"}
             return
-        names = [*self.numbers]
-        values = np.array([[float(one[name]) for one in numbers] for name in names]).repeat(self._clients, axis=1)
-        for name, lanes in zip(names, to_device(torch.from_numpy(values).to(self.dtype), self.device), strict=True):
-            self.numbers[name].copy_(lanes)
+        rows = [[float(one.hyper[name]) for one in numbers] for name in self.numbers]
+        rows += [[float(one.settings[name]) for one in numbers] for name in self.settings]
+        values = torch.from_numpy(np.array(rows).repeat(self._clients, axis=1)).to(self.dtype)
+        lanes = [*self.numbers.values(), *self.settings.values()]
+        for mine, theirs in zip(lanes, to_device(values, self.device), strict=True):
+            mine.copy_(theirs)
 
     def plain_numbers(self) -> dict[str, Any]:
         """The hyper-parameters as numbers of Python, where all lanes have the same."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
@@ -77,8 +77,8 @@ class Recipe:
     algorithm: Algorithm
     num_slots: int
     """of the optimizer"""
-    step: Callable[[Numbers], LocalStep]
-    """the local step with these numbers: of all lanes, or, where runs differ, of one lane"""
+    step: Callable[[Mapping[str, Any]], LocalStep]
+    """the local step with these settings of the optimizer's: of all lanes, or, where runs differ, of one lane"""
 
 
 class Lanes:
@@ -88,7 +88,7 @@ class Lanes:
         model: gives the architecture.
         like: has the parameters and buffers of one client.
         num_runs, clients_per_run: P and K.
-        numbers: names of the hyper-parameters that differ from run to run; none where P is 1.
+        numbers: of one run, where several differ in them; None where P is 1.
         compiles: record and compile the steps.
         dual: keep layers on the samples in their dual form, where that pays and steps are compiled.
         graphs: capture CUDA graphs of compiled steps.
@@ -104,7 +104,7 @@ class Lanes:
         extent: Extent,
         num_runs: int,
         clients_per_run: int,
-        numbers: Sequence[str] = (),
+        numbers: Numbers | None = None,
         compiles: bool = True,
         dual: bool = True,
         graphs: bool = False,
@@ -179,7 +179,7 @@ class Lanes:
 
         Args:
             servers: of each run, P.
-            numbers: the hyper-parameters of each run, P.
+            numbers: of each run, P.
             orders: of each lane, H; a lane without a client has another one's.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
         """
@@ -285,7 +285,7 @@ class Lanes:
         for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
 
-    def _next(self, kind: Kind, count: Any, numbers: Numbers) -> list[tuple[Tensor, Tensor]]:
+    def _next(self, kind: Kind, count: Any, hyper: Hyper) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
         algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_masked
@@ -302,29 +302,36 @@ class Lanes:
             return losses.mean() if weights is None else (losses * weights).sum(), anew
 
         def lane(
-            params: Tensors, grads: Tensors, slots: Any, kept: State, anchor: Tensors, server: State, mine: Numbers
+            params: Tensors,
+            grads: Tensors,
+            slots: Any,
+            kept: State,
+            anchor: Tensors,
+            server: State,
+            hyper: Hyper,
+            settings: Mapping[str, Any],
         ) -> Any:
-            return self._recipe.step(mine)(params, grads, slots, count, Client(anchor, server, kept), mine)
+            return self._recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
 
         with torch.enable_grad():
             losses, anew = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
                 own.params, buffers, kind.x, kind.y, kind.weights
             )
-            grads = torch.autograd.grad(
-                losses.sum(), list(own.params.values()), allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(losses.sum(), list(own.params.values()), allow_unused=True)
         with torch.no_grad():
-            by_name = dict(zip(own.params, grads, strict=True))
+            by_name = {name: g for name, g in zip(own.params, found, strict=True) if g is not None}
             shared = None if own.is_shared else 0
-            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared))(
+            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared, shared))(
                 own.params,
                 by_name,
                 own.slots,
                 own.kept,
                 own.anchor,
                 own.server,
-                dict(numbers),
+                dict(hyper),
+                own.settings,
             )
+        kind.stepped = frozenset(params)
         pairs = [(own.params[name], value) for name, value in params.items()]
         pairs += [pair for name, new in slots.items() for pair in zip(own.slots[name], new, strict=True)]
         if kind.is_active is None:
@@ -360,6 +367,9 @@ class Lanes:
             raise
         except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
             return one_line(error)
+        if any(other.stepped != kind.stepped for other in self._kinds.values()):
+            # They would have taken different numbers of steps, which optimizers ask for.
+            return "some parameters have a gradient in batches of one size and none in those of another"
         if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
             # All kinds of steps must keep a layer in one form.
             self._dual = None
@@ -451,8 +461,8 @@ class Lanes:
                     state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
                     client = Client(server.params, server.state, state)
                     rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
-                    theirs = loop.after(rows, server, client, numbers[run])
-                    noise = loop.after(rows, rounded(server), client, numbers[run]) if is_rounded else None
+                    theirs = loop.after(rows, server, client, numbers[run].hyper)
+                    noise = loop.after(rows, rounded(server), client, numbers[run].hyper) if is_rounded else None
                     ours = {n: t[lane].detach() for n, t in {**self.tensors.params, **self.tensors.buffers}.items()}
                     theirs = {name: theirs[name] for name in ours}
                     before = {**server.params, **server.buffers}
@@ -488,7 +498,7 @@ class Lanes:
                 state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
                 client = Client(servers[run].params, servers[run].state, state)
                 alone = Messages(algorithm, params).read(
-                    algorithm.finish(params, client, num_steps[lane], numbers[run])
+                    algorithm.finish(params, client, num_steps[lane], numbers[run].hyper)
                 )
                 ends = [
                     {

@@ -5,6 +5,10 @@ product and what the algorithm corrects: `g + mu * (p - anchor)`. Done as writte
 and subtracts it: three passes over as much memory as the model. As a sum of terms, each goes straight into `p`:
 `p.addmm_(a, b, alpha=-lr)`. The result differs from the written one in the order of rounding only.
 
+Where there are several terms they are summed first, and added once, as the written step does: each by itself may be
+too small to change a float32 parameter (below 6e-8 of it), and would be lost in every step. `p * (1 - lr * decay)` is
+`p` again where lr * decay is below 3e-8.
+
 A factor may be a number that comes with each call, or a tensor: of one element, or with one number for each lane (the
 first dimension). Products are then scaled through their smaller part. A value that is chosen by a mask, `where(active,
 new, old)`, is a sum whose terms are nothing where the mask says no.
@@ -72,6 +76,11 @@ class Sum:
     keeps: bool = True
     mask: Tensor | None = None
     """bool, of the state's number of dimensions, all but the first of size 1: where it is False, nothing is added"""
+
+    @property
+    def is_joint(self) -> bool:
+        """What is added to the old value has several parts, or depends on it."""
+        return self.keeps and (bool(self.own) or len(self.rest) + len(self.products) > 1)
 
     @property
     def reads(self) -> list[Tensor]:

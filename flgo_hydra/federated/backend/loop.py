@@ -5,7 +5,8 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 
 import copy
 import logging
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,19 @@ from flgo_hydra.federated.backend.trial import Difference, difference, few, is_w
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.optimizer import is_zero
-from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
-from flgo_hydra.federated.training import LocalStep, LocalWork, Mean, ServerState, finish_round
+from flgo_hydra.federated.optimizer import StepCounts, is_zero
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
+from flgo_hydra.federated.training import (
+    MEAN,
+    LocalStep,
+    LocalWork,
+    Mean,
+    ServerState,
+    changes_of,
+    finish_round,
+    row_of,
+    weights_of,
+)
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
@@ -93,6 +104,13 @@ class LoopBackend:
         return {"backend": self.name}
 
     @property
+    def kept_by_python(self) -> dict[str, str]:
+        """What a model or an algorithm keeps beside its tensors, if any: no checkpoint has it, nor another process."""
+        if self._habits is None or not self._habits.keeps:
+            return {}
+        return {"kept by Python": f"{self._habits.keeps} of process {uuid.uuid4()}"}
+
+    @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         sizes = sorted(self._traced.sizes) if self._traced is not None else []
@@ -115,23 +133,25 @@ class LoopBackend:
         batches = self._batches(cohort.clients, round_num)
         self.prepare(server, hyper)
         self.model.train()
-        message, buffers = Mean(), Mean()
-        buffer_weights = cohort.weights / cohort.weights.sum()
-        for k, steps, weight, buffer_weight in zip(ids, batches, cohort.weights, buffer_weights, strict=True):
+        message, changes = Mean(), Mean()
+        # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
+        seed = seed_all if self._work.has_users_code else seed_torch
+        for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
-            seed_all(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
                 sent, kept = self._messages.read(algorithm.finish(self.params, client, len(steps), hyper))
-                message.add(sent, float(weight))
+                for entry, tensors in sent.items():
+                    message.add({entry: tensors}, weights[row_of(entry, algorithm)])
                 clients.put(k, kept)
                 if self.buffers:
-                    buffers.add({"": self._buffers.now()}, float(buffer_weight))
+                    changes.add({"": changes_of(self._buffers.now(), server.buffers)}, weights[MEAN])
         with torch.no_grad():
-            mean_buffers = buffers.value()[""] if self.buffers else {}
+            mean_changes = changes.value()[""] if self.buffers else {}
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
-            return finish_round(server, algorithm, message.value(), mean_buffers, cohort, hyper)
+            return finish_round(server, algorithm, message.value(), mean_changes, cohort, hyper)
 
     def _batches(self, clients: np.ndarray, round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
@@ -150,14 +170,15 @@ class LoopBackend:
                     tensor.zero_()
             if self._traced is not None:
                 self._traced.start(client, hyper)
-            for count, rows in enumerate(steps, start=1):
-                if self._traced is not None and self._traced.run(rows, count):
+            counts = StepCounts(self.params)
+            for rows in steps:
+                if self._traced is not None and self._traced.run(rows, counts):
                     continue
                 x, y = self.data.x_train[rows], self.data.y_train[rows]
                 with torch.enable_grad():
                     loss = self.loss(x, y)
-                    grads = torch.autograd.grad(loss, self._param_list, allow_unused=True, materialize_grads=True)
-                self._apply(grads, count, client, hyper)
+                    grads = torch.autograd.grad(loss, self._param_list, allow_unused=True)
+                self._apply(grads, counts, client, hyper)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         try:
@@ -173,23 +194,25 @@ class LoopBackend:
             return self.step.algorithm.loss(outputs, y, self.data.criterion).mean()
         return self.data.mean_criterion(outputs, y)
 
-    def _apply(self, grads: tuple[Tensor, ...], count: int, client: Client, hyper: Hyper) -> None:
+    def _apply(self, found: Sequence[Tensor | None], counts: StepCounts, client: Client, hyper: Hyper) -> None:
+        grads = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
         optimizer = self.step.optimizer
         if not optimizer.is_plain_sgd:
-            by_name = dict(zip(self.params, grads, strict=True))
-            next_params, next_slots = self.step(self.params, by_name, self._slots, count, client, hyper)
-            torch._foreach_copy_(self._param_list, [next_params[name] for name in self.params])
+            next_params, next_slots = self.step(self.params, grads, self._slots, counts, client, hyper)
+            if next_params:
+                torch._foreach_copy_([self.params[name] for name in next_params], list(next_params.values()))
             for name, tensors in next_slots.items():
                 for slot, tensor in zip(self._slots[name], tensors, strict=True):
                     slot.copy_(tensor)
             return
         if self._corrects:
-            by_name = dict(zip(self.params, grads, strict=True))
-            direction = self.step.direction(self.params, by_name, client, hyper)
-            grads = tuple(direction[name] for name in self.params)
+            grads = self.step.direction(self.params, grads, client, hyper)
+        if not grads:
+            return
+        params, directions = [self.params[name] for name in grads], list(grads.values())
         if optimizer.weight_decay:
-            grads = torch._foreach_add(grads, self._param_list, alpha=optimizer.weight_decay)
-        torch._foreach_add_(self._param_list, grads, alpha=-hyper["lr"])
+            directions = list(torch._foreach_add(directions, params, alpha=optimizer.weight_decay))
+        torch._foreach_add_(params, directions, alpha=-hyper["lr"])
 
     def habits(self, server: ServerState, hyper: Hyper) -> Habits:
         """What the model and the algorithm do beside computing, found out before the first round.
@@ -231,7 +254,8 @@ class LoopBackend:
         self._traced = TracedSteps(
             self.params, self._buffers, self._slots, self.loss, self.step, self.data, self._graphs
         )
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         for size in sizes:
             if why_not := self._traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper):
                 return why_not
@@ -244,15 +268,16 @@ class LoopBackend:
         def native(is_rounded: bool) -> Difference | None:
             return self._differs(plain, sizes, server, hyper, is_rounded)
 
-        def wide(is_rounded: bool) -> Difference | str | None:
+        def wide() -> Difference | str | None:
             data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
             try:
                 ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
-                ours.load(wide_server).train()
+                ours.load(wide_server)
+                ours.model.train()
                 if not is_wide(ours.model, data.x_train[:2]):
                     return "the model does not run in float64"
                 why_not = ours._record(sizes, wide_server, hyper)
-                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded)
+                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
             except Exception as error:
                 return one_line(error)
 
@@ -286,7 +311,8 @@ class LoopBackend:
 
     def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
         """A trial: everything that a client's steps change, after these steps, by name."""
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         seed_all(0, self._param_list[0].device)
         self.train_client(batches, client, hyper)
         ends: Tensors = {**self.params, **self._buffers.now()}

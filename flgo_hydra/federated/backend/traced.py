@@ -21,7 +21,7 @@ from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.optimizer import Slots
+from flgo_hydra.federated.optimizer import Slots, StepCounts
 from flgo_hydra.federated.training import LocalStep, ServerState
 
 
@@ -30,8 +30,10 @@ class _Compiled:
     x: Tensor
     y: Tensor
     program: Program
+    stepped: tuple[str, ...]
+    """parameters that have a direction in such a step"""
     counts: bool
-    """the program reads the number of the step"""
+    """the program reads the number of the step, which is one for all of them"""
     rows: Tensor
     """of the batch, where a graph finds them"""
     graph: Graph | None = None
@@ -96,8 +98,10 @@ class TracedSteps:
                 found = found[key]
             mine.copy_(found)
 
-    def run(self, rows: Tensor, count: int) -> bool:
-        """Takes a step on these rows of the training samples; False if there is no program for so many.
+    def run(self, rows: Tensor, counts: StepCounts) -> bool:
+        """Takes a step on these rows of the training samples; False if there is no program for it.
+
+        There is none for so many rows, or its parameters have taken different numbers of steps.
 
         To be called under `torch.no_grad`.
         """
@@ -105,6 +109,9 @@ class TracedSteps:
         if compiled is None:
             return False
         if compiled.counts:
+            count = counts.next_of_all(compiled.stepped)
+            if count is None:
+                return False
             self._count.fill_(count)
         if compiled.graph is not None:
             compiled.rows.copy_(rows)
@@ -137,14 +144,14 @@ class TracedSteps:
         numbers = {**hyper, "lr": self._lr}
         try:
             reset()
-            program = self._record(x, y, numbers)
+            program, stepped = self._record(x, y, numbers)
         except CannotRecord as error:
             return str(error)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._compiled[len(rows)] = _Compiled(x, y, program, program.reads(self._count), rows.clone())
+        self._compiled[len(rows)] = _Compiled(x, y, program, stepped, program.reads(self._count), rows.clone())
         self._find_what_is_read()
         return ""
 
@@ -154,13 +161,13 @@ class TracedSteps:
         for size, compiled in self._compiled.items():
             self._compiled[size] = self._with_graph(compiled, reset, client, hyper)
 
-    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> Program:
+    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> tuple[Program, tuple[str, ...]]:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
         ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
         results = [(self._params[name], value) for name, value in params.items()]
         results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
         results += self._buffers.anew()
-        return compile_program(ops, results, self._scalars, self._arena)
+        return compile_program(ops, results, self._scalars, self._arena), tuple(params)
 
     def _with_graph(self, compiled: _Compiled, reset: Callable[[], object], client: Client, hyper: Hyper) -> _Compiled:
         if not self._is_cuda or self._why_no_graph:
@@ -194,15 +201,13 @@ class TracedSteps:
             return compiled
 
     def _plain_step(
-        self, x: Tensor, y: Tensor, count: Tensor | int, client: Client, hyper: Hyper
+        self, x: Tensor, y: Tensor, count: Tensor, client: Client, hyper: Hyper
     ) -> tuple[Tensors, dict[str, Slots]]:
         with torch.enable_grad():
-            grads = torch.autograd.grad(
-                self._loss(x, y), list(self._params.values()), allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(self._loss(x, y), list(self._params.values()), allow_unused=True)
         with torch.no_grad():
-            by_name = dict(zip(self._params, grads, strict=True))
-            return self._step(self._params, by_name, self._slots, count, client, hyper)  # type: ignore[arg-type]
+            grads = {name: g for name, g in zip(self._params, found, strict=True) if g is not None}
+            return self._step(self._params, grads, self._slots, count, client, hyper)
 
     def _find_what_is_read(self) -> None:
         """Tensors of the client that some program reads, and where they are found."""

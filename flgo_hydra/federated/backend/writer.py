@@ -186,20 +186,30 @@ class Writer:
 
     def _write_stage(self, sums: Sequence[Sum]) -> None:
         """Adds sums of which none reads what another changes."""
-        for one in sums:
-            if one.own or not one.keeps:
-                self._call(torch.Tensor.mul_, self._name(one.state), self._own_factor(one))
+        matrices = [one for one in sums if one.is_joint and one.products]
+        for one in matrices:  # one at a time: what they add is as large as they are
+            into, rest = self._begin_joint(one)
+            for term in rest:
+                self._add_term(into, term)
+            self._add_products(one, into, None)
+            self._end_joint([(one, into)])
+        others = [one for one in sums if not (one.is_joint and one.products)]
+        totals = {id(one): self._begin_joint(one) for one in others if one.is_joint}
         added: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for one in sums:
-            for term in one.rest:
-                if one.mask is None and not term.factor.tensors and term.value.shape == one.state.shape:
-                    added.setdefault(term.factor.code, []).append((one.state, term.value))
+        for one in others:
+            into, rest = totals.get(id(one), (one.state, one.rest))
+            mask = None if one.is_joint else one.mask
+            if not one.keeps:
+                self._call(torch.Tensor.mul_, self._name(one.state), self._own_factor(one))
+            for term in rest:
+                if mask is None and not term.factor.tensors and term.value.shape == one.state.shape:
+                    added.setdefault(term.factor.code, []).append((into, term.value))
                 else:
-                    self._add_term(one, term)
+                    self._add_term(into, term, mask)
         for code, pairs in added.items():
             # One call for all states; a state with two terms of one factor has a call of its own for the second.
             first = {id(pair[0]): pair for pair in reversed(pairs)}
-            others = [pair for pair in pairs if not any(pair is one for one in first.values())]
+            again = [pair for pair in pairs if not any(pair is one for one in first.values())]
             together = list(first.values())
             self._call(
                 torch._foreach_add_,
@@ -207,51 +217,88 @@ class Writer:
                 self._list(v for _, v in together),
                 f"alpha={code}",
             )
-            for state, value in others:
+            for state, value in again:
                 self._call(torch.Tensor.add_, self._name(state), self._name(value), f"alpha={code}")
-        for one in sums:
-            for product in one.products:
-                function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
-                into = one.state.mT if product.is_transposed else one.state
-                a, b = self._name(product.a), self._name(product.b)
-                if product.a.numel() <= product.b.numel():
-                    a = self._scaled(product.a, product.factor, one.mask)
-                else:
-                    b = self._scaled(product.b, product.factor, one.mask)
-                self._call(function, self._constant(into), a, b, f"alpha={product.factor.code}")
+        for one in others:
+            if not one.is_joint:
+                self._add_products(one, one.state, one.mask)
+        self._end_joint([(one, totals[id(one)][0]) for one in others if one.is_joint])
+
+    def _begin_joint(self, one: Sum) -> tuple[Tensor, list[Term]]:
+        """Where what a sum adds is summed first, with a first part of it; and the terms that are still to be added."""
+        total = self._places.take(one.state)
+        out, rest = f"out={self._name(total)}", list(one.rest)
+        plain = next((t for t in rest if not t.factor.tensors and t.value.shape == one.state.shape), None)
+        if one.own:
+            self._call(torch.mul, self._name(one.state), self._sum_of(one.own, one.state, 0.0)[0], out)
+        elif plain is not None:
+            rest = [term for term in rest if term is not plain]
+            self._call(torch.mul, self._name(plain.value), plain.factor.code, out)
+        else:
+            self._call(torch.Tensor.zero_, self._name(total))
+        return total, rest
+
+    def _end_joint(self, sums: Sequence[tuple[Sum, Tensor]]) -> None:
+        """Adds to the states what was summed."""
+        for one, total in sums:
+            if one.mask is not None:
+                # What an idle lane computes may not be finite: 0 times it would not be 0.
+                name = self._name(total)
+                self._call(torch.where, self._name(one.mask), name, self._zero(one.state), f"out={name}")
+        if len(sums) == 1:
+            self._call(torch.Tensor.add_, self._name(sums[0][0].state), self._name(sums[0][1]))
+        elif sums:
+            self._call(torch._foreach_add_, self._list(one.state for one, _ in sums), self._list(t for _, t in sums))
+        for one, _ in sums:
+            self._places.give_back(one.state)
+
+    def _add_products(self, one: Sum, into: Tensor, mask: Tensor | None) -> None:
+        for product in one.products:
+            function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
+            turned = into.mT if product.is_transposed else into
+            a, b = self._name(product.a), self._name(product.b)
+            if product.a.numel() <= product.b.numel():
+                a = self._scaled(product.a, product.factor, mask)
+            else:
+                b = self._scaled(product.b, product.factor, mask)
+            self._call(function, self._constant(turned), a, b, f"alpha={product.factor.code}")
 
     def _own_factor(self, one: Sum) -> str:
-        """What the state is multiplied with: 1 + the sum of `own`, and 1 where the mask says no."""
-        first = float(one.keeps) - (one.mask is not None)  # a mask's 1 is added last
-        total = " + ".join([repr(first), *(f.code for f in one.own if not f.tensors)])
-        shape = torch.Size()
-        for factor in one.own:
-            if factor.tensors:
-                product, its = self._product_of(factor.tensors, one.state)
-                product = self._temporary(its, one.state, torch.mul, product, factor.code)
-                shape = _broadcast(shape, its)
-                total = self._temporary(shape, one.state, torch.add, product, total)
+        """What a state that is not kept is multiplied with: the sum of `own`, and 1 where the mask says no."""
         if one.mask is None:
-            return total
+            return self._sum_of(one.own, one.state, 0.0)[0]
+        total, _ = self._sum_of(one.own, one.state, -1.0)  # a mask's 1 is added last
         shape = one.mask.shape
         scaled = self._temporary(shape, one.state, torch.mul, self._as_number(one.mask, one.state), total)
         return self._temporary(shape, one.state, torch.add, scaled, "1.0")
 
-    def _add_term(self, one: Sum, term: Term) -> None:
+    def _sum_of(self, factors: Sequence[Factor], state: Tensor, first: float) -> tuple[str, torch.Size]:
+        """A number plus factors, and its shape."""
+        total = " + ".join([repr(first), *(f.code for f in factors if not f.tensors)])
+        shape = torch.Size()
+        for factor in factors:
+            if factor.tensors:
+                product, its = self._product_of(factor.tensors, state)
+                product = self._temporary(its, state, torch.mul, product, factor.code)
+                shape = _broadcast(shape, its)
+                total = self._temporary(shape, state, torch.add, product, total)
+        return total, shape
+
+    def _add_term(self, into: Tensor, term: Term, mask: Tensor | None = None) -> None:
         """A term that a mask, a tensor, or another shape keeps from being added with others."""
-        value, state, mask = self._name(term.value), one.state, one.mask
-        scale, shape = self._product_of(term.factor.tensors, state) if term.factor.tensors else ("", torch.Size())
+        value, state = self._name(term.value), self._name(into)
+        scale, shape = self._product_of(term.factor.tensors, into) if term.factor.tensors else ("", torch.Size())
         if mask is not None and id(term.value) in self._producers:
             # What an idle lane computes may not be finite: 0 times it would not be 0.
-            value = self._temporary(state.shape, state, torch.where, self._name(mask), value, self._zero(state))
+            value = self._temporary(into.shape, into, torch.where, self._name(mask), value, self._zero(into))
         elif mask is not None:
-            active = self._as_number(mask, state)
+            active = self._as_number(mask, into)
             shape = _broadcast(shape, mask.shape)
-            scale = self._temporary(shape, state, torch.mul, scale, active) if scale else active
+            scale = self._temporary(shape, into, torch.mul, scale, active) if scale else active
         if scale:
-            self._call(torch.Tensor.addcmul_, self._name(state), value, scale, f"value={term.factor.code}")
+            self._call(torch.Tensor.addcmul_, state, value, scale, f"value={term.factor.code}")
         else:
-            self._call(torch.Tensor.add_, self._name(state), value, f"alpha={term.factor.code}")
+            self._call(torch.Tensor.add_, state, value, f"alpha={term.factor.code}")
 
     def _scaled(self, part: Tensor, factor: Factor, mask: Tensor | None) -> str:
         """A part of a product with the tensors among its factor, and zeros where the mask says no."""

@@ -11,6 +11,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, extent_of
+from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.data import to_data
@@ -37,8 +38,8 @@ def lanes_of(model, data, algorithm, optimizer, batch_size=4):
 
 def assert_ready(made, server, hyper, loop):
     """All kinds of steps are recorded, and do what the loop does."""
-    assert made.record(made._extent.kinds, [hyper]) == ""
-    assert made.differs({0: loop}, [server], [hyper], is_rounded=False) is None
+    assert made.record(made._extent.kinds, [Numbers(hyper)]) == ""
+    assert made.differs({0: loop}, [server], [Numbers(hyper)], is_rounded=False) is None
 
 
 def test_a_step_reads_neither_weights_nor_samples(make_ragged_task, make_mlp):
@@ -62,9 +63,9 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
     hyper = {"lr": 0.1, **numbers}
     assert_ready(made, server, hyper, loop)
     with torch.no_grad():
-        made.begin([server], [hyper], orders, {})
+        made.begin([server], [Numbers(hyper)], orders, {})
         made.run(orders)
-        message, _, _ = made.mean(np.stack([weights, weights]), [len(order) for order in orders])
+        message, _, _ = made.mean(np.stack([weights] * 3), [len(order) for order in orders])
         made.put_weights()
         changes = made.tensors.params["0.weight"] - server.params["0.weight"]
         expected = torch.einsum("h,hoi->oi", torch.from_numpy(weights), changes)
