@@ -39,8 +39,6 @@ class FittingModel:
     model: nn.Module
     takes_integers: bool
     """the task's inputs are integers, and it wants them so"""
-    tried: nn.Module
-    """for whoever wants to try more: a copy, where trying may leave a trace"""
 
 
 def build_fitting_model(
@@ -66,7 +64,7 @@ def build_fitting_model(
     model = build()
     if str(parameters["_target_"]).startswith(_OURS):
         require_weights(model, parameters)
-        return FittingModel(model, False, model)
+        return FittingModel(model, False)
     before = _names(model)
     sizes = _batch_sizes(task, work)
 
@@ -89,7 +87,7 @@ def build_fitting_model(
     if before != _names(tried):  # parts that are made in the first forward pass: now, with the seed of the weights
         x = torch.from_numpy(np.array(task.x_train[: sizes[-1]]))
         model = build(x if takes_integers else x.float())
-    return FittingModel(model, takes_integers, tried)
+    return FittingModel(model, takes_integers)
 
 
 class _Trial:

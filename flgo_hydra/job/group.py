@@ -94,6 +94,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
         jobs[i].finish(result.objective)
 
     task, data = None, None
+    known: dict[str, str] = {}
     for i, job in enumerate(jobs):
         paths = RunPaths(job.folder)
         try:
@@ -105,7 +106,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")
             with no_silent_end():
-                task = check(conf) or task
+                task = check(conf, known) or task
             with jobs[i].logging(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data

@@ -59,7 +59,8 @@ class ReadyRun:
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
         record, note = self.watcher.record, self.backend.note
-        return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings)
+        known = self.watcher.data_sha256, self.watcher.code
+        return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings, *known)
 
 
 def prepare(
@@ -134,7 +135,8 @@ def prepare(
     hyper = {**numbers, "lr": conf.lr}
     if form is None:
         backend.prepare(server, hyper)
-    watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
+    rounding = {**backend.form, **(form or {})}
+    watcher = Watcher(conf, paths, device, line, is_interrupted, rounding, task.data_sha256)
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
