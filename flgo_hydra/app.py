@@ -124,7 +124,7 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
     from flgo_hydra.federated.training import ServerState
 
     device = resolve_device(conf.device)
-    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience.start(conf.is_maximized))
+    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience(conf.followed))
     model = compose.parameters(conf.model)
     with ctrl_c_at_round_boundary() as is_interrupted:
         watcher = Watcher(replace(conf, checkpoint_interval=0), paths, device, reporter.current(), is_interrupted)
@@ -135,4 +135,4 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
             watcher.progress.close()
     if status == "stopped":
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; a run of FLGo's starts again from round 0")
-    return result_of(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"})
+    return result_of(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"}, watcher.record)

@@ -12,13 +12,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from flgo_hydra.monitor import Monitor
+
 MISSING: Any = "???"
 """OmegaConf's mark of a value that must be given, spelled out: what trains needs torch and numpy only."""
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
 SAMPLES = ("uniform", "md", "full")
 AGGREGATES = ("other", "uniform", "weighted_com", "weighted_scale")
-METRICS = ("valid_loss", "valid_accuracy", "test_loss", "test_accuracy")
-DIRECTIONS = ("minimize", "maximize")
 DTYPES = ("float32", "float64")
 LR_SCHEDULES = ("constant", "step", "step_<k>", "multistep_<a>_<b>…", "ratiostep_<q>", "divide_by_round", "cosine")
 _LR_SCHEDULE = re.compile(r"constant|step|step_[1-9]\d*|multistep(_[1-9]\d*)+|ratiostep_0?\.\d+|divide_by_round|cosine")
@@ -56,8 +56,8 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 class EngineConf:
     """How local training is computed. The numbers of a run differ between these choices by rounding only."""
 
-    # loop: a cohort's clients one after another; vmap: side by side, as a batch dimension; auto: what a measurement
-    # before the first round finds faster
+    # loop: a cohort's clients one after another; vmap: side by side, as a batch dimension; auto: what should be faster,
+    # by shapes and numbers of steps (never by a clock: the choice decides how numbers are rounded)
     backend: str = "auto"
     # auto: local steps are recorded once and replayed as a flat program, for batch sizes that a run takes often enough;
     # off: plain autograd
@@ -65,22 +65,18 @@ class EngineConf:
     # auto: clients side by side keep a dense layer on the samples as what it does to the samples that they visit, where
     # that is less work; off: as its weights
     dual: str = "auto"
-    # auto: on a GPU, a local step is captured as a CUDA graph; off: launched operation by operation
-    graph: str = "auto"
+    # on: on a GPU, a local step is captured as a CUDA graph (it has not run on one yet); off: launched operation by
+    # operation
+    graph: str = "off"
 
     def __post_init__(self) -> None:
         for name in ("compile", "dual", "graph"):
-            if getattr(self, name) == "False":  # YAML reads `off` as false
-                setattr(self, name, "off")
+            value = getattr(self, name)  # YAML reads `off` as false, `on` as true
+            setattr(self, name, {"False": "off", "True": "on"}.get(value, value))
         one_of("engine.backend", self.backend, BACKENDS)
         one_of("engine.compile", self.compile, SWITCHES)
         one_of("engine.dual", self.dual, SWITCHES)
-        one_of("engine.graph", self.graph, SWITCHES)
-
-
-def is_maximized(monitor: str, direction: str | None) -> bool:
-    """Whether more of a metric is better: as `direction` says, or by its name."""
-    return monitor.endswith("accuracy") if direction is None else direction == "maximize"
+        one_of("engine.graph", self.graph, ("off", "on"))
 
 
 @dataclass
@@ -124,13 +120,15 @@ class OptionConf:
     metrics: str | None = None
     # the metric that best round, early stop, tuning and save_best follow: valid_loss, another one, or one of your own
     monitor: str = "valid_loss"
-    # minimize or maximize the monitor; null: maximize what ends in accuracy, minimize the rest
-    direction: str | None = None
+    # min or max: which way the monitor is better; null: accuracies of ours max, losses of ours min (a metric of your
+    # own needs one of the two)
+    monitor_mode: str | None = None
     # decides initial weights, cohorts and batch order; task.seed decides the data split
     seed: int = 0
     # auto (a GPU where there is one), cpu, cuda, cuda:<i>, mps
     device: str = "auto"
-    # threads of a run on the CPU; null: one for small models, as many as allowed for others
+    # threads of a run on the CPU; null: hydra.launcher.threads, else one. More are faster for a large model alone on a
+    # machine, and round otherwise
     num_threads: int | None = None
     # float32 or float64
     dtype: str = "float32"
@@ -172,8 +170,7 @@ class OptionConf:
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
-        if self.direction is not None:
-            one_of("direction", self.direction, DIRECTIONS)
+        Monitor.of(self.monitor, self.monitor_mode)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
@@ -184,9 +181,9 @@ class OptionConf:
         hold(interval is None or interval >= 0, "checkpoint_interval >= 0, or null for automatic", interval)
 
     @property
-    def is_maximized(self) -> bool:
-        """Whether more of `monitor` is better."""
-        return is_maximized(self.monitor, self.direction)
+    def followed(self) -> Monitor:
+        """What decides which round is best."""
+        return Monitor.of(self.monitor, self.monitor_mode)
 
 
 @dataclass
@@ -254,7 +251,8 @@ class DirichletConf(PartitionConf):
 
     # concentration; small is skewed, large is iid
     alpha: float = 0.5
-    # false: clients' sizes vary with their shares (Yurochkin et al. 2019); true: equal sizes (Hsu et al. 2019)
+    # false: each class is divided by shares with alpha a client, so sizes vary (Yurochkin et al. 2019); true: equal
+    # sizes, each client's mix of classes has alpha in all, spread over the classes by their frequency (Hsu et al. 2019)
     balanced: bool = False
 
     def __post_init__(self) -> None:
@@ -557,7 +555,7 @@ class LauncherConf:
     scheduler: Any = None
     # most jobs at once on a device; null: the cores, shared by the devices
     slots: int | None = None
-    # threads of a job; null: the cores, shared by the jobs that run at once
+    # threads of a job that sets no num_threads; null: one (of another app's job: the cores, shared by jobs at once)
     threads: int | None = None
     # expected peak memory of a job, MiB; null: learned from the first job of its kind
     job_memory_mib: int | None = None
@@ -565,9 +563,9 @@ class LauncherConf:
     memory_keys: list[str] = field(default_factory=lambda: list(MEMORY_KEYS))
     # config keys that, with those, decide how long a job takes: the longest start first
     duration_keys: list[str] = field(default_factory=lambda: ["num_rounds", "num_epochs", "num_steps", "early_stop"])
-    # points that differ in values only (lr, momentum, seed, …) run as one program, in one process: auto (on GPUs, as
-    # many as gain from it and fit), off, or the most of them
-    fuse: Any = "auto"
+    # how many points that differ in values only (lr, momentum, seed, …) run as one program, in one process; off: none.
+    # A point is then rounded in one way, however many are left to run with it (on GPUs it has not run yet)
+    fuse: Any = "off"
     # new attempts for a job that was killed or crashed; out of memory does not count
     max_retries: int = 2
     # wait before the first retry, seconds; doubled each time
@@ -587,8 +585,8 @@ class LauncherConf:
         is_number = isinstance(self.fuse, int) and not isinstance(self.fuse, bool)
         fuse = 1 if self.fuse is False else self.fuse  # YAML reads `off` as false
         self.fuse = "off" if fuse == 1 else fuse
-        is_known = self.fuse in ("auto", "off") or (is_number and 1 <= self.fuse <= MOST_FUSED)
-        hold(is_known, f"hydra.launcher.fuse is auto, off, or a number from 1 to {MOST_FUSED}", self.fuse)
+        is_known = self.fuse == "off" or (is_number and 1 <= self.fuse <= MOST_FUSED)
+        hold(is_known, f"hydra.launcher.fuse is off, or a number from 1 to {MOST_FUSED}", self.fuse)
         hold(self.max_retries >= 0, "hydra.launcher.max_retries >= 0", self.max_retries)
         hold(self.backoff_s >= 0, "hydra.launcher.backoff_s >= 0", self.backoff_s)
         limit = self.timeout_min

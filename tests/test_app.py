@@ -249,27 +249,25 @@ def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undistur
     assert losses(tmp_path / "run") == undisturbed
 
 
-def test_a_run_that_goes_on_keeps_the_backend_it_chose(make_conf, tmp_path, monkeypatch):
-    """The second attempt would choose the loop, whose float32 numbers differ in the last digits."""
-    from flgo_hydra.federated.backend import batched, choice, loop
+@pytest.mark.parametrize("changed", ["", "engine.backend=loop", "engine.dual=off", "num_threads=2"])
+def test_a_run_goes_on_in_the_form_it_began_with_or_begins_anew(make_conf, tmp_path, monkeypatch, caplog, changed):
+    """Float32 numbers of another form differ in the last digits: no run is a mixture of two."""
     from flgo_hydra.launch import reporter
 
-    conf = make_conf("num_rounds=6", "num_steps=8", "task.num_clients=5", "proportion=0.6", "batch_size=10")
-    monkeypatch.setattr(choice, "_SHORT", 0)
-    monkeypatch.setattr(choice, "_measured", {})
-    monkeypatch.setattr(loop.LoopBackend, "estimate", lambda *_: 1.0)
-    monkeypatch.setattr(batched.VmapBackend, "estimate", lambda *_: 0.1)
-    whole = app.run(conf, tmp_path / "whole")
+    caplog.set_level("INFO")
+    options = ["num_rounds=6", "num_epochs=8", "task.num_clients=5", "proportion=0.6", "batch_size=10"]
     calls = iter([False, False, True])
-    monkeypatch.setattr(reporter.Reporter, "stop_requested", lambda self: next(calls, False))
-    with pytest.raises(KeyboardInterrupt):
-        app.run(conf, tmp_path / "run")
-    monkeypatch.setattr(choice, "_measured", {})
-    monkeypatch.setattr(batched.VmapBackend, "estimate", lambda *_: 10.0)
-    result = app.run(conf, tmp_path / "run")
-    assert whole.engine["backend"] == result.engine["backend"] == "vmap"
-    assert (whole.engine["chosen_by"], result.engine["chosen_by"]) == ("measurement", "checkpoint")
+    with monkeypatch.context() as patched:
+        patched.setattr(reporter.Reporter, "stop_requested", lambda self: next(calls, False))
+        with pytest.raises(KeyboardInterrupt):
+            app.run(make_conf(*options, "engine.backend=vmap"), tmp_path / "run")
+    overrides = [*options, "engine.backend=vmap", *([changed] if changed else [])]
+    result = app.run(make_conf(*overrides), tmp_path / "run")
+    whole = app.run(make_conf(*overrides), tmp_path / "whole")
+    assert result.engine == whole.engine
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert ("begins anew" in caplog.text) is bool(changed)
+    assert ("going on after round" in caplog.text) is (not changed)
 
 
 ENDING = """

@@ -215,5 +215,6 @@ def test_off_in_a_yaml_file_is_off() -> None:
     """YAML reads an `off` without quotes as false."""
     conf = config.EngineConf(compile="False", dual="False", graph="off")
     assert (conf.compile, conf.dual, conf.graph) == ("off", "off", "off")
-    with pytest.raises(ValueError, match="`engine.graph` must be one of auto, off"):
+    assert config.EngineConf(graph="True").graph == "on"
+    with pytest.raises(ValueError, match="`engine.graph` must be one of off, on"):
         config.EngineConf(graph="never")

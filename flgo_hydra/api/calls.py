@@ -12,7 +12,6 @@ from typing import Any
 
 from flgo_hydra import app, chosen, compose, explain
 from flgo_hydra.api.alone import one_at_a_time
-from flgo_hydra.api.overrides import override
 from flgo_hydra.api.results import Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, write_objects
 from flgo_hydra.config import Conf
@@ -20,6 +19,7 @@ from flgo_hydra.job import checks
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
+from flgo_hydra.overrides import override
 from flgo_hydra.study import sweeper as sweeper_module
 from flgo_hydra.study.sweep import Outcome
 from flgo_hydra.study.sweeper import StudySweeper
@@ -174,8 +174,8 @@ def _collect(outcome: Outcome) -> Sweep:
     runs: dict[tuple[str, ...], Run] = {}
     for written, job in outcome.jobs.items():
         row = outcome.rows.get(job)
-        runs[written] = read_run(outcome.paths.run(job).folder, written, job, row)
-    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name)
+        runs[written] = read_run(outcome.folders[job], written, job, row)
+    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name, outcome.monitor)
 
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from flgo_hydra.api import calls
 from flgo_hydra.api.options import Settings, read_option
-from flgo_hydra.api.overrides import override
 from flgo_hydra.api.parts import Objects, algorithm_overrides, is_flgo, model_overrides, name_of, task_overrides
 from flgo_hydra.api.results import Run, Sweep
 from flgo_hydra.api.schedulers import Devices, as_scheduler, device_list, devices_override
 from flgo_hydra.api.shipped import check_unchanged, target_of
+from flgo_hydra.overrides import override
 from flgo_hydra.study.grid import parse_point
 
 _RUNNER_KEYS = ("task", "algorithm", "option", "model", "Logger", "Simulator", "scene", "metrics")
@@ -303,8 +303,8 @@ def _print_optimum(optimal: Mapping[str, Any], optimum: Optimum) -> None:
     print("\n".join([rule, *lines, rule]))
     result = optimum.run.result
     assert result is not None
-    least = "maximal" if result.is_maximized else "minimal"
-    what = "validation loss" if result.monitor == "valid_loss" else result.monitor
+    least = "maximal" if result.monitor.is_maximized else "minimal"
+    what = "validation loss" if result.monitor.metric == "valid_loss" else result.monitor.metric
     print(f"The {least} {what} {optimum.value:.6g} occurs at the round {optimum.round}", flush=True)
 
 

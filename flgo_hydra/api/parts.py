@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from flgo_hydra.api.overrides import override
 from flgo_hydra.api.shipped import target_of
 from flgo_hydra.compose import conf_dir
 from flgo_hydra.federated import flgo_task
 from flgo_hydra.help import group_choices
+from flgo_hydra.overrides import override
 
 Objects = dict[str, Callable[..., Any]]
 

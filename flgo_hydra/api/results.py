@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra.config import OptionConf
+from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.grid import parse_point
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Sweep:
     folder: Path
     storage: str = field(repr=False)
     study_name: str = field(repr=False)
+    monitor: Monitor = field(default=VALID_LOSS, repr=False)
+    """what decides which run is best"""
 
     @property
     def runs(self) -> list[Run]:
@@ -116,13 +121,53 @@ class Sweep:
         return open_study(self.storage, self.study_name)
 
     def frame(self) -> Any:
-        """A pandas frame with a row for each run: what varied, how it ended, and the best round's metrics."""
-        rows = []
-        for run in self.runs:
-            varied = dict(text.split("=", 1) for text in run.overrides)
-            row = {"job": run.job, **varied, "status": run.status, "best_round": run.round}
-            rows.append({**row, **{name: value for name, value in run.best.items() if name != "round"}})
-        return _pandas().DataFrame(rows)
+        """A pandas frame with a row for each run: what varied, how it ended, and the metrics at its best round.
+
+        Columns have the types of their values (`lr` floats, `seed` integers); one with None among them holds objects.
+        Metrics are called `test_loss@best(valid_loss)`; runs without a result have nan, and no best round.
+        """
+        pandas = _pandas()
+        runs = self.runs
+        varied = [_varied(run) for run in runs]
+        columns: dict[str, Any] = {"job": [run.job for run in runs]}
+        for key in dict.fromkeys(key for values in varied for key in values):
+            column = [values.get(key) for values in varied]
+            columns[key] = pandas.Series(column, dtype=object if None in column else None)
+        columns["status"] = [run.status for run in runs]
+        columns["best_round"] = pandas.array([run.round for run in runs], dtype="Int64")
+        results = [run.result for run in runs]
+        columns[BEST_VALID_LOSS] = [math.nan if result is None else result.best_valid_loss for result in results]
+        names = dict.fromkeys(name for result in results if result is not None for name in result.best)
+        for name in names or KNOWN:
+            values = [math.nan if result is None else result.best.get(name, math.nan) for result in results]
+            columns[self.monitor.at_best(name)] = values
+        return pandas.DataFrame(columns)
+
+
+def _varied(run: Run) -> dict[str, Any]:
+    """What varied, typed: as the run's config has it, and where there is no result, as it was written."""
+    config: dict[str, Any] = {}
+    if run.result is not None:
+        parts = {"task": run.result.task, "model": run.result.model, "algorithm": run.result.algorithm}
+        config = {**run.result.option, **parts}
+    values: dict[str, Any] = {}
+    for key, written in parse_point(run.overrides).items():
+        found: Any = config
+        for part in key.split("."):
+            found = found.get(part, _ABSENT) if isinstance(found, dict) else _ABSENT
+        is_scalar = found is None or isinstance(found, bool | int | float | str)
+        values[key] = found if is_scalar else _as_declared(key, written)  # of a group or a list what was written
+    return values
+
+
+def _as_declared(key: str, value: Any) -> Any:
+    """1 is 1.0 for a key that is a float."""
+    declared = OptionConf.__dataclass_fields__.get(key)
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if declared is not None and declared.type is float and is_int else value
+
+
+_ABSENT = object()
 
 
 def read_run(folder: Path, overrides: tuple[str, ...], job: int | None = None, row: Row | None = None) -> Run:

@@ -6,9 +6,10 @@ makes parts of itself in its first forward pass, which are then made with its in
 model and the process's generators are as they were afterwards.
 """
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 from flgo_hydra.federated.evaluation import CHUNK
 from flgo_hydra.federated.model import make_model, require_weights
 from flgo_hydra.federated.outputs import hold_form
@@ -66,15 +68,24 @@ def build_fitting_model(
         require_weights(model, parameters)
         return FittingModel(model, False, model)
     before = _names(model)
-    trial = _Trial(task, dtype, device, build)
     sizes = _batch_sizes(task, work)
-    with generators_kept():
+
+    def try_copies(trial: "_Trial") -> tuple[bool, nn.Module]:
         seed_all(torch_seed(work.seed, Purpose.EVALUATION), device)
         takes_integers = trial.takes_integers(model, sizes[0])
         tried = trial.copy_of(model)
         trial.evaluate(tried, takes_integers)
         require_weights(tried, parameters)
         trial.train(tried, sizes, takes_integers, has_own_loss)
+        return takes_integers, tried
+
+    with generators_kept(), _outside_kept(model):
+        try:
+            takes_integers, tried = try_copies(_Trial(task, dtype, device, build))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a copy may lack what Python does not copy (slots); what is built anew lacks nothing
+            takes_integers, tried = try_copies(_Trial(task, dtype, device, build, copies=False))
     if before != _names(tried):  # parts that are made in the first forward pass: now, with the seed of the weights
         x = torch.from_numpy(np.array(task.x_train[: sizes[-1]]))
         model = build(x if takes_integers else x.float())
@@ -86,17 +97,25 @@ class _Trial:
 
     Args:
         build: makes the model again, for one that cannot be copied.
+        copies: False: makes each copy so.
     """
 
-    def __init__(self, task: Task, dtype: torch.dtype, device: torch.device, build: Callable[[], nn.Module]) -> None:
-        self._task, self._dtype, self._device, self._build = task, dtype, device, build
+    def __init__(
+        self,
+        task: Task,
+        dtype: torch.dtype,
+        device: torch.device,
+        build: Callable[[], nn.Module],
+        copies: bool = True,
+    ) -> None:
+        self._task, self._dtype, self._device, self._build, self._copies = task, dtype, device, build, copies
 
     def copy_of(self, model: nn.Module) -> nn.Module:
-        try:
-            copied = copy.deepcopy(model)
-        except Exception:  # torch copies no tensor that was computed, which a model may keep
-            copied = self._build()
-        return copied.to(self._device)
+        copied = None
+        if self._copies:
+            with contextlib.suppress(Exception):  # torch copies no tensor that was computed, which a model may keep
+                copied = copy.deepcopy(model)
+        return (self._build() if copied is None else copied).to(self._device)
 
     def takes_integers(self, model: nn.Module, size: int) -> bool:
         """Whether the task's inputs are integers and the model computes with them; else it is given floats.
@@ -118,15 +137,17 @@ class _Trial:
         task, chunk = self._task, CHUNK[self._device.type]
         for x, y in ((task.x_valid, task.y_valid), (task.x_test, task.y_test)):
             begin = (len(x) - 1) // chunk * chunk
+            model.eval()  # a statement: a user's own need not return the model
             with torch.no_grad():
-                outputs = self._outputs(model.eval(), self._inputs(x[begin:], takes_integers))
+                outputs = self._outputs(model, self._inputs(x[begin:], takes_integers))
             hold_form(outputs, self._targets(y[begin:]), self._num_classes)
 
     def train(self, model: nn.Module, sizes: Sequence[int], takes_integers: bool, has_own_loss: bool) -> None:
         """On batches of these sizes."""
         for size in sizes:
+            model.train()
             with torch.enable_grad():
-                outputs = self._outputs(model.train(), self._inputs(self._task.x_train[:size], takes_integers))
+                outputs = self._outputs(model, self._inputs(self._task.x_train[:size], takes_integers))
             if has_own_loss:
                 continue
             hold_form(outputs, self._targets(self._task.y_train[:size]), self._num_classes)
@@ -152,14 +173,14 @@ class _Trial:
         try:
             return model(x)
         except Exception as error:
-            self._explain(error, x)
+            self._explain(error, x, model.training)
             mode = "training" if model.training else "evaluation"
             error.add_note(f"(the model was tried in {mode} mode on {_form(x)})")
             raise
 
-    def _explain(self, error: Exception, x: Tensor) -> None:
+    def _explain(self, error: Exception, x: Tensor, is_training: bool) -> None:
         """Raises what torch's error means for the user, where that is known."""
-        if len(x) == 1 and "more than 1 value per channel" in str(error):
+        if is_training and len(x) == 1 and "more than 1 value per channel" in str(error):
             raise ValueError(
                 f"{error}. A client's last batch has a single sample, which batch normalisation cannot train on: "
                 "set another `batch_size` (-1: all samples at once), or a model with group normalisation."
@@ -171,11 +192,25 @@ class _Trial:
             ) from error
 
 
+@contextlib.contextmanager
+def _outside_kept(model: nn.Module) -> Iterator[None]:
+    """Leaves what a copy shares with the model (globals of its module, attributes of its class) as it was."""
+    kept: PythonState | None = None
+    with contextlib.suppress(TooMuch):
+        kept = PythonState(model=model)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            kept.put_back_outside()
+
+
 def _failure(model: nn.Module, x: Tensor) -> Exception | None:
     """What the model raises on these inputs."""
     try:
+        model.eval()
         with torch.no_grad():
-            model.eval()(x)
+            model(x)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

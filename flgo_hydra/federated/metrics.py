@@ -18,7 +18,7 @@ what the best round, early stop and tuning follow (`monitor`). For example the w
             losses.append(float(data.mean_criterion(model(x), y)))
         return {"worst_loss": max(losses)}
 
-run by `python -m flgo_hydra metrics=my_metrics.worst_client monitor=worst_loss`.
+run by `python -m flgo_hydra metrics=my_metrics.worst_client monitor=worst_loss monitor_mode=min`.
 """
 
 import inspect
@@ -30,12 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra import reference
-from flgo_hydra.config import METRICS
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.task import Task
+from flgo_hydra.monitor import KNOWN
 
 Values = dict[str, float]
-_TAKEN = (*METRICS, "round", "seconds")
+_TAKEN = (*KNOWN, "round", "seconds")
+"""what else stands in a line of rounds.jsonl; everywhere else metrics have a mapping of their own, or `@best(…)`"""
+_MOST_CHARACTERS = 100
 
 
 class OwnMetrics:
@@ -78,6 +80,11 @@ class OwnMetrics:
             raise ValueError(
                 f"`metrics={self._target}` must name its numbers by texts other than {', '.join(_TAKEN)}, but it "
                 f"names one {name!r}."
+            )
+        if not (name.isprintable() and name.strip() == name and 1 <= len(name) <= _MOST_CHARACTERS):
+            raise ValueError(
+                f"`metrics={self._target}` must name its numbers by 1 to {_MOST_CHARACTERS} printable characters in "
+                f"one line, without spaces around them, but it names one {name[:_MOST_CHARACTERS]!r}."
             )
         return name
 

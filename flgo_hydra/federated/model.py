@@ -77,10 +77,25 @@ def make_model(
             raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {kind}.")
         if first_batch is not None:
             was_training = model.training
+            model.eval()
             with torch.no_grad():
-                model.eval()(first_batch.clone())
+                model(first_batch.clone())
             model.train(was_training)
-    return model.to(dtype)
+    return to_dtype(model, dtype)
+
+
+def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in a run's dtype, float32 or float64. Complex numbers stay complex, of that precision: `Module.to`
+    would drop their imaginary parts."""
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(complex_dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    model._apply(convert)  # type: ignore[no-untyped-call]
+    return model
 
 
 def require_weights(model: nn.Module, parameters: Mapping[str, Any]) -> None:
@@ -97,28 +112,6 @@ def arrange_for_cpu(model: nn.Module) -> None:
     """
     if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def count_multiplications(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Multiplications of one sample's forward pass in layers with a weight (a dense or convolutional one)."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: Any, outputs: Any) -> None:
-        nonlocal total
-        weight = getattr(layer, "weight", None)
-        if isinstance(outputs, Tensor) and isinstance(weight, Tensor) and weight.dim() > 1:
-            total += outputs.numel() * weight[0].numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in model.modules()]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, *input_shape, dtype=dtype))  # two: some models take no less
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return total // 2
 
 
 def logistic(input_shape: Sequence[int], num_outputs: int) -> nn.Module:

@@ -52,12 +52,16 @@ def dirichlet(
     balanced=False: every class is divided over the clients by shares ~ Dir(alpha, ..., alpha), so sizes vary too.
     Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022; Li et al. 2022 (NIID-Bench), https://arxiv.org/abs/2102.02079
 
-    balanced=True: every client draws its own mix ~ Dir(alpha * K * p), where p are the K classes' frequencies in the
-    data, and sizes differ by at most one. Hsu et al. 2019, https://arxiv.org/abs/1909.06335, whose alpha is ours
-    times K: with equally frequent classes both of our forms have concentration alpha a class. Drawn mixes would use
-    some classes more often than there are samples of them. So they are scaled to the nearest table with the right
-    totals (Sinkhorn, in relative entropy), each class is cut by it, and the few samples by which rounding left a
-    client too large go to those it left too small.
+    balanced=True: sizes differ by at most one, and every client draws its own mix ~ Dir(alpha * p), then its samples
+    by that mix from the classes' pools without replacement. p are the classes' frequencies, so alpha is spread over
+    the K classes: with equally frequent ones it is K times what it is for balanced=False.
+    Hsu et al. 2019, https://arxiv.org/abs/1909.06335
+
+    Clients draw one after another, in random order. p are the frequencies among the samples that nobody holds yet:
+    those of the data for the first client, and near to them for most. Where a class runs out within a client, the rest
+    of its samples is drawn by its mix over the other classes; where that is 0 for all of them, by their frequencies.
+    The last clients take what is left. (With p of the data throughout they would be left with whatever chance took too
+    little of, and a large alpha would be 1.6 times as uneven as iid.)
 
     Args:
         alpha: concentration, > 0.
@@ -65,15 +69,29 @@ def dirichlet(
     kind, counts = _classes(labels, "dirichlet")
     if not balanced:
         return _deal(kind, _round(rng.dirichlet(np.full(num_clients, alpha), size=len(counts)), counts), rng)
-    n = len(kind)
-    mix = rng.dirichlet(alpha * len(counts) * counts / n, size=num_clients).T  # (K, N)
-    # Tiny alphas give exact zeros, with which no table may have the right totals.
-    table = mix + 1e-9
-    for _ in range(200):
-        table *= (n / num_clients) / table.sum(axis=0)
-        table *= (counts / table.sum(axis=1))[:, None]
-    client_of = _deal(kind, _round(table / counts[:, None], counts), rng)
-    return _resize(client_of, np.bincount(np.arange(n) % num_clients, minlength=num_clients), rng)
+    sizes = np.bincount(np.arange(len(kind)) % num_clients, minlength=num_clients)
+    left = counts.copy()
+    table = np.zeros((len(counts), num_clients), np.int64)
+    for client in rng.permutation(num_clients):  # what one draws the next ones cannot
+        held = np.flatnonzero(left)
+        mix = np.zeros(len(counts))
+        mix[held] = _mix(alpha * left[held] / left.sum(), rng)
+        while (missing := int(sizes[client] - table[:, client].sum())) > 0:
+            weights = np.where(left > 0, mix, 0.0)
+            weights = weights if weights.sum() > 0 else left.astype(np.float64)
+            drawn = np.minimum(rng.multinomial(missing, weights / weights.sum()), left)
+            table[:, client] += drawn
+            left -= drawn
+    return _deal(kind, table, rng)
+
+
+def _mix(alphas: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draws from Dir(alphas); where those are so small that numbers underflow, its limit: a single class."""
+    mix = rng.dirichlet(np.maximum(alphas, np.finfo(np.float64).tiny))
+    if not np.isfinite(mix).all() or mix.sum() == 0:
+        mix = np.zeros(len(alphas))
+        mix[rng.choice(len(alphas), p=alphas / alphas.sum())] = 1.0
+    return mix
 
 
 def shards(labels: NDArray[Any], num_clients: int, rng: np.random.Generator, shards_per_client: int) -> Ints:

@@ -79,12 +79,14 @@ class LocalStep:
 
 @dataclass(frozen=True)
 class LocalWork:
-    """How much a client computes in a round, and the seed of its batch order."""
+    """How much a client computes in a round, and the seed of its batch order and of what it draws."""
 
     batch_size: float
     num_epochs: int
     num_steps: int | None
     seed: int
+    has_users_code: bool = True
+    """a model or algorithm of the user's computes, and may draw from any generator of the process"""
 
     def size(self, num_samples: int) -> tuple[int, int]:
         """Samples of a full step, and the number of steps, of a client with `num_samples`."""

@@ -4,7 +4,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, reference
-from flgo_hydra.config import METRICS, Conf, FlgoConf, one_of
+from flgo_hydra.config import Conf, FlgoConf, one_of
+from flgo_hydra.monitor import KNOWN
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     from flgo_hydra.federated.task import Task
@@ -38,7 +39,7 @@ def check(conf: Conf) -> "Task | None":
         reference.load(conf.metrics, "metrics")
         _checked.add(conf.metrics)
     if conf.metrics is None:
-        one_of("monitor", conf.monitor, METRICS)  # of one's own, only round 0 can say
+        one_of("monitor", conf.monitor, tuple(KNOWN))  # of one's own, only round 0 can say
     for key in ("model", "algorithm"):
         part = getattr(conf, key)
         target = str(part["_target_"] if isinstance(part, dict) else part._target_)

@@ -1,6 +1,5 @@
 """Several jobs as one program: which may run so, and how they do (see `launch/group.py`)."""
 
-import contextlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from flgo_hydra import compose
-from flgo_hydra.config import FlgoConf
+from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.job.checks import check
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.job.preparation import ReadyRun, prepare
@@ -52,15 +51,17 @@ def fuse_key(cfg: DictConfig) -> str:
     return compose.hash_of(values)
 
 
-def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
+def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
     """Runs jobs of one `fuse_key` as one program; each has the folder, records and end that it would have alone.
 
+    One that is left over runs so too: how a point is rounded must not depend on which others are left.
+
     Args:
-        is_auto: train as many of them at once as pays; else all.
+        fuse: train so many of them at once, at most.
     """
     import torch
 
-    from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
+    from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member, form_of
     from flgo_hydra.federated.rounds import RoundWork
     from flgo_hydra.federated.together import run_together
     from flgo_hydra.federated.training import LocalWork, ServerState
@@ -87,7 +88,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
                 _log.info("%s", stop)
                 stopped.append(i)
                 return
-            result = replace(result, engine=backend.note)
+            result = replace(result, engine={**backend.note, **runs[i].backend.threads})
             write_result(runs[i].paths, result)
             _log.info("%s", describe(result))
         jobs[i].finish(result.objective)
@@ -101,11 +102,15 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
             if finished is not None:
                 jobs[i].finish(finished.objective)
                 continue
+            if _has_begun_apart(conf, paths):
+                raise reporter.RunApart("one of them has begun so")
             with no_silent_end():
                 task = check(conf) or task
             with jobs[i].logging(), no_silent_end():
-                run = prepare(conf, paths, task, job.reporter, never, data)
+                run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data
+        except reporter.RunApart:
+            raise
         except Exception as error:
             fail(i, error)
             continue
@@ -117,27 +122,32 @@ def job_group(jobs: Sequence[reporter.GroupJob], is_auto: bool) -> None:
         return
     first = next(iter(runs.values()))
     engine = first.conf.engine
-    switches = (switch == "auto" for switch in (engine.compile, engine.dual, engine.graph))
-    backend = FusedBackend(first.model, first.data, members, is_auto, *switches)
+    switches = (engine.compile == "auto", engine.dual == "auto", engine.graph == "on")
+    backend = FusedBackend(first.model, first.data, members, fuse, *switches)
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
         try:
-            if backend.is_not_worth_it:
-                raise CannotFuse("two at once are no faster than one after the other")
             with no_silent_end():
                 return backend.train(works)
         except (torch.OutOfMemoryError, MemoryError):
             raise
+        except CannotFuse as error:
+            raise reporter.RunApart(str(error)) from None
         except Exception as error:
-            # Whose fault it is shows where each runs alone, and goes on after the round before.
-            for i in works.keys() - backend.half_trained:
-                with contextlib.suppress(Exception):  # a GPU that has failed gives nothing back
-                    runs[i].watcher.save(runs[i].state)
-            if isinstance(error, CannotFuse):
-                raise reporter.RunApart(str(error)) from None
+            # Whose fault it is shows where each runs alone. They begin anew, not to mix two ways of rounding.
             first_line = str(error).strip().partition("\n")[0]
             raise reporter.RunApart(f"their program failed: {type(error).__name__}: {first_line}") from error
 
     run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     if stopped:
         raise KeyboardInterrupt
+
+
+def _has_begun_apart(conf: Conf, paths: RunPaths) -> bool:
+    """The folder's checkpoint is of a run alone: of this sweep's, whose points could not run as one program."""
+    if not paths.checkpoint.exists():
+        return False
+    from flgo_hydra.record.checkpoint import load_checkpoint
+
+    saved = load_checkpoint(paths.checkpoint, compose.fingerprint(conf))
+    return saved is not None and (saved["form"] or {}).get("backend") != "fused"

@@ -7,12 +7,13 @@ import platform
 import resource
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flgo_hydra
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult, read_result, summarize, write_failure
@@ -54,7 +55,7 @@ def describe(result: RunResult) -> str:
     others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
     extra = f" ({summarize(others)})" if others else ""
     return (
-        f"{result.status.replace('_', ' ')} after round {result.last_round}: best {result.monitor} "
+        f"{result.status.replace('_', ' ')} after round {result.last_round}: best {result.monitor.metric} "
         f"{result.objective:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
     )
 
@@ -66,6 +67,7 @@ def result_of(
     device: "torch.device",
     prune_reason: str,
     engine: dict[str, Any],
+    record: Sequence[Mapping[str, float]],
     warnings: Sequence[str] = (),
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
@@ -73,6 +75,7 @@ def result_of(
     Args:
         prune_reason: why it was pruned; empty where it was not.
         engine: what trained it, for people.
+        record: the evaluated rounds.
         warnings: what its settings make of it, for people.
     """
     import numpy as np
@@ -88,7 +91,7 @@ def result_of(
     on_gpu = device.type == "cuda"
     return RunResult(
         status=str(status),
-        best_valid_loss=state.best.get("valid_loss", math.inf),
+        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(record) or {"valid_loss": math.inf}),
         best_round=state.patience.best_round,
         last_round=state.round_num,
         best=state.best,
@@ -116,7 +119,6 @@ def result_of(
         fingerprint=compose.fingerprint(conf),
         message=message,
         engine=engine,
-        monitor=conf.monitor,
-        is_maximized=conf.is_maximized,
+        monitor=state.patience.monitor,
         warnings=list(warnings),
     )

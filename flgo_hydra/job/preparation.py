@@ -3,8 +3,9 @@
 import logging
 import shlex
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf
@@ -55,7 +56,8 @@ class ReadyRun:
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
-        return result_of(self.conf, self.state, status, self.device, reason, self.backend.note, self.warnings)
+        record, note = self.watcher.record, self.backend.note
+        return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings)
 
 
 def prepare(
@@ -65,6 +67,7 @@ def prepare(
     line: reporter.Reporter,
     is_interrupted: threading.Event,
     data: "Data | None" = None,
+    form: Mapping[str, Any] | None = None,
 ) -> ReadyRun:
     """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
 
@@ -73,6 +76,7 @@ def prepare(
         line: to the launcher.
         is_interrupted: set when the run shall end at its next round boundary.
         data: of the task, if another run has them on the device already.
+        form: what of the backend's `form` another one replaces, that trains this run in its place.
     """
     import torch
 
@@ -96,7 +100,9 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
+    targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
+    has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
+    work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
     seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
     algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
     warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
@@ -113,16 +119,19 @@ def prepare(
         torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
     if device.type == "cpu":
         arrange_for_cpu(model)
-        torch.set_num_threads(count_threads(conf, fitting.tried, task.input_shape, data.x_train.dtype))
+        torch.set_num_threads(count_threads(conf))
     optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
     step = LocalStep(algorithm, optimizer, conf.clip_grad)
     proportion = 1.0 if conf.sample == "full" else conf.proportion
     cohort_size = count_drawn(task.num_clients, proportion)
     backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
-    state = RunState(server, clients, patience=Patience.start(conf.is_maximized))
-    watcher = Watcher(conf, paths, device, line, is_interrupted, backend)
+    state = RunState(server, clients, patience=Patience(conf.followed))
+    watcher = Watcher(conf, paths, device, line, is_interrupted, {**backend.form, **(form or {})})
+    if form is None:
+        backend.prepare(server, {**numbers, "lr": conf.lr})
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None

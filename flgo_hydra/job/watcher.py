@@ -4,7 +4,9 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, OptionConf
@@ -17,7 +19,6 @@ from flgo_hydra.record.result import read_rounds
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
 
-    from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.rounds import RunState, Status
 
 _log = logging.getLogger("flgo_hydra")
@@ -33,8 +34,12 @@ class Watcher:
         device: "torch.device",
         line: reporter.Reporter,
         is_interrupted: threading.Event,
-        backend: "ChosenBackend | None" = None,
+        form: Mapping[str, Any] | None = None,
     ) -> None:
+        """
+        Args:
+            form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
+        """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
         self._option: OptionConf = conf
@@ -43,9 +48,10 @@ class Watcher:
         self._fingerprint = compose.fingerprint(conf)
         self._line = line
         self._is_interrupted = is_interrupted
-        self._backend = backend
+        self._form = None if form is None else dict(form)
         self.prune_reason: str | None = None
-        self._record: list[dict[str, float]] = []
+        self.record: list[dict[str, float]] = []
+        """the evaluated rounds, as lines of rounds.jsonl"""
         self._due = CheckpointClock(conf.checkpoint_interval, time.perf_counter)
         self.progress = Progress(conf.num_rounds, conf.eval_interval, sys.stdout)
 
@@ -57,41 +63,42 @@ class Watcher:
 
         files.remove_leftovers(self._paths.checkpoint)
         saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        if saved is not None and saved["form"] != self._form:
+            differences = _differences(saved["form"] or {}, self._form or {})
+            _log.warning("the run begins anew, not to mix two ways of rounding: %s", differences)
+            saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
             state.round_num = saved["round_num"]
-            state.patience = Patience(**saved["patience"])
+            state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
-            if self._backend is not None:
-                self._backend.go_on(saved["engine"])
             _log.info("going on after round %d", state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
-        self._record = read_rounds(self._paths)
+        self.record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
 
     def record_with(self, state: "RunState") -> list[dict[str, float]]:
         """The evaluated rounds, the present one, which is not written yet, last."""
-        return [*self._record, _line(state)]
+        return [*self.record, _line(state)]
 
     def evaluated(self, state: "RunState", is_best: bool) -> None:
         """Writes the round's line, shows it, and tells the launcher; keeps the model where it is the best."""
         line = _line(state)
-        self._record.append(line)
+        self.record.append(line)
         self._lines.append(line)
         if is_best and self._option.save_best:
             self._save_best_model(state)
         best = state.patience
-        self.progress.show(state.round_num, state.last, best.best, best.best_round, self._option.monitor)
+        self.progress.show(state.round_num, state.last, best.best, best.best_round, best.monitor.metric)
         self._line.report(
             "round",
             round=state.round_num,
             num_rounds=self._option.num_rounds,
             best=best.best,
             best_round=best.best_round,
-            monitor=self._option.monitor,
-            is_maximized=self._option.is_maximized,
-            **state.last,
+            monitor=asdict(best.monitor),
+            metrics=state.last,
         )
 
     def finished_round(self, state: "RunState") -> "Status | None":
@@ -113,11 +120,11 @@ class Watcher:
             "server": vars(state.server),
             "clients": state.clients.export(),
             "round_num": state.round_num,
-            "patience": vars(state.patience),
+            "patience": {"best": state.patience.best, "best_round": state.patience.best_round},
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "engine": None if self._backend is None else self._backend.findings,
+            "form": self._form,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
@@ -131,3 +138,9 @@ class Watcher:
 def _line(state: "RunState") -> dict[str, float]:
     """A line of rounds.jsonl."""
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`backend was loop, is vmap`."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)

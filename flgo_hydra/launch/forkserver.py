@@ -156,7 +156,7 @@ class _Job:
             print(f"flgo_hydra cannot start a job: {error!r}", file=sys.stderr)
             return _NO_TASK
         try:
-            return int(function(self.channels[0] if len(self.channels) == 1 else self.channels) or 0)
+            return int(function(self.channels if name.endswith("_group") else self.channels[0]) or 0)
         finally:
             for channel in self.channels:
                 channel.flush()

@@ -1,8 +1,8 @@
 """Several jobs as one program, in one process.
 
 An app offers it with two functions beside its task function: `fuse_key(cfg)`, the same text for jobs that can run
-together (empty: with no other), and `job_group(jobs, is_auto)`, which runs them: `is_auto` as many at a time as pays,
-else all at once. Hydra prepares each job as it always does (its
+together (empty: with no other), and `job_group(jobs, fuse)`, which runs them, `fuse` at once at most: one too, if it is
+the last of its kind. Hydra prepares each job as it always does (its
 folder, its `.hydra`, its log file); what the task function would have computed, `job_group` computes for all.
 Each job has its own line to the launcher, and ends by itself, with a result or an error.
 """
@@ -79,11 +79,11 @@ def run(channels: Sequence[Channel]) -> int:
     for channel in channels[1:]:
         channel.watch(worker.LOOK_S, lambda: None)
     jobs: list[Member] = []
-    group_function, is_auto = None, True
+    group_function, fuse = None, 1
     for channel in channels:
         assignment: worker.Assignment = pickle.loads(channel.read_payload())
         worker.set_threads(assignment.num_threads)
-        is_auto = assignment.fuse == "auto"
+        fuse = assignment.fuse
         module = sys.modules[load_task(assignment.task).__module__]
         group_function = getattr(module, "job_group")  # noqa: B009  # the launcher has seen it
         line = worker.make_reporter(channel, memory if channel is channels[0] else None)
@@ -94,7 +94,7 @@ def run(channels: Sequence[Channel]) -> int:
     failure: BaseException | None = None
     try:
         if group_function is not None and jobs:
-            group_function(jobs, is_auto)
+            group_function(jobs, fuse)
     except KeyboardInterrupt:  # stopped at a round boundary: jobs that have not ended go on another time
         if not any(job._channel.has_been_told_to_stop for job in jobs):
             raise

@@ -37,6 +37,7 @@ from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
 from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Event, Job, Queue
+from flgo_hydra.launch.reporter import THREADS
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
@@ -173,8 +174,8 @@ class PackingLauncher(Launcher):
         self._overrides[num] = list(overrides)
         name = " ".join(filter_overrides(list(overrides))) if name is None else name
         try:
-            composed = self._compose(overrides, num) if config is None else self._number(config, num)
-            folder = _folder(composed)
+            composed = self._compose(overrides, num) if config is None else number_config(config, num)
+            folder = run_folder(composed)
             memory_keys = self.settings.memory_keys
             assignment = Assignment(
                 task=self._task,
@@ -182,7 +183,7 @@ class PackingLauncher(Launcher):
                 config=pickle.dumps(composed),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
-                fuse=self.settings.fuse,
+                fuse=queue.fuse,
                 version_base=self._version_base,
             )
             job = Job(
@@ -273,7 +274,8 @@ class PackingLauncher(Launcher):
         num_at_once = devices.slots * max(1, len(devices.gpus))
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
-        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, worker_env(self._num_threads))
+        env = worker_env(self._num_threads) | ({THREADS: str(settings.threads)} if settings.threads else {})
+        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, env)
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,
@@ -284,14 +286,14 @@ class PackingLauncher(Launcher):
             timeout_s=None if settings.timeout_min is None else 60 * settings.timeout_min,
             grace_s=settings.grace_s,
             estimates=Estimates(machine_key(devices.name, devices.driver), default_path()),
-            fuse={"off": 1, "auto": 1 if devices.is_cpu else "auto"}.get(settings.fuse, settings.fuse),
+            fuse=1 if settings.fuse == "off" else settings.fuse,
             guess_mib=_guess_mib(devices.read({})[0], devices.slots) if devices.is_cpu else None,
             read_kernel_kills=read_kernel_kills,
         )
 
     def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
         assert self._config is not None
-        return self._number(self.composer.compose(overrides), num)
+        return number_config(self.composer.compose(overrides), num)
 
     def _find_fuse_key(self, config: DictConfig) -> str:
         """Jobs with the same one can run as one program; empty: this one cannot."""
@@ -302,13 +304,6 @@ class PackingLauncher(Launcher):
         with open_dict(own):
             del own["hydra"]
         return str(self._fuse_key(own) or "")
-
-    def _number(self, config: DictConfig, num: int) -> DictConfig:
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{num}"
-            config.hydra.job.num = num
-            config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
-        return config
 
     def _interrupt(self) -> None:
         self._interrupts += 1
@@ -415,7 +410,17 @@ def failure_record(job: Job, own: FailureRecord | None = None) -> FailureRecord:
     )
 
 
-def _folder(config: DictConfig) -> Path:
+def number_config(config: DictConfig, num: int) -> DictConfig:
+    """Gives a composed job its number, as Hydra's launchers do."""
+    with open_dict(config):
+        config.hydra.job.id = f"{config.hydra.job.name}_{num}"
+        config.hydra.job.num = num
+        config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
+    return config
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Where Hydra runs a composed and numbered job."""
     # hydra.sweep.subdir may ask for ${hydra:…}, which only a job's own HydraConfig answers.
     from hydra.core.hydra_config import HydraConfig
 

@@ -133,15 +133,20 @@ class Pool:
             log: gets all the process writes to stdout and stderr, after what is there already.
             env: set for this process only.
         """
-        return self.start_group([payload], log, cwd, env)[0]
+        return self.start_group([payload], log, cwd, env, is_group=False)[0]
 
     def start_group(
-        self, payloads: Sequence[bytes], log: Path, cwd: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        payloads: Sequence[bytes],
+        log: Path,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        is_group: bool = True,
     ) -> list[int]:
         """Starts one process for several jobs, and returns their tokens.
 
         Each has its own channel, hence its messages, its result, and its requests to stop; they start and end
-        together. For more than one, the entry function's name ends in `_group` and gets the list of channels.
+        together. Of a group (of one, too) the entry function's name ends in `_group` and gets the list of channels.
 
         Raises:
             OSError: it cannot be started, for want of something or because of its folder; nothing is left of it.
@@ -151,7 +156,7 @@ class Pool:
         tokens = list(range(self._next_token + 1, self._next_token + 1 + len(payloads)))
         self._next_token = tokens[-1]
         log.parent.mkdir(parents=True, exist_ok=True)
-        entry = self.entry if len(payloads) == 1 else f"{self.entry}_group"
+        entry = f"{self.entry}_group" if is_group else self.entry
         request = {"start": tokens, "entry": entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             fds = [theirs.enter_context(open(log, "ab")).fileno()]

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from flgo_hydra.config import MOST_FUSED
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
@@ -84,7 +83,7 @@ class ProcessPool(Protocol):
     """What the queue needs of `pool.Pool`."""
 
     def start_group(
-        self, payloads: Sequence[bytes], log: Path, cwd: str | None, env: Mapping[str, str]
+        self, payloads: Sequence[bytes], log: Path, cwd: str | None, env: Mapping[str, str], is_group: bool
     ) -> Sequence[int]: ...
     def request_stop(self, token: int) -> None: ...
     def request_prune(self, token: int, reason: str) -> None: ...
@@ -120,7 +119,7 @@ class Queue:
     Args:
         read_devices: the devices as they are now, told what runs.
         estimates: what jobs of a signature needed before; told what they need now.
-        fuse: most jobs of the same `fuse_key` in one process; "auto": 64, but spread over the devices.
+        fuse: most jobs of the same `fuse_key` in one process. With more than 1, one alone is a group too.
         guess_mib: expected peak of a job of which nothing is known; None: the scheduler shall find out.
         read_kernel_kills: processes the kernel has killed for want of memory so far; None: cannot be known.
         clock: seconds, monotonic.
@@ -135,7 +134,7 @@ class Queue:
     grace_s: float = 10.0
     estimates: Estimates = field(default_factory=lambda: Estimates(""))
     guess_mib: int | None = None
-    fuse: int | Literal["auto"] = 1
+    fuse: int = 1
     read_kernel_kills: Callable[[], int | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
@@ -271,8 +270,7 @@ class Queue:
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
         held: set[int] = set()
         for key, jobs in by_key.items():
-            share = MOST_FUSED if self._expects_more else -(-len(jobs) // max(1, len(self.devices)))
-            most = 1 if not key or key in self._apart else min(MOST_FUSED, share if self.fuse == "auto" else self.fuse)
+            most = self.fuse if self._fuses(key) else 1
             group: list[Job] = []
             for job in jobs:
                 limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
@@ -282,6 +280,9 @@ class Queue:
             if most > 1 and len(group) < most and self._expects_more:
                 held.add(id(group[0]))
         return [groups[id(job)] for job in ready if id(job) in groups and id(job) not in held]
+
+    def _fuses(self, key: str) -> bool:
+        return bool(key) and self.fuse > 1 and key not in self._apart
 
     def _request(self, group: Sequence[Job]) -> Request:
         """What a group asks for: as one job, by the name of its first one."""
@@ -306,7 +307,8 @@ class Queue:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
             env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
-            tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env)
+            is_group = len(group) > 1 or self._fuses(group[0].fuse_key)
+            tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env, is_group)
         except OSError as error:
             self._cannot_start(group, placement, now_s, error)
             return
@@ -408,14 +410,15 @@ class Queue:
 
     def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
         job = running.job
-        if isinstance(values.get("memory_mib"), int | float):
-            self._has_changed = True
-            running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
-        if isinstance(values.get("context_mib"), int | float):
-            self._context_mib[running.placement.device] = round(values["context_mib"])
-        if values["kind"] == "end":
+        if values["kind"] == "memory":
+            if isinstance(values.get("memory_mib"), int | float):
+                self._has_changed = True
+                running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
+            if isinstance(values.get("context_mib"), int | float):
+                self._context_mib[running.placement.device] = round(values["context_mib"])
+        elif values["kind"] == "end":
             running.end_message = values
-        elif values["kind"] not in ("memory", "unreadable"):
+        elif values["kind"] != "unreadable":
             if values["kind"] == "round" and isinstance(values.get("round"), int):
                 running.round = values["round"]
                 job.progress = values

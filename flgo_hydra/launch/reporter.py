@@ -1,15 +1,20 @@
 """What a running job says to its launcher and hears from it; outside a worker both are no-ops.
 
-The app calls `report("round", round=…, valid_loss=…, best=…, num_rounds=…)` at each evaluated round and asks
-`stop_requested()` at each round boundary: true means "write a checkpoint and return". `prune_reason()`, asked there
-too, means "other runs are better: end here for good" unless it is None. A job may run under our launcher, anybody
-else's, or none: this module imports nothing of them, so the app can import it anywhere.
+The app calls `report("round", round=…, num_rounds=…, metrics={"valid_loss": …}, best=…)` at each evaluated round
+(metrics in a mapping of their own: they may have any names) and asks `stop_requested()` at each round boundary: true
+means "write a checkpoint and return". `prune_reason()`, asked there too, means "other runs are better: end here for
+good" unless it is None. A job may run under our launcher, anybody else's, or none: this module imports nothing of them,
+so the app can import it anywhere.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
+
+THREADS = "FLGO_HYDRA_THREADS"
+"""Environment variable of a job: `hydra.launcher.threads`, where it was set. For an app whose numbers must not depend
+on how many threads there happen to be."""
 
 
 class Reporter:

@@ -6,15 +6,17 @@ On a terminal only what asks for attention (retries, failures) becomes a line; t
 
 import contextlib
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.queue import Event, Job, Queue, Running
 from flgo_hydra.launch.scheduler import CPU, Device
+from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.progress import duration
 
 if TYPE_CHECKING:  # rich is imported when a table is shown
@@ -40,8 +42,9 @@ class Tally:
     num_retried: int = 0
     # seconds of each job that is done
     seconds: list[float] = field(default_factory=list)
-    # smallest `best` of any job, and which job's it is
+    # the best `best` of any job, of which metric it is, and which job's
     best: float | None = None
+    monitor: Monitor = VALID_LOSS
     best_job: Job | None = None
 
     @property
@@ -53,9 +56,9 @@ class Tally:
         if event.kind == "retry":
             self.num_retried += 1
         elif event.kind == "report":
-            best = event.values.get("best")
-            if isinstance(best, int | float) and (self.best is None or best < self.best):
-                self.best, self.best_job = best, event.job
+            best, monitor = event.values.get("best"), Monitor.from_json(event.values.get("monitor"))
+            if isinstance(best, int | float) and monitor.is_better(best, math.nan if self.best is None else self.best):
+                self.best, self.monitor, self.best_job = best, monitor, event.job
         elif event.kind == "ended":
             self.num_done += event.job.state == "done"
             self.num_failed += event.job.state == "failed"
@@ -268,7 +271,7 @@ class Table(Lines):
             _shorten(running.job.name, _NAME_CELLS) + again,
             short_device(running.placement.device),
             rounds,
-            _number(progress.get("valid_loss")),
+            _number(_metrics(progress).get("valid_loss")),
             _number(progress.get("best")),
             duration(now - running.started_s),
             "" if left is None else duration(left),
@@ -294,7 +297,9 @@ class Table(Lines):
         parts += [f"{tally.num_retried} retried"] if tally.num_retried else []
         parts += [f"{tally.num_failed} failed"] if tally.num_failed else []
         if tally.best is not None and tally.best_job is not None:
-            parts.append(f"best {tally.best:.6g} (#{tally.best_job.num} {_shorten(tally.best_job.name, _NAME_CELLS)})")
+            what = "best" if tally.monitor == VALID_LOSS else f"best {tally.monitor.metric}"
+            whose = f"#{tally.best_job.num} {_shorten(tally.best_job.name, _NAME_CELLS)}"
+            parts.append(f"{what} {tally.best:.6g} ({whose})")
         passed = [now - running.started_s for running in queue.running.values()]
         left = time_left_s(tally.seconds, passed, num_queued, num_running)
         parts += [f"{duration(left)} left"] if left is not None else []
@@ -317,6 +322,11 @@ def bar_cells(device: Device, ours_mib: int, num_cells: int) -> tuple[int, int]:
 def _memory_text(device: Device, ours_mib: int) -> str:
     total = "?" if device.total_mib is None else f"{device.total_mib / 1024:.1f}"
     return f"{ours_mib / 1024:.1f} of {total} GiB"
+
+
+def _metrics(progress: Mapping[str, Any]) -> Mapping[str, Any]:
+    metrics = progress.get("metrics")
+    return metrics if isinstance(metrics, Mapping) else {}
 
 
 def _number(value: Any) -> str:

@@ -47,8 +47,8 @@ class Assignment:
     config: bytes
     job_name: str
     num_threads: int
-    # `hydra.launcher.fuse`
-    fuse: Any = "auto"
+    # `hydra.launcher.fuse`; 1: off
+    fuse: int = 1
     # what `hydra.main(version_base=…)` set: Hydra 1.3 changes the working folder by it
     version_base: Any = None
 

@@ -13,7 +13,7 @@ import torch
 
 from flgo_hydra.record.files import replacing
 
-_VERSION = 2
+_VERSION = 3
 _COST_SHARE = 0.01
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def _without_the_rest(value: Any) -> Any:
     return value
 
 
-def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
-    """Returns the content, or None when there is none to go on from.
+def load_checkpoint(path: Path, fingerprint: str, device: torch.device | None = None) -> dict[str, Any] | None:
+    """Returns the content (on the CPU, unless there is a `device`), or None when there is none to go on from.
 
     A damaged file is left aside with a warning: the run starts anew.
 
@@ -43,7 +43,7 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[
     """
     try:
         _check_sums(path)
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device or "cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except (torch.OutOfMemoryError, MemoryError):

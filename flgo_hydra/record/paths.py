@@ -36,12 +36,13 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class SweepPaths:
-    """Files of a sweep; its run folders are named by job number."""
+    """Files of a sweep."""
 
     folder: Path
 
-    def run(self, job: int) -> RunPaths:
-        return RunPaths(self.folder / str(job))
+    def run(self, folder: str | int) -> RunPaths:
+        """A job's run folder, by its name: the job's number, unless the config says otherwise."""
+        return RunPaths(self.folder / str(folder))
 
     @property
     def results(self) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import read_json, read_json_lines, settle, write_json
 from flgo_hydra.record.paths import RunPaths
 
@@ -16,8 +17,9 @@ class RunResult:
     status: str
     """completed, early_stopped, pruned or diverged"""
     best_valid_loss: float
-    """valid_loss of the best round; inf when no evaluated round was finite"""
+    """the best valid_loss of all evaluated rounds, whatever is monitored; inf when none was finite"""
     best_round: int
+    """where the monitored metric was best"""
     last_round: int
     best: dict[str, float]
     """metrics at the best round"""
@@ -39,35 +41,25 @@ class RunResult:
     attempts: int = 1
     engine: dict[str, Any] = field(default_factory=dict)
     """how local training was computed, and why so"""
-    monitor: str = "valid_loss"
-    """the metric that decided which round is best"""
-    is_maximized: bool = False
-    """whether more of it is better"""
+    monitor: Monitor = VALID_LOSS
+    """what decided which round is best"""
     warnings: list[str] = field(default_factory=list)
     """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
+    data_sha256: str = ""
+    """of the content of the samples and their split"""
+    code: dict[str, Any] = field(default_factory=dict)
+    """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
 
     @property
     def objective(self) -> float:
-        """The monitored metric at the best round, which a sweeper minimises (or maximises, as `direction` says); nan
-        for a diverged run, whose best means nothing."""
-        if self.status == "diverged":
-            return math.nan
-        return self.best_valid_loss if self.monitor == "valid_loss" else self.best.get(self.monitor, math.nan)
+        """The monitored metric at the best round, which a sweeper minimises (or maximises, as `monitor_mode` says);
+        nan for a diverged run, whose best means nothing."""
+        return math.nan if self.status == "diverged" else self.monitor.value_at(self.best)
 
     @property
     def score(self) -> float:
         """The objective as a study minimises it: the negative of a metric that is maximised."""
-        return -self.objective if self.is_maximized else self.objective
-
-    def score_of(self, line: Mapping[str, float]) -> float:
-        """The same of an evaluated round."""
-        return score_of(line, self.monitor, self.is_maximized)
-
-
-def score_of(line: Mapping[str, float], monitor: str, is_maximized: bool) -> float:
-    """The monitored metric of an evaluated round as a study minimises it; nan where it is not there."""
-    value = line.get(monitor, math.nan)
-    return -value if is_maximized else value
+        return self.monitor.score(self.objective)
 
 
 def write_result(paths: RunPaths, result: RunResult) -> None:
@@ -88,7 +80,7 @@ def read_result(paths: RunPaths) -> RunResult | None:
         for metrics in ("best", "last"):
             values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
         values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
-        return RunResult(**values)
+        return RunResult(**{**values, "monitor": Monitor.from_json(values["monitor"])})
     except (KeyError, TypeError, AttributeError):
         return None
 

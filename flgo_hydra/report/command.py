@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from flgo_hydra.monitor import MODES
 from flgo_hydra.record.files import to_json, write_text
 from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters
@@ -276,7 +277,7 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     selection = selection_of(runs, options.select, is_max)
     metric = check_metric(options.metric, runs) if options.metric else selection.metric
     if is_max is None:
-        is_max = selection.is_max if metric == selection.metric else is_maximized(metric)
+        is_max = selection.is_max if metric == selection.metric else is_maximized(metric, runs)
     varied = keys_that_vary(runs)
     over = check_keys(_split(options.over), runs) if options.over else ["seed"]
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
@@ -353,10 +354,10 @@ def _as_json(
     content: dict[str, Any] = {
         "folders": [str(folder) for folder in options.folders],
         "metric": question.metric,
-        "direction": "maximize" if question.is_max else "minimize",
+        "mode": MODES[question.is_max],
         "selection": {
             "metric": question.selection.metric,
-            "direction": "maximize" if question.selection.is_max else "minimize",
+            "mode": question.selection.by.mode,
             "samples": question.selection.samples,
             "is_asked": question.selection.is_asked,
             "notes": question.notes,

@@ -14,6 +14,7 @@ All tests of a report are Holm-corrected as one family: at most 5 % of reports w
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -120,7 +121,7 @@ def _averaged(named: Difference, first: _Cells, second: _Cells, question: Questi
     pairs = {setting: own for setting, own in pairs.items() if own}
     if not pairs:
         return []
-    settings, levels = _whole({setting: set(own) for setting, own in pairs.items()})
+    settings, levels = _whole({setting: frozenset(own) for setting, own in pairs.items()})
     metric = question.metric
     differences = [
         (level, math.fsum(a.metric(metric) - b.metric(metric) for a, b in (pairs[s][level] for s in settings)))
@@ -133,7 +134,7 @@ def _averaged(named: Difference, first: _Cells, second: _Cells, question: Questi
 
 def _at_best(named: Difference, first: _Cells, second: _Cells, question: Question) -> list[Difference]:
     """Each at the setting that is best on some replicates, compared on the others; nothing where none could choose."""
-    whole = [_whole({setting: set(own) for setting, own in cells.items()}) for cells in (first, second)]
+    whole = [_whole({setting: frozenset(own) for setting, own in cells.items()}) for cells in (first, second)]
     levels = [level for level in whole[0][1] if level in whole[1][1]]
     num_settings = max(len(settings) for settings, _ in whole)
     if not levels or (num_settings == 1 and whole[0][0] == whole[1][0]):
@@ -171,20 +172,21 @@ def _best_setting(cells: _Cells, settings: Sequence[Point], levels: Sequence[Lev
     def mean(setting: Point) -> float:
         values = [(level, cells[setting][level].metric(selection.metric)) for level in levels]
         found = estimate_over(values, question.over).mean
-        return math.inf if math.isnan(found) else -found if selection.is_max else found
+        return selection.by.rank(found)
 
     return min(settings, key=mean)
 
 
-def _whole(levels_of: dict[Point, set[Level]]) -> tuple[list[Point], list[Level]]:
+def _whole(levels_of: dict[Point, frozenset[Level]]) -> tuple[list[Point], list[Level]]:
     """Settings that all have the same replicates, and those: seeds of a half-finished sweep shall not differ by what
     they were run in. The choice with the most runs; of equals the one with more replicates."""
+    counts = Counter(levels_of.values())  # few, however many settings there are
 
-    def settings(levels: set[Level]) -> list[Point]:
-        return [setting for setting, own in levels_of.items() if levels <= own]
+    def place(levels: frozenset[Level]) -> tuple[int, int]:
+        return len(levels) * sum(count for own, count in counts.items() if levels <= own), len(levels)
 
-    levels = max(levels_of.values(), key=lambda own: (len(own) * len(settings(own)), len(own)))
-    return settings(levels), sorted(levels, key=str)
+    levels = max(counts, key=place)
+    return [setting for setting, own in levels_of.items() if levels <= own], sorted(levels, key=str)
 
 
 def _corrected(differences: Sequence[Difference]) -> list[Difference]:

@@ -9,10 +9,10 @@ every condition apart.
 import re
 from collections.abc import Sequence
 
-from flgo_hydra.report.runs import Run
+from flgo_hydra.report.runs import CODE, DATA, Run
 from flgo_hydra.report.selection import ranks_of
 
-_PARTS = ("task", "model", "data_sha256")
+_PARTS = ("task", "model", DATA, CODE)
 """of a run that are conditions unless a reader says otherwise, with all that lies below them"""
 
 
@@ -32,6 +32,8 @@ def conditions_of(
     Raises:
         ValueError: a key is both, has another part already, or does not vary.
     """
+    if any(covers(key, DATA) for key in settings) or DATA in taken:
+        raise ValueError(f"`{DATA}` can only be a condition: results on other data are no better or worse.")
     for option, named in (("conditions", conditions), ("settings", settings)):
         for key in named:
             below = [one for one in varied if covers(key, one)]

@@ -1,13 +1,13 @@
 """curves.png: a metric by round, one line a job, the best one marked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flgo_hydra.record.files import replacing
-from flgo_hydra.report.figure import BEST, Name, line_looks
+from flgo_hydra.report.figure import BEST, COLORS, Name, line_looks
 
 _MOST_NAMED = 12
 """beyond that many lines a legend is longer than the picture: only the best one is named"""
@@ -59,7 +59,8 @@ def draw_curves(
     curves = [curve for curve in curves if any(math.isfinite(v) for v in curve.values)]
     is_crowded = len(curves) > _MOST_NAMED
     names = distinct_names([curve.name for curve in curves])
-    num_entries = 2 if is_crowded else len(curves)
+    methods = _methods([curve.line for curve in curves], known) if is_crowded else {}
+    num_entries = 2 + len(methods) if is_crowded else len(curves)
     # Laid out by hand: matplotlib's own layouts draw everything twice, and the end of a sweep waits for it.
     legend_inches = 0.2 * num_entries + 0.15
     figure = Figure(figsize=(9, 4.8 + legend_inches))
@@ -69,8 +70,9 @@ def draw_curves(
     shades = matplotlib.colormaps["viridis"]
     looks = line_looks([curve.line for curve in curves], known)
     for i, curve in enumerate(curves):
+        crowded_color = methods.get(curve.line[0], shades(0.92 * i / len(curves)))
         look: dict[str, Any] = {
-            "color": shades(0.92 * i / len(curves)) if is_crowded else looks[i]["color"],
+            "color": crowded_color if is_crowded else looks[i]["color"],
             "linestyle": "-" if is_crowded else looks[i]["linestyle"],
             "linewidth": 0.8 if is_crowded else 1.4,
             "alpha": 0.45 if is_crowded else 1.0,
@@ -79,7 +81,7 @@ def draw_curves(
         if curve.is_best:
             # Above the others, so that nothing is drawn over it.
             look |= {"linewidth": 2.6, "alpha": 1.0, "zorder": 10, "label": f"{names[i]} (best)"}
-            look |= {"color": BEST} if is_crowded else {}
+            look |= {"color": BEST} if is_crowded and not methods else {}
             if curve.best_round in list(curve.rounds):
                 at = list(curve.rounds).index(curve.best_round)
                 look |= {"marker": "o", "markersize": 8, "markerfacecolor": BEST, "markeredgecolor": "white"}
@@ -92,6 +94,8 @@ def draw_curves(
         if num_left_out:
             label = f"{others} of {others + num_left_out} other points: the best, and some at random"
         axes.plot([], [], color="gray", linewidth=0.8, label=label)
+        for method, color in methods.items():
+            axes.plot([], [], color=color, label=method)
     if "loss" in metric:
         top = top_of([curve.values for curve in curves])
         low, high = axes.get_ylim()
@@ -107,6 +111,18 @@ def draw_curves(
         figure.legend(loc="lower left", fontsize=9, frameon=False, borderaxespad=0.3)
     with replacing(path, is_durable=False) as file:
         figure.savefig(file, format="png", dpi=130, pil_kwargs={"compress_level": 1})
+
+
+def _methods(lines: Sequence[Name], known: Sequence[Name]) -> dict[Hashable, str]:
+    """The colours of the methods among many lines; none where it is not methods that vary, or very many do."""
+    firsts: dict[Hashable, Name] = {}
+    for name in (*known, *lines):
+        firsts.setdefault(name[0], name)
+    drawn = dict.fromkeys(method for method, _ in lines)
+    if not 1 < len(drawn) <= len(COLORS) or not all(isinstance(method, str) for method in drawn):
+        return {}
+    looks = line_looks([firsts[method] for method in drawn], known)
+    return {method: look["color"] for method, look in zip(drawn, looks, strict=True)}
 
 
 def top_of(losses: Sequence[Sequence[float]]) -> float | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,34 +60,31 @@ Name = tuple[Hashable, Hashable]
 def line_looks(names: Sequence[Name], known: Sequence[Name]) -> list[dict[str, Any]]:
     """A colour and a dash for each line, which it has in every figure that is drawn from the same runs.
 
-    The colour is the method's, whatever its rank and whichever others are drawn beside it. Of more methods than
-    colours, and of more lines of a method than dashes, some are paler.
+    The colour is the method's, whatever its rank and whichever others are drawn beside it. Methods beyond the number of
+    colours are paler and begin with another dash; lines of a method beyond the number of dashes are greyer.
 
     Args:
         known: the names of all runs in the order of the grid, drawn or not: they take the colours and dashes in turn.
     """
-    methods = list(dict.fromkeys(method for method, _ in (*known, *names)))
-    hues = {method: i % len(COLORS) for i, method in enumerate(methods)}
-    dashes: dict[Name, int] = {}
-    used: Counter[int] = Counter()
-    for name in (*known, *names):
-        if name not in dashes:
-            dashes[name] = used[hues[name[0]]]
-            used[hues[name[0]]] += 1
-    return [
-        {
-            "color": _paler(COLORS[hues[name[0]]], dashes[name] // len(STYLES)),
-            "linestyle": STYLES[dashes[name] % len(STYLES)],
-        }
-        for name in names
-    ]
+    methods: dict[Hashable, dict[Hashable, int]] = {}
+    for method, rest in (*known, *names):
+        own = methods.setdefault(method, {})
+        own.setdefault(rest, len(own))
+    places = {method: i for i, method in enumerate(methods)}
+    looks = []
+    for method, rest in names:
+        turn, place = places[method] // len(COLORS), methods[method][rest]
+        color = _mixed(COLORS[places[method] % len(COLORS)], 255, turn)
+        color = _mixed(color, 90, place // len(STYLES))
+        looks.append({"color": color, "linestyle": STYLES[(turn + place) % len(STYLES)]})
+    return looks
 
 
-def _paler(color: str, times: int) -> str:
-    """Mixed with white; from the fourth time on the shades repeat."""
+def _mixed(color: str, other: int, times: int) -> str:
+    """With a grey; from the fourth time on the shades repeat."""
     share = (0.0, 0.4, 0.6, 0.75)[times % 4]
     parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(part + share * (255 - part)):02X}" for part in parts)
+    return "#" + "".join(f"{round(part + share * (other - part)):02X}" for part in parts)
 
 
 @dataclass(frozen=True)

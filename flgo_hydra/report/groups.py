@@ -56,7 +56,7 @@ def group_runs(
 
     def place(group: Group) -> tuple[bool, float]:
         found = group.estimates.get(selection.metric)
-        return (found is None, 0.0 if found is None else -found.mean if selection.is_max else found.mean)
+        return (found is None, 0.0 if found is None else selection.by.rank(found.mean))
 
     return sorted(groups, key=place)
 

@@ -60,7 +60,7 @@ def cells_of(runs: Sequence[Run], x: str, y: str, question: Question) -> Cells:
                 continue
             averaged_conditions.add(frozenset(point_of(run, further) for run in group.valid))
             under = tuple(value for key, value in ((x, columns[j]), (y, row)) if key in question.conditions)
-            order = -score.mean if selection.is_max else score.mean
+            order = selection.by.rank(score.mean)
             if under not in chosen or order < chosen[under][0]:
                 chosen[under] = (order, (i, j))
     averaged = [key for key in keys_that_vary(runs) if key not in (x, y)]

@@ -107,9 +107,10 @@ def _best_of(valid: Sequence[Run], question: Question) -> list[Run]:
     selection = question.selection
     scored = [run for run in valid if math.isfinite(run.metric(selection.metric))]
     apart = by_condition(scored, question.conditions) if scored else []
-    choose = max if selection.is_max else min
     best = [
-        choose(own, key=lambda run: run.metric(selection.metric)) for own in apart if len(own) > 1 or len(apart) == 1
+        min(own, key=lambda run: selection.by.rank(run.metric(selection.metric)))
+        for own in apart
+        if len(own) > 1 or len(apart) == 1
     ]
     return best if len(best) <= _MOST_BEST else []
 

@@ -8,8 +8,8 @@ from flgo_hydra.report.conditions import by_condition, covers
 from flgo_hydra.report.figure import FORMATS
 from flgo_hydra.report.groups import point_of
 from flgo_hydra.report.question import Question
-from flgo_hydra.report.runs import ABSENT, Run, keys_that_vary
-from flgo_hydra.report.selection import check_curve, check_keys, curves_of, varying
+from flgo_hydra.report.runs import ABSENT, DATA, Run, keys_that_vary, value_text
+from flgo_hydra.report.selection import check_curve, check_keys, curves_of, values_of, varying
 
 _MOST_PANELS = 12
 """conditions: more of them have lines of their own in one panel"""
@@ -83,6 +83,12 @@ def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Pic
         if len({run.values.get(key, ABSENT) for run in runs}) < 2:
             raise ValueError(f"`--heatmap {','.join(axes)}`: all runs have the same {key}. {varying(runs)}")
 
+    if DATA in question.conditions and DATA not in axes:
+        known = ", ".join(value_text(value) for value in values_of(runs, DATA))
+        raise ValueError(
+            f"`--heatmap {','.join(axes)}`: cells would average over different data. Choose the runs of one: "
+            f"`--where {DATA}=…` ({known})."
+        )
     cells = cells_of(runs, axes[0], axes[1], question)
 
     def draw(path: Path) -> None:
@@ -120,7 +126,7 @@ def usual(
     chosen = [name for name in ("valid_loss", "test_loss", "test_accuracy") if name in recorded] or recorded[:1]
     pictures = [curves(runs, question, name, by, band, is_log, known) for name in chosen]
     keys = [key for key in keys_that_vary(runs) if key not in question.over]
-    if len(keys) >= 2:
+    if len(keys) >= 2 and DATA not in question.conditions:
         # A number along x reads better than a word.
         numbers = [key for key in keys if all(isinstance(run.values.get(key), int | float) for run in runs)]
         x = next(iter(numbers), keys[0])

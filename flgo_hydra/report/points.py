@@ -4,17 +4,18 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
 
 
 @dataclass(frozen=True)
 class PointRow:
-    """A point and its jobs' scores: the best valid_loss, or what `monitor` names (negated where more is better)."""
+    """A point, and what its jobs came to: the monitored metric of each at its best round."""
 
     overrides: tuple[str, ...]
     jobs: tuple[int, ...]
@@ -24,8 +25,7 @@ class PointRow:
     """sample standard deviation; None of a single value"""
     message: str = ""
     """why it has no mean"""
-    monitor: str = "valid_loss"
-    is_maximized: bool = False
+    monitor: Monitor = VALID_LOSS
 
     @property
     def name(self) -> str:
@@ -34,12 +34,11 @@ class PointRow:
     @property
     def value(self) -> str:
         """`0.483698 ± 0.012034`, for people."""
-        mean = -self.mean if self.is_maximized else self.mean
-        return f"{mean:.6f}" if self.std is None else f"{mean:.6f} ± {self.std:.6f}"
+        return f"{self.mean:.6f}" if self.std is None else f"{self.mean:.6f} ± {self.std:.6f}"
 
     @property
     def label(self) -> str:
-        return f"best {self.monitor}"
+        return f"best {self.monitor.metric}"
 
     @property
     def of_jobs(self) -> str:
@@ -47,19 +46,19 @@ class PointRow:
 
 
 def sort_points(rows: Sequence[PointRow]) -> list[PointRow]:
-    """Those that have a mean, the lowest first."""
-    return sorted((row for row in rows if math.isfinite(row.mean)), key=lambda row: row.mean)
+    """Those that have a mean, the best first."""
+    return sorted((row for row in rows if math.isfinite(row.mean)), key=lambda row: row.monitor.rank(row.mean))
 
 
 def write_points(path: Path, rows: Sequence[PointRow]) -> None:
-    """Rewrites points.csv: the points with the lowest mean first, those without one last."""
+    """Rewrites points.csv: the points with the best mean first, those without one last."""
     swept = [dict(text.split("=", 1) for text in row.overrides) for row in rows]
     keys = list(dict.fromkeys(key for values in swept for key in values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    name = "score" if any(row.monitor != "valid_loss" for row in rows) else "best_valid_loss"
-    writer.writerow([*keys, f"mean_{name}", "std", "num_replicates", "values", "jobs", "message"])
     ranked = sort_points(rows)
+    monitor = (ranked or [PointRow((), ())])[0].monitor
+    writer.writerow([*keys, f"mean_{monitor.column}", "std", "num_replicates", "values", "jobs", "message"])
     for row in [*ranked, *(row for row in rows if row not in ranked)]:
         values = dict(text.split("=", 1) for text in row.overrides)
         writer.writerow(
@@ -79,7 +78,8 @@ def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str])
     content = {
         "overrides": list(best.overrides),
         "fixed": list(fixed),
-        ("best_valid_loss" if best.monitor == "valid_loss" else "best_score"): best.mean,
+        "monitor": asdict(best.monitor),
+        f"mean_{best.monitor.column}": best.mean,
         "std": best.std,
         "replicates": list(best.values),
         "jobs": list(best.jobs),

@@ -5,14 +5,16 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor, metric_of
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -22,6 +24,11 @@ Value = str | int | float | bool | None
 
 ABSENT = "-"
 """the value of a key that a run does not have"""
+DATA = "data_sha256"
+"""a key whose value is the hash of what a run was trained and evaluated on, where it is known"""
+CODE = "code"
+"""the same of the user's own code"""
+_HASH_DIGITS = 12
 
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -42,7 +49,9 @@ class Run:
     values: Mapping[str, Value]
     """every config key; of a group (`algorithm`, `task/partition`) the choice"""
     fingerprint: str | None = None
-    """of the config of a finished run: equal ones are repeats with the same numbers"""
+    """of the config of a finished run: equal ones on the same data with the same code are repeats"""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """hashes of the user's own files that it was computed by"""
 
     @cached_property
     def rounds(self) -> list[dict[str, float]]:
@@ -56,13 +65,14 @@ class Run:
         return value if isinstance(value, int) else None
 
     def metric(self, name: str) -> float:
-        """A number of the run: `valid_loss` and the like at its best round, `seconds`, `last_round`; nan without."""
-        if name in ("best_valid_loss", "valid_loss"):
+        """A number by its column: a metric at the run's best round, `best_valid_loss`, `seconds`; nan without."""
+        if name == BEST_VALID_LOSS:
             return self.row.best_valid_loss
         if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
             value = getattr(self.row, name)
             return math.nan if value is None else float(value)
-        found = self.row.best.get(name)
+        own = metric_of(name)
+        found = self.row.best.get(own) if self.row.monitor.at_best(own) == name else None
         return float(found) if isinstance(found, int | float) else math.nan
 
 
@@ -86,16 +96,57 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         found.update(dict.fromkeys(own))
     names = _names(list(found))
     runs = _with_choices([_read(path, name) for path, name in zip(found, names, strict=True)])
-    known: set[str] = set()
+    # The sweep that was met first has what another one repeats. Within a sweep all are points of their own.
+    owners: dict[tuple[Value, ...], Path] = {}
     kept = []
     for run in runs:
-        if run.fingerprint is None or run.fingerprint not in known:
+        engine = tuple(value for key, value in sorted(run.values.items()) if key.startswith("engine."))
+        identity = (run.fingerprint, run.values.get(DATA), run.values.get(CODE), *engine)
+        sweep = run.row.folder.parent
+        if run.fingerprint is None or owners.setdefault(identity, sweep) == sweep:
             kept.append(run)
-        if run.fingerprint is not None:
-            known.add(run.fingerprint)
     repeats = len(runs) - len(kept)
     remarks = [f"{repeats} of {len(runs)} runs repeat another one with the same config: left out."] if repeats else []
-    return kept, remarks
+    return kept, [*remarks, *_versions(kept)]
+
+
+def _versions(runs: Sequence[Run]) -> list[str]:
+    """Remarks on runs of one task with other data, and of other versions of the same files."""
+    remarks = []
+    if has_other_data(runs):
+        told = _counted(run.values.get(DATA, ABSENT) for run in runs)
+        remarks.append(f"Runs of the same task have other data: {told} ({DATA}). They are kept apart.")
+    versions: dict[str, list[str]] = {}
+    for run in runs:
+        for name, sha256 in run.code.items():
+            versions.setdefault(name, []).append(sha256[:_HASH_DIGITS])
+    for name, found in versions.items():
+        if len(set(found)) > 1:
+            remarks.append(f"Runs are of {len(set(found))} versions of {name}: {_counted(found)}.")
+    return remarks
+
+
+def _counted(values: Iterable[Value]) -> str:
+    """`3 of 1a2b, 2 of 3c4d`."""
+    return ", ".join(f"{count} of {value}" for value, count in Counter(values).items())
+
+
+def has_other_data(runs: Sequence[Run]) -> bool:
+    """Whether runs with the same task in their configs had different data: a file was changed between them."""
+    if len({run.values[DATA] for run in runs if DATA in run.values}) < 2:
+        return False
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.values) if _is_of_task(key)]
+    found: dict[tuple[Value, ...], Value] = {}
+    for run in runs:
+        if DATA in run.values:
+            task = tuple(run.values.get(key, ABSENT) for key in keys)
+            if found.setdefault(task, run.values[DATA]) != run.values[DATA]:
+                return True
+    return False
+
+
+def _is_of_task(key: str) -> bool:
+    return key == "task" or (key.startswith(("task.", "task/")) and not _is_minor(key))
 
 
 def runs_of_rows(rows: Sequence[Row]) -> list[Run]:
@@ -172,15 +223,17 @@ def _read(folder: Path, name: str) -> Run:
     texts = tuple(f"{key}={text}" for key, text in overrides.items())
     if result is not None:
         row = Row.of_result(job, texts, paths, result)
-        return Run(name, row, overrides, values, result.fingerprint or None)
-    return Run(name, _unfinished(job, texts, paths), overrides, values)
+        code = result.code
+        hashes = {DATA: result.data_sha256, CODE: code.get("sha256", "")}
+        values |= {key: text[:_HASH_DIGITS] for key, text in hashes.items() if text}
+        return Run(name, row, overrides, values, result.fingerprint or None, code.get("files", {}))
+    return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
 
 
-def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths) -> Row:
+def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: Monitor) -> Row:
     """A run without a result, as far as its rounds go."""
     rounds = _read_rounds(paths)
-    finite = [line for line in rounds if math.isfinite(line.get("valid_loss", math.nan))]
-    best = min(finite, key=lambda line: line["valid_loss"], default={})
+    best = monitor.best_of(rounds) or {}
     failure = read_failure(paths)
     if failure is not None:
         row = Row.of_failure(job, overrides, paths, failure)
@@ -191,12 +244,22 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths) -> Row:
         row = Row(job, overrides, paths.folder, status, message=message)
     return replace(
         row,
-        best_valid_loss=best.get("valid_loss", math.nan),
+        monitor=monitor,
+        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(rounds) or {}),
         best_round=int(best["round"]) if best else None,
         last_round=int(rounds[-1]["round"]) if rounds else None,
         best={name: value for name, value in best.items() if name not in ("round", "seconds")},
         seconds=rounds[-1].get("seconds") if rounds else None,
     )
+
+
+def _monitor(values: Mapping[str, Value]) -> Monitor:
+    """What an unfinished run follows, by its config."""
+    metric, mode = values.get("monitor"), values.get("monitor_mode")
+    try:
+        return Monitor.of(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
+    except ValueError:  # it was never started like that
+        return VALID_LOSS
 
 
 def _is_alive(paths: RunPaths) -> bool:
@@ -319,6 +382,8 @@ def keys_that_vary(runs: Sequence[Run]) -> list[str]:
             groups = [key for key in differing if _is_group(key, alike[0].values)]
             under = tuple(f"{group.replace('/', '.')}." for group in groups)
             keys += [key for key in differing if key not in keys and not key.startswith(under)]
+    if DATA not in keys and has_other_data(runs):
+        keys.append(DATA)
     return keys
 
 
@@ -329,4 +394,5 @@ def _varies(key: str, runs: Iterable[Run]) -> bool:
 def _is_minor(key: str) -> bool:
     """Whether a key decides where and how a run runs, not what it computes."""
     places = ("device", "num_threads", "checkpoint_interval", "save_best", "task.data_dir", "task.cache_dir")
-    return key in places or key.rpartition(".")[2] in ("name", "_target_")
+    # Other data are what other keys of the task make; those that are not are found by `has_other_data`.
+    return key in (*places, DATA) or key.rpartition(".")[2] in ("name", "_target_")

@@ -1,19 +1,34 @@
 """What a reader asks for: keys, metrics and runs by name, each mistake answered with the nearest name there is."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flgo_hydra.mistakes import nearest
+from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor, metric_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 
-_NOT_BETTER = ("seconds", "peak_memory_mib")
-_RISES = ("accuracy", "auc", "f1", "precision", "recall", "score", "r2", "iou")
+_FACTS = ("seconds", "peak_memory_mib", "best_round", "last_round")
+"""numbers of a run that belong to no round; less is better"""
 
 
-def is_maximized(metric: str) -> bool:
-    """Whether more is better, by the metric's name: accuracies rise, losses and costs fall."""
-    return any(word in _RISES for word in metric.lower().split("_"))
+def is_maximized(column: str, runs: Iterable[Run]) -> bool:
+    """Whether more is better: as the runs say of what they followed, and as is known of our own metrics.
+
+    Raises:
+        ValueError: it is another metric of the user's own.
+    """
+    metric = metric_of(column)
+    if column in _FACTS or column == BEST_VALID_LOSS:
+        return False
+    said = {run.row.monitor.is_maximized for run in runs if run.row.monitor.metric == metric}
+    if len(said) == 1:
+        return said.pop()
+    if metric not in KNOWN:
+        raise ValueError(
+            f"`{metric}` is a metric of your own that the runs did not follow: say which way it is better, "
+            "`--maximize` or `--minimize`."
+        )
+    return KNOWN[metric]
 
 
 @dataclass(frozen=True)
@@ -23,16 +38,24 @@ class Selection:
     Never what is only shown: a rate chosen by its test accuracy has a test accuracy that is too good.
     """
 
-    metric: str
-    is_max: bool
+    by: Monitor
+    """its metric is a column of the tables"""
     monitor: str = "valid_loss"
     """what the runs' best rounds were chosen by"""
     is_asked: bool = False
 
     @property
+    def metric(self) -> str:
+        return self.by.metric
+
+    @property
+    def is_max(self) -> bool:
+        return self.by.is_maximized
+
+    @property
     def samples(self) -> str:
         """What the metric is measured on, by its name."""
-        return next((long for short, long in _SAMPLES.items() if short in self.metric.lower()), "unknown")
+        return next((long for short, long in _SAMPLES.items() if short in metric_of(self.metric).lower()), "unknown")
 
     @property
     def words(self) -> str:
@@ -53,7 +76,7 @@ class Selection:
                 if self.samples == "test"
                 else f"the best are chosen by {self.metric}, {who}, on {self.samples} samples"
             )
-        if self.monitor not in self.metric and "test" in self.monitor.lower():
+        if self.monitor != metric_of(self.metric) and "test" in self.monitor.lower():
             notes.append(f"each run's best round is chosen by {self.monitor}, on test samples")
         return notes
 
@@ -65,52 +88,57 @@ def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | N
     """What the runs followed, or with `asked` that metric.
 
     Args:
-        is_max: the direction of `asked`; None: by its name, or as the runs followed it.
+        is_max: the direction of `asked`; None: as the runs followed it, or as is known.
     Raises:
         ValueError: runs followed different metrics, or none has the one asked for.
     """
     valid = [run.row for run in runs if run.row.is_valid] or [run.row for run in runs]
-    followed = dict.fromkeys((row.monitor, row.is_maximized) for row in valid)
-    monitors = ", ".join(dict.fromkeys(monitor for monitor, _ in followed))
+    followed = list(dict.fromkeys(row.monitor for row in valid))
+    monitors = ", ".join(dict.fromkeys(monitor.metric for monitor in followed))
     if asked is not None:
         name = check_metric(asked, runs)
-        known = {followed_is_max for monitor, followed_is_max in followed if _as_shown(monitor) == name}
-        if is_max is None:
-            is_max = known.pop() if len(known) == 1 else is_maximized(name)
-        return Selection(name, is_max, monitors, True)
+        return Selection(Monitor(name, is_maximized(name, runs) if is_max is None else is_max), monitors, True)
     if len(followed) > 1:
-        told = " and ".join(f"`monitor={name}` ({'maximize' if up else 'minimize'})" for name, up in followed)
+        told = " and ".join(f"`monitor={monitor.metric}` ({monitor.mode})" for monitor in followed)
         raise ValueError(
             f"The runs followed different metrics: {told}. Say which one chooses among them, as in "
-            f"`--select {_as_shown(next(iter(followed))[0])}`, or take the runs of one only."
+            f"`--select {BEST_VALID_LOSS}`, or take the runs of one only."
         )
-    ((monitor, is_followed_max),) = followed
-    return Selection(_as_shown(monitor), is_followed_max, monitor)
-
-
-def _as_shown(monitor: str) -> str:
-    return "best_valid_loss" if monitor == "valid_loss" else monitor
+    (monitor,) = followed
+    return Selection(Monitor(monitor.column, monitor.is_maximized), monitor.metric)
 
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:
-    """Metrics that runs have at their best round, as they recorded them; `best_valid_loss` is called so first."""
-    numbers = (name for run in runs for name, value in run.row.best.items() if isinstance(value, int | float))
-    names = dict.fromkeys(name for name in numbers if name != "valid_loss")
-    order = ["test_loss", "test_accuracy", "valid_accuracy"]
-    return ["best_valid_loss", *sorted(names, key=lambda name: order.index(name) if name in order else len(order))]
+    """Columns of what runs have at their best rounds, as they recorded it; `best_valid_loss` comes first."""
+    found = {
+        run.row.monitor.at_best(name): name
+        for run in runs
+        for name, value in run.row.best.items()
+        if isinstance(value, int | float)
+    }
+    found.pop(VALID_LOSS.at_best("valid_loss"), None)  # that is best_valid_loss
+    order = ["valid_loss", "test_loss", "test_accuracy", "valid_accuracy"]
+    places = {column: order.index(name) if name in order else len(order) for column, name in found.items()}
+    return [BEST_VALID_LOSS, *sorted(found, key=places.__getitem__)]
 
 
 def check_metric(name: str, runs: Sequence[Run]) -> str:
-    """The metric's full name.
+    """The metric's column; a metric's own name means it at the runs' best rounds.
 
     Raises:
-        ValueError: no run has it.
+        ValueError: no run has it, or runs that followed different metrics have it at different best rounds.
     """
-    name = "best_valid_loss" if name == "valid_loss" else name
-    known = [*metrics_of(runs), *_NOT_BETTER, "best_round", "last_round"]
-    if name not in known:
-        raise ValueError(f"No run has the metric `{name}`. {_advice(name, known)}")
-    return name
+    columns = metrics_of(runs)
+    meant = [column for column in columns if metric_of(column) == name]
+    if name in columns or (name in _FACTS and not meant):
+        return name
+    if not meant:
+        short = dict.fromkeys(metric_of(column) for column in columns[1:])
+        raise ValueError(f"No run has the metric `{name}`. {_advice(name, [BEST_VALID_LOSS, *short, *_FACTS])}")
+    if len(meant) > 1:
+        told = " or ".join(f"`{column}`" for column in meant)
+        raise ValueError(f"The runs' best rounds were chosen by different metrics: of `{name}`, is {told} meant?")
+    return meant[0]
 
 
 def curves_of(runs: Iterable[Run]) -> list[str]:
@@ -183,8 +211,7 @@ def best_first(runs: Sequence[Run], selection: Selection, conditions: Sequence[s
 
     def place(run: Run) -> tuple[list[int], int, float]:
         value = run.metric(selection.metric)
-        order = (-value if selection.is_max else value) if math.isfinite(value) else math.inf
-        return (ranks(run), 0 if run.row.is_valid else kinds.get(run.row.status, 2), order)
+        return (ranks(run), 0 if run.row.is_valid else kinds.get(run.row.status, 2), selection.by.rank(value))
 
     return sorted(runs, key=place)
 

@@ -9,6 +9,7 @@ from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
+from flgo_hydra.report.optimum import print_optimum
 from flgo_hydra.report.points import PointRow, print_best_point, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
@@ -47,14 +48,9 @@ def print_summary(
     if ranked:
         print_best_point(ranked[0])
     elif best is not None:
-        print("optimal combination:", " ".join(best.overrides) or "(a single point)")
-        at = f" at round {best.best_round}" if best.best_round is not None else ""
-        print(f"{f'best {best.monitor}:':20} {best.value:.6g}{at} (job {best.job})")
-        others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != best.monitor]
-        if others:
-            print(f"at that round:       {', '.join(others)}")
+        print_optimum(rows, best)
     elif rows:
-        print(f"no point has a finite {rows[0].monitor}")
+        print(f"no point has a finite {rows[0].monitor.metric}")
     if points is None:
         _print_points(rows, best)
     else:
@@ -98,7 +94,7 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
         return
     print()
     width = max(len("point"), *(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED]))
-    print(f"  job  {'point':{width}}  {f'best {listed[0].monitor}':>15}  round  of  status")
+    print(f"  job  {'point':{width}}  {f'best {listed[0].monitor.metric}':>15}  round  of  status")
     for row in listed[:_MOST_LISTED]:
         name = " ".join(row.overrides)
         rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"

@@ -4,15 +4,18 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult
 
+RETURNED = Monitor("value")
+"""what decides between jobs of another Hydra app"""
 NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted")
 """statuses of runs that cannot be the optimum: a pruned or unfinished one might have come lower, and is not compared"""
 
@@ -36,9 +39,8 @@ class Row:
     message: str = ""
     num_rounds: int | None = None
     """how many it would have trained, had nothing ended it"""
-    monitor: str = "valid_loss"
-    """the metric that decides"""
-    is_maximized: bool = False
+    monitor: Monitor = VALID_LOSS
+    """what decides"""
     warnings: Sequence[str] = ()
     """of its settings, for people"""
 
@@ -50,12 +52,12 @@ class Row:
     @property
     def value(self) -> float:
         """The monitored metric at the best round."""
-        return self.best_valid_loss if self.monitor == "valid_loss" else self.best.get(self.monitor, math.nan)
+        return self.monitor.value_at(self.best)
 
     @property
     def score(self) -> float:
         """The same as a number of which less is better."""
-        return -self.value if self.is_maximized else self.value
+        return self.monitor.score(self.value)
 
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
@@ -73,13 +75,13 @@ class Row:
             result.message,
             result.option.get("num_rounds"),
             result.monitor,
-            result.is_maximized,
             result.warnings,
         )
 
     @staticmethod
     def of_value(job: int, overrides: tuple[str, ...], run: RunPaths, value: float) -> "Row":
-        return Row(job, overrides, run.folder, "completed", value)
+        """Of another Hydra app's job, of which nothing is known but the number that it has returned."""
+        return Row(job, overrides, run.folder, "completed", best={RETURNED.metric: value}, monitor=RETURNED)
 
     @staticmethod
     def of_failure(job: int, overrides: tuple[str, ...], run: RunPaths, failure: Failure) -> "Row":
@@ -87,7 +89,7 @@ class Row:
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
-    """The row with the lowest best valid_loss, or the best of what `monitor` names; the first of equals."""
+    """The row with the best value; the first of equals."""
     return min((row for row in rows if row.is_valid), key=lambda row: row.score, default=None)
 
 
@@ -95,20 +97,22 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Rewrites results.csv: a column for each swept key between status and metrics."""
     swept = {row.job: dict(text.split("=", 1) for text in row.overrides) for row in rows}
     keys = list(dict.fromkeys(key for values in swept.values() for key in values))
-    metrics = list(dict.fromkeys(name for row in rows for name in row.best if name != "valid_loss"))
+    at_best = {row.job: {row.monitor.at_best(name): value for name, value in row.best.items()} for row in rows}
+    metrics = dict.fromkeys(name for values in at_best.values() for name in values)
+    metrics.pop(VALID_LOSS.at_best("valid_loss"), None)  # that is best_valid_loss
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
-        ["job", "status", *keys, "best_valid_loss", "best_round", "last_round"]
-        + [f"{name}_at_best" for name in metrics]
+        ["job", "status", *keys, BEST_VALID_LOSS, "best_round", "last_round"]
+        + [*metrics]
         + ["seconds", "peak_memory_mib", "message", "folder"]
     )
     for row in rows:
         writer.writerow(
             [row.job, row.status, *(swept[row.job].get(key, "") for key in keys)]
             + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
-            + [_number(row.best.get(name)) for name in metrics]
-            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, row.folder.name]
+            + [_number(at_best[row.job].get(name)) for name in metrics]
+            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, _below(path.parent, row.folder)]
         )
     write_text(path, buffer.getvalue())
 
@@ -121,14 +125,18 @@ def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
     content = {
         "overrides": list(best.overrides),
         "fixed": list(fixed),
-        "best_valid_loss": best.best_valid_loss,
-        **({} if best.monitor == "valid_loss" else {"monitor": best.monitor}),
+        "monitor": asdict(best.monitor),
+        BEST_VALID_LOSS: best.best_valid_loss,
         "best_round": best.best_round,
         "at_best_round": dict(best.best),
         "job": best.job,
-        "folder": best.folder.name,
+        "folder": _below(path.parent, best.folder),
     }
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def _below(sweep: Path, folder: Path) -> str:
+    return str(folder.relative_to(sweep)) if folder.is_relative_to(sweep) else folder.name
 
 
 def _number(value: float | None) -> str:

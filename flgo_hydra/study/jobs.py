@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.points import Point
 
 
@@ -17,6 +18,8 @@ class Job:
 
     number: int
     point: Point
+    folder: str = ""
+    """its run folder, from the sweep folder"""
     outcome: RunResult | Failure | float | None = None
     """the float is what an app that is not ours has returned; None: it has not ended, or was stopped"""
     is_submitted: bool = False
@@ -67,15 +70,17 @@ class PointTrial:
 class Jobs:
     """Gives every identity its job: the one it has, or a new one under the next free number."""
 
-    def __init__(self, paths: SweepPaths) -> None:
+    def __init__(self, paths: SweepPaths, folders: RunFolders) -> None:
         self._paths = paths
+        self._folders = folders
         self._known: dict[str, Job] = {}
         self._jobs: dict[str, Job] = {}
         self._next = 0
 
-    def know(self, number: int, point: Point) -> None:
+    def know(self, number: int, point: Point, folder: str) -> None:
         """Takes over a job of an earlier call."""
-        self._known[point.identity] = Job(number, point)
+        self._known[point.identity] = Job(number, point, folder)
+        self._folders.claim(folder, number, point.overrides)
         self._next = max(self._next, number + 1)
 
     def is_known(self, job: Job) -> bool:
@@ -86,14 +91,14 @@ class Jobs:
         """Whether an earlier call had a job of this identity."""
         return identity in self._known
 
-    def known_as(self, identity: str) -> int | None:
-        """The number of an earlier call's job that this call has not asked for."""
-        known = None if identity in self._jobs else self._known.get(identity)
-        return None if known is None else known.number
+    def known_as(self, identity: str) -> Job | None:
+        """An earlier call's job that this call has not asked for."""
+        return None if identity in self._jobs else self._known.get(identity)
 
     def rename(self, identity: str, point: Point) -> None:
         """Takes an earlier call's job for this point's."""
-        self._known[point.identity] = Job(self._known.pop(identity).number, point)
+        before = self._known.pop(identity)
+        self._known[point.identity] = Job(before.number, point, before.folder)
 
     def others(self) -> list[Job]:
         """Those of earlier calls that this one does not ask for."""
@@ -103,15 +108,33 @@ class Jobs:
         if point.identity in self._jobs:
             return self._jobs[point.identity]
         known = self._known.get(point.identity)
-        number = known.number if known is not None else None
-        if number is None:
-            # A folder may be left from a sweep that was killed before its trial was stored.
-            while self._paths.run(self._next).folder.exists():
-                self._next += 1
-            number = self._next
+        if known is not None:
+            job = Job(known.number, point, known.folder)
+        else:
+            folder = self._new_folder(point)
+            self._folders.claim(folder, self._next, point.overrides)
+            job = Job(self._next, point, folder)
             self._next += 1
-        job = self._jobs[point.identity] = Job(number, point)
+        self._jobs[point.identity] = job
         return job
+
+    def _new_folder(self, point: Point) -> str:
+        """The folder of the next free number. One may be left from a sweep that was killed before its trial was
+        stored; where the number does not name it, it is this point's."""
+        folder = self._folder(self._next, point)
+        while self._paths.run(folder).folder.exists():
+            after = self._folder(self._next + 1, point)
+            if after == folder:
+                break
+            self._next, folder = self._next + 1, after
+        return folder
+
+    def _folder(self, number: int, point: Point) -> str:
+        return str(number) if point.is_refused else self._folders.of(number, point.overrides)
+
+    def pin(self, job: Job) -> list[str]:
+        """Overrides that make Hydra run a job in its folder, where its config would name another one now."""
+        return self._folders.pin(job.number, job.point.overrides, job.folder)
 
     def all(self) -> list[Job]:
         """Those that were asked for, by number."""

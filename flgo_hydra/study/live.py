@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flgo_hydra.record.result import score_of
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.study.pruning import Pruning
 from flgo_hydra.study.study import SweepStudy, stride
 
@@ -53,9 +53,11 @@ class LiveCurves:
             values: of the report; only evaluated rounds count.
             read_earlier: the rounds recorded before, for a run that goes on from the checkpoint of an earlier sweep.
         """
-        monitor, is_maximized = values.get("monitor", "valid_loss"), bool(values.get("is_maximized"))
-        round_num, loss, num_rounds = values.get("round"), values.get(monitor), values.get("num_rounds")
-        if values.get("kind") != "round" or not isinstance(round_num, int) or not isinstance(loss, int | float):
+        monitor, metrics = Monitor.from_json(values.get("monitor")), values.get("metrics")
+        if values.get("kind") != "round" or not isinstance(metrics, Mapping):
+            return
+        round_num, loss, num_rounds = values.get("round"), metrics.get(monitor.metric), values.get("num_rounds")
+        if not isinstance(round_num, int) or not isinstance(loss, int | float):
             return
         run = self._runs.get(trial)
         if run is None:
@@ -63,8 +65,8 @@ class LiveCurves:
             if round_num > 0:
                 for line in read_earlier():
                     if line["round"] < round_num:
-                        self._take(trial, run, int(line["round"]), score_of(line, monitor, is_maximized))
-        self._take(trial, run, round_num, score_of({monitor: float(loss)}, monitor, is_maximized))
+                        self._take(trial, run, int(line["round"]), monitor.score_at(line))
+        self._take(trial, run, round_num, monitor.score(float(loss)))
 
     def write(self) -> list[int]:
         """Writes what has come, for a moment; returns the trials that shall be pruned now."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flgo_hydra.config import is_maximized
+from flgo_hydra.monitor import VALID_LOSS, Monitor
 
 _MOST_NAMED = 5
 
@@ -18,21 +18,23 @@ class Common:
         """
         self._axes = tuple(key.lstrip("+").partition("@")[0].replace("/", ".") for key in axes)
         self._values: dict[str, Any] | None = None
-        self._followed: tuple[Any, Any] | None = None
+        self._monitor: Monitor | None = None
 
-    def add(self, config: Mapping[str, Any]) -> None:
+    def add(self, config: Mapping[str, Any], monitor: Monitor = VALID_LOSS) -> None:
         """Takes a point's settings (plain values, nested) into account.
 
+        Args:
+            monitor: what its run follows.
         Raises:
             ValueError: it follows another metric than the points before.
         """
-        followed = config.get("monitor"), config.get("direction")
-        if self._followed not in (None, followed):
+        if self._monitor not in (None, monitor):
+            assert self._monitor is not None
             raise ValueError(
-                "`monitor` and `direction` must be the same in all points of a sweep, whose values are compared, but "
-                f"got {self._followed[0]} and {followed[0]}. Run one sweep for each."
+                "`monitor` and `monitor_mode` must be the same in all points of a sweep, whose values are compared, "
+                f"but got {_described(self._monitor)} and {_described(monitor)}. Run one sweep for each."
             )
-        self._followed = followed
+        self._monitor = monitor
         point = flatten(config)
         if self._values is None:
             self._values = {key: value for key, value in point.items() if not self._varies(key)}
@@ -40,11 +42,9 @@ class Common:
             self._values = {key: value for key, value in self._values.items() if point.get(key, _NOTHING) == value}
 
     @property
-    def followed(self) -> tuple[str, bool]:
-        """The metric that the runs follow, and whether more of it is better."""
-        monitor, direction = self._followed or (None, None)
-        monitor = "valid_loss" if monitor is None else str(monitor)
-        return monitor, is_maximized(monitor, direction)
+    def monitor(self) -> Monitor:
+        """What the runs follow."""
+        return self._monitor or VALID_LOSS
 
     @property
     def values(self) -> dict[str, Any]:
@@ -55,6 +55,10 @@ class Common:
 
 
 _NOTHING = object()
+
+
+def _described(monitor: Monitor) -> str:
+    return f"{monitor.metric} ({monitor.mode})"
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
 
@@ -34,6 +35,8 @@ class Point:
     """of what decides its run's numbers, as in result.json; empty: the identity"""
     how: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """the rest of its config: where files lie, how it is computed"""
+    is_refused: bool = False
+    """it breaks a law, and does not run"""
 
     @property
     def run_fingerprint(self) -> str:
@@ -121,7 +124,7 @@ class PointChecker:
             group, num_rounds, how = "", 0, {}
         identity = compose.hash_of(parts)
         if self._common is not None and identity not in self._seen:
-            self._common.add(settings)
+            self._common.add(settings, VALID_LOSS if conf is None else conf.followed)
         self._seen.add(identity)
         return tell_apart(Point(overrides, identity, group, num_rounds, how=how), self.apart), conf
 

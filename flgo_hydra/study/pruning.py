@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flgo_hydra import reference
 from flgo_hydra.config import PRUNERS
 from flgo_hydra.federated.patience import Patience
+from flgo_hydra.monitor import Monitor
 
 _KEY = "hydra.sweeper.pruner"
 
@@ -45,10 +46,9 @@ class PatiencePruner(BasePruner):
         self._patience = patience
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        patience = Patience()
+        patience = Patience(Monitor("value", study.direction == StudyDirection.MAXIMIZE))
         for step, value in sorted(trial.intermediate_values.items()):
-            patience = patience.update(step, sign * value)
+            patience = patience.update(step, value)
             if patience.is_over(step, self._patience):
                 return True
         return False

@@ -108,8 +108,8 @@ def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
     grid: dict[str, list[str]] = {key: [] for key in axes}
     choices: dict[str, list[Value]] = {}
     for run, point in zip(runs, swept, strict=True):
-        common.add(compose.settings(run.conf))
-        study.follow(*common.followed)
+        common.add(compose.settings(run.conf), run.conf.followed)
+        study.follow(common.monitor)
         for text in point:
             key, _, value = text.partition("=")
             grid[key] = list(dict.fromkeys([*grid[key], value]))

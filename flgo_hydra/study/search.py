@@ -174,7 +174,7 @@ class SearchSource:
 
     def _refused(self, overrides: tuple[str, ...]) -> PointTrial:
         self._num_refused += 1
-        return self._all.make(overrides, [Point(overrides, f"refused {' '.join(overrides)}")])
+        return self._all.make(overrides, [Point(overrides, f"refused {' '.join(overrides)}", is_refused=True)])
 
     def _resume(self) -> None:
         """Counts what earlier calls have tried, and finds what is to be tried again."""

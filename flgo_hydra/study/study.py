@@ -15,7 +15,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flgo_hydra.record.result import RunResult, score_of
+from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.record.result import RunResult
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
 from flgo_hydra.study.replicates import mean_and_std, value_of
@@ -59,12 +60,14 @@ class StoredJob:
     overrides: tuple[str, ...]
     value: float | None
     """where the study has it"""
+    folder: str
+    """its run folder, from the sweep folder"""
     fingerprint: str = ""
     """of its config's numbers, where the identity has more than these"""
 
 
 class SweepStudy:
-    """A study that minimises the best valid_loss over the points of a sweep."""
+    """A study that minimises the best score (`Monitor.score`) over the points of a sweep."""
 
     def __init__(self, storage: str | Path, name: str) -> None:
         """Opens the study, or creates it.
@@ -80,7 +83,7 @@ class SweepStudy:
         self._storage = storage
         self._trials: dict[int, Trial] = {}
         self._curves: dict[int, dict[int, float]] = {}
-        self._followed = ("valid_loss", False)
+        self._monitor = VALID_LOSS
         self._declared: dict[str, Sequence[Value]] = {}
         self._distributions: dict[str, BaseDistribution] = {}
         self._space: Grid | None = None
@@ -225,9 +228,9 @@ class SweepStudy:
         self._curves[trial.number] = {}
         return trial.number
 
-    def follow(self, monitor: str, is_maximized: bool) -> None:
+    def follow(self, monitor: Monitor) -> None:
         """Says which metric the runs follow; it is minimised, or its negative is."""
-        self._followed = monitor, is_maximized
+        self._monitor = monitor
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Sets user attributes of a trial of this process."""
@@ -250,18 +253,17 @@ class SweepStudy:
         COMPLETE with its score (the best valid_loss, or what `monitor` names; the negative of what is maximised),
         PRUNED when other runs were better, FAIL when it diverged.
         """
-        losses = {int(line["round"]): result.score_of(line) for line in rounds}
+        losses = {int(line["round"]): result.monitor.score_at(line) for line in rounds}
         attributes: dict[str, Any] = {
             "status": result.status,
             "best_round": result.best_round,
             "last_round": result.last_round,
             "seconds": result.seconds,
-            **{f"{name}_at_best": value for name, value in result.best.items() if math.isfinite(value)},
+            "best_valid_loss": result.best_valid_loss if math.isfinite(result.best_valid_loss) else None,
+            **{result.monitor.at_best(name): value for name, value in result.best.items() if math.isfinite(value)},
         }
         if result.message:
             attributes["reason"] = result.message
-        if result.status == "pruned":
-            attributes["best_valid_loss"] = result.best_valid_loss
         is_valid = result.status != "pruned" and math.isfinite(result.score)
         self._close(
             number,
@@ -295,8 +297,8 @@ class SweepStudy:
             for name in results[0].best:
                 metrics = [result.best.get(name, math.nan) for result in results]
                 if all(map(math.isfinite, metrics)):
-                    attributes[f"{name}_at_best"] = mean_and_std(metrics)[0]
-        best_round = min(curve, key=lambda r: curve[r] if math.isfinite(curve[r]) else math.inf, default=0)
+                    attributes[self._monitor.at_best(name)] = mean_and_std(metrics)[0]
+        best_round = min(curve, key=lambda r: VALID_LOSS.rank(curve[r]), default=0)  # a curve is of scores
         self._close(number, curve, _thinned(list(curve), best_round, num_rounds), attributes, mean)
 
     def fail(
@@ -312,8 +314,8 @@ class SweepStudy:
         Args:
             replicates: the values of its jobs, None for those that have none.
         """
-        monitor, is_maximized = self._followed
-        losses = {int(line["round"]): score_of(line, monitor, is_maximized) for line in rounds if monitor in line}
+        monitor = self._monitor
+        losses = {int(line["round"]): monitor.score_at(line) for line in rounds if monitor.metric in line}
         known = {} if replicates is None else {"replicates": list(replicates)}
         attributes = {**known, "status": status, "reason": reason}
         self._close(number, losses, _thinned(list(losses), 0, None), attributes, None)
@@ -378,11 +380,13 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
     if "identities" in attributes:
         values = attributes.get("replicates") or [None] * len(attributes["identities"])
         fingerprints = attributes.get("fingerprints") or attributes["identities"]
+        folders = attributes.get("folders") or map(str, attributes["jobs"])
         jobs = tuple(
-            StoredJob(own, int(number), tuple(lines), value, numbers)
-            for own, number, lines, value, numbers in zip(
+            StoredJob(own, int(number), tuple(lines), value, folder, numbers)
+            for own, number, lines, value, folder, numbers in zip(
                 *(attributes[name] for name in ("identities", "jobs", "job_overrides")),
                 values,
+                folders,
                 fingerprints,
                 strict=True,
             )
@@ -390,7 +394,8 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
     elif identity:
         value = trial.value if is_complete else math.nan if status == "diverged" else None
         numbers = str(attributes.get("fingerprint", ""))
-        jobs = (StoredJob(identity, int(attributes.get("job", -1)), overrides, value, numbers),)
+        number = int(attributes.get("job", -1))
+        jobs = (StoredJob(identity, number, overrides, value, str(attributes.get("folder", number)), numbers),)
     else:
         jobs = ()  # the sweep was killed before the trial said what it is
     is_running = trial.state == TrialState.RUNNING

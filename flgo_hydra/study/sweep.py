@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -17,12 +18,14 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.objective import Common, check_same
@@ -47,9 +50,12 @@ class Outcome:
     """by job number; a job that did not run has none"""
     jobs: dict[tuple[str, ...], int]
     """job numbers by swept overrides, however a point was written"""
+    folders: dict[int, Path]
+    """run folders by job number"""
     paths: SweepPaths
     storage: str
     study_name: str
+    monitor: Monitor
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Sweep:
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
         self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
-        self._study.follow(*plan.common.followed)
+        self._monitor = plan.common.monitor
+        self._study.follow(self._monitor)
         earlier = self._study.description
         if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)
@@ -119,10 +126,11 @@ class Sweep:
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning)
         self._choices: dict[str, list[Value]] = {}
-        self._trials = Trials(self._study, paths)
+        self._trials = Trials(self._study, paths, RunFolders(composer, config, paths, self._space.fixed))
         self._source = self._open_source(points)
         self._held: Job | None = None
         self._numbers: dict[tuple[str, ...], int] = {}
+        self._folders: dict[int, Path] = {}
         has_points = bool(self._settings.replicate_keys)
         self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
 
@@ -158,11 +166,20 @@ class Sweep:
         """What has come out so far; it grows while the sweep runs."""
         for job in self._trials.jobs.all():
             self._note(job)
-        return Outcome(self._tables.rows, self._numbers, self._paths, self._storage, self._study.name)
+        return Outcome(
+            self._tables.rows,
+            self._numbers,
+            self._folders,
+            self._paths,
+            self._storage,
+            self._study.name,
+            self._monitor,
+        )
 
     def _note(self, job: Job) -> None:
         for written in job.point.written or [job.point.overrides]:
             self._numbers[written] = job.number
+        self._folders[job.number] = self._trials.run(job).folder
 
     def close(self) -> None:
         self._study.close()
@@ -253,7 +270,7 @@ class Sweep:
                     by_number[job.number] = job
                     self._announce(job)
                     name = " ".join(job.point.overrides)
-                    launcher.submit([*self._space.fixed, *job.point.overrides], job.number, name=name)
+                    launcher.submit(self._overrides_of(job), job.number, name=name)
                 elif is_over and queue.is_idle:
                     break
                 elif self._tables.has_news:  # slots first
@@ -286,6 +303,9 @@ class Sweep:
             raise KeyboardInterrupt
         return returns
 
+    def _overrides_of(self, job: Job) -> list[str]:
+        return [*self._space.fixed, *job.point.overrides, *self._trials.jobs.pin(job)]
+
     def _open_trials(self, job: Job) -> None:
         for trial in job.trials:
             self._trials.open(trial, self._choices)
@@ -299,7 +319,7 @@ class Sweep:
         for job in batch:
             self._announce(job)
             self._open_trials(job)
-        overrides = [[*self._space.fixed, *job.point.overrides] for job in batch]
+        overrides = [self._overrides_of(job) for job in batch]
         try:
             returns = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
         except Exception as error:  # a launcher that dies with a job (joblib's does): the others' results are kept
@@ -326,6 +346,10 @@ class Sweep:
         if not self._trials.harvest(job):
             if is_stopped:
                 job.is_stopped = True
+            elif job.point.group and returned.status is JobStatus.COMPLETED:
+                # One of ours says what it came to in its folder; what it returns has no direction.
+                folder = self._trials.run(job).folder
+                self._trials.fail(job, RuntimeError(f"the job ended well, but {folder} has no result.json of it."))
             elif returned.status is JobStatus.COMPLETED:
                 try:
                     job.outcome = float(returned.return_value)

@@ -17,6 +17,7 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, read_grid, read_points
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
@@ -109,6 +110,7 @@ class StudySweeper(Sweeper):
             if is_old:  # who is not let in need not wait for the checks
                 stack.enter_context(owning(paths))
             plan = self._plan(grid)
+            self._check_folders(plan, paths)
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
             sweep = Sweep(self._config, self._settings, self.job_launcher, self._composer, plan, paths)
@@ -141,6 +143,14 @@ class StudySweeper(Sweeper):
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
         checked = check_points(checker, [(*point, *more) for point in points for more in replicates], warm)
         return Plan(space, replicates, checked, common, frozenset(checker.apart))
+
+    def _check_folders(self, plan: Plan, paths: SweepPaths) -> None:
+        """Each job of a grid has a folder of its own, below the sweep's; of a search that shows point by point."""
+        assert self._config is not None
+        folders = RunFolders(self._composer, self._config, paths, plan.space.fixed)
+        if not folders.is_by_number and self._settings.sampler == "grid":
+            for number, point in enumerate(plan.checked):
+                folders.claim(folders.of(number, point.overrides), number, point.overrides)
 
     def _check_pruner(self) -> None:
         if self._settings.pruner is None:

@@ -5,7 +5,7 @@ import time
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.points import PointRow, write_best_point, write_points
-from flgo_hydra.report.table import Row, write_best, write_results
+from flgo_hydra.report.table import RETURNED, Row, write_best, write_results
 from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
 from flgo_hydra.study.search import Source
@@ -91,7 +91,7 @@ def _point_row(trial: PointTrial) -> PointRow:
         message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
         return PointRow(trial.overrides, jobs, message=message)
     one = trial.jobs[0].outcome
-    followed = (one.monitor, one.is_maximized) if isinstance(one, RunResult) else ("valid_loss", False)
-    values = tuple(value_of(job.outcome) for job in trial.jobs)
+    monitor = one.monitor if isinstance(one, RunResult) else RETURNED
+    values = tuple(monitor.score(value_of(job.outcome)) for job in trial.jobs)  # its own inverse
     mean, std = mean_and_std(values)
-    return PointRow(trial.overrides, jobs, values, mean, std, "", *followed)
+    return PointRow(trial.overrides, jobs, values, mean, std, "", monitor)

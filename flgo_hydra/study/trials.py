@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial
 from flgo_hydra.study.points import Point
@@ -18,16 +19,17 @@ if TYPE_CHECKING:  # imports optuna
 class Trials:
     """The trials of one call of the sweeper."""
 
-    def __init__(self, study: "SweepStudy", paths: SweepPaths) -> None:
+    def __init__(self, study: "SweepStudy", paths: SweepPaths, folders: RunFolders) -> None:
         """Takes over what earlier calls have left in the study; their RUNNING trials are closed."""
         self.study = study
-        self.jobs = Jobs(paths)
+        self.jobs = Jobs(paths, folders)
         self._paths = paths
         self._attempts: Counter[str] = Counter()
         self.stored: list[StoredTrial] = study.stored_trials()
         for stored in self.stored:
             for job in stored.jobs:
-                self.jobs.know(job.number, Point(job.overrides, job.identity, fingerprint=job.fingerprint))
+                point = Point(job.overrides, job.identity, fingerprint=job.fingerprint)
+                self.jobs.know(job.number, point, job.folder)
             self._attempts[stored.identity] += 1
             if stored.is_running:
                 self._close_stale(stored)
@@ -53,7 +55,7 @@ class Trials:
         """The point's job. A key that is swept from now on had one value before: its run is this one's, if it is."""
         before = self.jobs.known_as(point.run_fingerprint)
         if before is not None and point.identity != point.run_fingerprint and not self.jobs.knows(point.identity):
-            result = read_result(self._paths.run(before))
+            result = read_result(self.run(before))
             if result is not None and all(value == _how(result, key) for key, value in point.how.items()):
                 self.jobs.rename(point.run_fingerprint, point)
         return self.jobs.of(point)
@@ -77,10 +79,14 @@ class Trials:
             attributes["jobs"] = [job.number for job in trial.jobs]
             attributes["identities"] = [job.point.identity for job in trial.jobs]
             attributes["job_overrides"] = [list(job.point.overrides) for job in trial.jobs]
+            if any(job.folder != str(job.number) for job in trial.jobs):
+                attributes["folders"] = [job.folder for job in trial.jobs]
             if any(job.point.fingerprint for job in trial.jobs):
                 attributes["fingerprints"] = [job.point.run_fingerprint for job in trial.jobs]
         else:
             attributes["group"] = trial.jobs[0].point.group
+            if trial.jobs[0].folder != str(trial.jobs[0].number):
+                attributes["folder"] = trial.jobs[0].folder
             if trial.jobs[0].point.fingerprint:
                 attributes["fingerprint"] = trial.jobs[0].point.fingerprint
         return attributes
@@ -150,7 +156,7 @@ class Trials:
         return read_rounds(self.run(job))
 
     def run(self, job: Job) -> RunPaths:
-        return self._paths.run(job.number)
+        return self._paths.run(job.folder)
 
     def _close_replicates(self, number: int, jobs: Sequence[Job]) -> None:
         reasons = {job: reason for job in jobs if (reason := reason_of(job.outcome)) is not None}
@@ -163,7 +169,7 @@ class Trials:
         outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
         results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
         curves = [
-            [{"round": line["round"], "score": result.score_of(line)} for line in self.read_rounds(job)]
+            [{"round": line["round"], "score": result.monitor.score_at(line)} for line in self.read_rounds(job)]
             for job, result in zip(jobs, results, strict=False)
         ]
         curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}
@@ -172,7 +178,7 @@ class Trials:
     def _close_stale(self, stored: "StoredTrial") -> None:
         """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
         if len(stored.jobs) == 1:
-            run = self._paths.run(stored.jobs[0].number)
+            run = self._paths.run(stored.jobs[0].folder)
             result, failure = read_result(run), read_failure(run)
             if result is not None and result.fingerprint == (stored.jobs[0].fingerprint or stored.identity):
                 return self.study.finish(stored.number, result, read_rounds(run))

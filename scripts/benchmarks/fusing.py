@@ -91,7 +91,7 @@ def run_alone(name: str, data: Data) -> Iterator[None]:
 
 def run_fused(name: str, data: Data, num_runs: int) -> Iterator[None]:
     made = [make_run(name, data, seed) for seed in range(num_runs)]
-    backend = FusedBackend(made[0][2], data, {i: one[1] for i, one in enumerate(made)}, is_auto=False)
+    backend = FusedBackend(made[0][2], data, {i: one[1] for i, one in enumerate(made)}, num_runs)
     asked = {i: next(one[0]) for i, one in enumerate(made)}
     while True:
         metrics = backend.evaluate(asked)

@@ -56,12 +56,12 @@ from flgo_hydra.config import EngineConf
 PLAIN = "loop, engine.compile=off"
 ENGINES = {
     PLAIN: EngineConf("loop", compile="off"),
-    "loop, engine.graph=off": EngineConf("loop", graph="off"),
     "loop": EngineConf("loop"),
-    "vmap, engine.graph=off": EngineConf("vmap", graph="off"),
-    "vmap, engine.graph=off engine.dual=off": EngineConf("vmap", graph="off", dual="off"),
-    "vmap, engine.dual=off": EngineConf("vmap", dual="off"),
+    "loop, engine.graph=on": EngineConf("loop", graph="on"),
     "vmap": EngineConf("vmap"),
+    "vmap, engine.dual=off": EngineConf("vmap", dual="off"),
+    "vmap, engine.graph=on engine.dual=off": EngineConf("vmap", dual="off", graph="on"),
+    "vmap, engine.graph=on": EngineConf("vmap", graph="on"),
 }
 PARTS = {"rounds": 2.0, "packing": 5.0, "launcher": 5.0, "roofline": 1.0}
 """with the weight of each in the time"""

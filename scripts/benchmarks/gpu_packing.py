@@ -163,7 +163,7 @@ def launcher_rows(workload: Workload, file: Path, counts: Sequence[int], alone_s
             shape = (-1, 784) if workload.name == "mlp" else (-1, 1, 28, 28)
             given = {key: a.reshape(shape) if key.startswith("x") else a for key, a in arrays.items()}
         np.savez(Path(folder) / "data.npz", **given)
-        for fuse, count in [*(("off", n) for n in counts), ("auto", max(counts))]:
+        for fuse, count in [*(("off", n) for n in counts), (str(max(counts)), max(counts))]:
             label = f"{count} points, hydra.launcher.fuse={fuse}"
             num_rounds = max(10, int(16 / (alone_s * count)))
             if workload.size == QUICK:

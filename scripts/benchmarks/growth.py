@@ -178,7 +178,7 @@ def train_points(row: Row, data: "Data") -> Iterator[dict[str, Any]]:
         state = RunState(server_state(model, algorithm), ClientStates({}, row.num_clients))
         runs[i] = rounds(loop, data, algorithm, {}, option, state, Silent())
         members[i] = Member(algorithm, "sgd", 0.0, 0.0, 0.0, work, loop)
-    backend = FusedBackend(make_model(row.model, 0), data, members, is_auto=False)
+    backend = FusedBackend(make_model(row.model, 0), data, members, len(members))
     asked: dict[int, Any] = {i: next(run) for i, run in runs.items()}
     while True:
         metrics = backend.evaluate(asked)

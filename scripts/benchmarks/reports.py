@@ -25,6 +25,7 @@ from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.scheduler import CPU, BasicScheduler, Device
 from flgo_hydra.launch.worker import MemoryReport, make_reporter
+from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds
@@ -44,7 +45,7 @@ def work(channel: Channel) -> int:
         time.sleep(max(0.0, begin + number * order["every_s"] - time.perf_counter()))
         loss = 1.0 + 1.0 / (1 + number)
         files.append_json_line(run.rounds, {"round": number, "valid_loss": loss})
-        values = {"round": number, "num_rounds": order["num_rounds"], "valid_loss": loss, "best": loss}
+        values = {"round": number, "num_rounds": order["num_rounds"], "metrics": {"valid_loss": loss}, "best": loss}
         before, called = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         reporter.report("round", **values)
         delays.append(time.perf_counter() - called)
@@ -97,7 +98,7 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
         result = SimpleNamespace(
             status="completed", best_round=num_rounds, best_valid_loss=rounds[-1]["valid_loss"], last_round=num_rounds,
             seconds=seconds, best={}, message="", option={"num_rounds": num_rounds},
-            score=rounds[-1]["valid_loss"], score_of=lambda line: line["valid_loss"],
+            score=rounds[-1]["valid_loss"], monitor=VALID_LOSS,
         )  # fmt: skip
         study.finish(trials[job.num], result, rounds)  # type: ignore[arg-type]
         expected = studies._thinned(list(range(num_rounds + 1)), num_rounds, num_rounds)

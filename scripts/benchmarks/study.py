@@ -67,7 +67,8 @@ class Idle(real.PackingLauncher):
         write_record(RunPaths(Path(str(self._config.hydra.sweep.dir)) / str(num)), self.identity, self.num_rounds)
         self._events += [SimpleNamespace(kind="started", job=job, values={})]
         for round_num in range(self.num_rounds + 1):
-            values = {"kind": "round", "round": round_num, "num_rounds": self.num_rounds, "valid_loss": loss(round_num)}
+            values = {"kind": "round", "round": round_num, "num_rounds": self.num_rounds}
+            values["metrics"] = {"valid_loss": loss(round_num)}
             self._events += [SimpleNamespace(kind="report", job=job, values=values)]
         self._events += [SimpleNamespace(kind="ended", job=job, values={})]
         self._queue_state.is_idle = False

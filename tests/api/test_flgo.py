@@ -137,8 +137,8 @@ def test_tune_finds_the_optimum_and_says_it_in_flgos_words(empty_folder, capsys)
     assert swept.best.value == best.value
     pandas = pytest.importorskip("pandas")
     frame = swept.frame()
-    assert isinstance(frame, pandas.DataFrame) and sorted(frame["lr"]) == ["0.01", "0.01", "0.5", "0.5"]
-    assert frame["valid_loss"].min() == best.value and swept.best.frame()["round"].tolist() == [0, 1, 2]
+    assert isinstance(frame, pandas.DataFrame) and sorted(frame["lr"]) == [0.01, 0.01, 0.5, 0.5]
+    assert frame["best_valid_loss"].min() == best.value and swept.best.frame()["round"].tolist() == [0, 1, 2]
 
 
 def test_run_and_init_give_what_the_command_line_gives(empty_folder, command):

@@ -11,12 +11,6 @@ from flgo_hydra.federated.task import Task
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _recorded_steps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow they seem: what else this machine does shall decide nothing."""
-    monkeypatch.setattr("flgo_hydra.federated.backend.loop._SLOWER", float("inf"))
-
-
 def by_hand_task() -> Task:
     """Client 0 holds (1, 1) and (2, 3), client 1 holds (1, 2); squared error."""
     x = np.array([[1.0], [2.0], [1.0]], np.float32)

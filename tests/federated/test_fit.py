@@ -162,6 +162,53 @@ def test_a_trial_leaves_no_trace(kind):
     assert (task.x_train == x).all()
 
 
+CALLS = [0]
+
+
+class Counting(nn.Linear):
+    """Counts its calls where a copy counts them too."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__(5, 3)
+
+    def forward(self, x):
+        CALLS[0] += 1
+        Counting.calls += 1
+        return super().forward(x)
+
+
+def test_a_trial_leaves_no_trace_in_what_copies_share():
+    fit(Counting, classification())
+    assert Counting.calls == 0 and CALLS == [0]
+
+
+class Slotted(nn.Module):
+    """Has an attribute that `deepcopy` of a module loses."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = 2.0, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+class Silent(nn.Linear):
+    """Its `train` returns nothing."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+@pytest.mark.parametrize("build", [Slotted, lambda: Silent(5, 3)])
+def test_what_trains_well_fits(build):
+    assert fit(build, classification()).model(torch.ones(2, 5)).shape == (2, 3)
+
+
 # Integers.
 
 IDS = np.array([[2**24 + 1, 3, k % 7] for k in range(30)])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_result, read_rounds
 
@@ -63,30 +64,37 @@ def test_they_change_nothing_of_the_training(run, command):
 
 def test_best_early_stop_and_best_model_follow_the_monitor(run):
     done, rounds, result = run(
-        "metrics=my_metrics.Rounds", "monitor=score", "direction=maximize", "early_stop=2", "save_best=true"
+        "metrics=my_metrics.Rounds", "monitor=score", "monitor_mode=max", "early_stop=2", "save_best=true"
     )
     assert done.status == 0, done.err
     assert (result.best_round, result.status, result.last_round) == (2, "early_stopped", 4)
-    assert result.objective == 0 and (result.monitor, result.is_maximized) == ("score", True)
-    assert result.best_valid_loss == rounds[2]["valid_loss"] > rounds[4]["valid_loss"]
+    assert result.objective == 0 and result.monitor == Monitor("score", True)
+    assert result.best_valid_loss == rounds[4]["valid_loss"] < rounds[2]["valid_loss"]
     assert [line["calls"] for line in rounds] == [5, 6, 7, 8, 9], "one object a run"
     assert [line["seen"] for line in rounds] == [1, 2, 3, 4, 5], "the present round is the last of the record"
     assert Path("run/best_model.safetensors").exists() and "best score 0.000000 at round 2" in done.out
 
 
 def test_an_accuracy_is_maximized_unless_told_otherwise(make_conf):
-    assert make_conf("monitor=test_accuracy").is_maximized
-    assert not make_conf("monitor=test_accuracy", "direction=minimize").is_maximized
-    assert not make_conf("monitor=test_loss").is_maximized
+    assert make_conf("monitor=test_accuracy").followed == Monitor("test_accuracy", True)
+    assert not make_conf("monitor=test_accuracy", "monitor_mode=min").followed.is_maximized
+    assert not make_conf("monitor=test_loss").followed.is_maximized
 
 
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["monitor=worst_los", "metrics=my_metrics.worst_client"], "is not among the metrics of round 0: valid_loss,"),
-        (["monitor=valid_f1"], "`monitor` must be one of valid_loss, valid_accuracy, test_loss, test_accuracy"),
-        (["monitor=early", "metrics=my_metrics.gone"], "is not among the metrics of round 2"),
-        (["direction=up"], "`direction` must be one of minimize, maximize, but got 'up'"),
+        (
+            ["monitor=worst_los", "monitor_mode=min", "metrics=my_metrics.worst_client"],
+            "is not among the metrics of round 0: valid_loss,",
+        ),
+        (["monitor=valid_f1", "monitor_mode=max"], "`monitor` must be one of valid_loss, valid_accuracy, test_loss,"),
+        (["monitor=early", "monitor_mode=min", "metrics=my_metrics.gone"], "is not among the metrics of round 2"),
+        (["monitor_mode=up"], "`monitor_mode` must be one of min, max, but got 'up'"),
+        # Which way a metric of one's own is better is not guessed from its name.
+        (["monitor=macro_f1"], "so it must be said which way it is better: `monitor_mode=min` or `monitor_mode=max`."),
+        (["monitor=worst_loss", "metrics=my_metrics.worst_client"], "`monitor=worst_loss` is none of our metrics"),
+        (["monitor=my_accuracy", "metrics=my_metrics.worst_client"], "`monitor=my_accuracy` is none of our metrics"),
         (["metrics=my_metrics.absent"], "the module 'my_metrics' has no 'absent'"),
         (["metrics=my_metrics.not_callable"], "must be a function or a class, but it is int"),
         (["metrics=my_metrics.wrong"], "must return numbers by name, {'worst_loss': 0.5}, but got 3"),
@@ -105,18 +113,18 @@ def test_a_sweep_is_decided_by_the_monitor(command, empty_folder):
         "def score(model, record):\n    w = next(model.parameters())\n    return {'score': float(w.abs().mean())}\n"
     )
     arguments = ["-m", *SMALL, "model=logistic", "lr=0.001,1.0", "metrics=my_score.score", "monitor=score"]
-    done = command(*arguments, "direction=maximize", "hydra.sweep.dir=up")
+    done = command(*arguments, "monitor_mode=max", "hydra.sweep.dir=up")
     assert done.status == 0, done.err
     assert "optimal combination: lr=1.0" in done.out and "best score:" in done.out
     results = [read_result(RunPaths(Path("up") / job)) for job in "01"]
     assert results[1].objective > results[0].objective
     study = open_only_study(Path("up/study.journal"))
     assert study.best_trial.params == {"lr": 1.0} and study.best_value == -results[1].objective
-    assert study.best_trial.user_attrs["score_at_best"] == results[1].objective
+    assert study.best_trial.user_attrs["score@best(score)"] == results[1].objective
     curve = [line["score"] for line in read_rounds(RunPaths(Path("up/1")))]
     assert study.best_trial.intermediate_values == {r: -value for r, value in enumerate(curve)}
     table = Path("up/results.csv").read_text().splitlines()
-    assert "score_at_best" in table[0]
+    assert "score@best(score)" in table[0]
 
 
 def open_only_study(path):
@@ -128,5 +136,5 @@ def open_only_study(path):
 
 def test_points_of_a_sweep_follow_one_metric(command):
     done = command("-m", *SMALL, "monitor=valid_loss,test_loss", "hydra.sweep.dir=mixed", "hydra/launcher=basic")
-    assert done.status == 1 and "`monitor` and `direction` must be the same in all points" in done.err
+    assert done.status == 1 and "`monitor` and `monitor_mode` must be the same in all points" in done.err
     assert not Path("mixed").exists()

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,17 +85,80 @@ def test_dirichlet_shares_follow_their_distribution():
     labels = np.arange(40_000) % 40
     shares = table(assign(partition.dirichlet, {"alpha": 0.5}, labels, 10), labels, 10) / 1000
     assert shares.var() == pytest.approx(0.1 * 0.9 / 6, rel=0.2)
-    # Balanced: a client's mix over K equal classes is Dir(a, ..., a) too (scaling makes it a little flatter).
-    labels = np.arange(40_000) % 10
-    mixes = table(assign(partition.dirichlet, {"alpha": 0.5, "balanced": True}, labels, 40), labels, 40) / 1000
-    assert mixes.var() == pytest.approx(0.1 * 0.9 / 6, rel=0.2)
 
 
-@pytest.mark.parametrize("is_balanced", [False, True])
-def test_dirichlet_with_large_alpha_is_iid(is_balanced):
-    params = {"alpha": 1e8, "balanced": is_balanced}
-    counts = table(assign(partition.dirichlet, params, num_clients=10), num_clients=10)
+def test_dirichlet_with_large_alpha_divides_classes_evenly():
+    counts = table(assign(partition.dirichlet, {"alpha": 1e8}, num_clients=10), num_clients=10)
     np.testing.assert_allclose(counts, np.tile(np.arange(1, 7), (10, 1)), atol=1)
+
+
+def _balanced(alpha, labels, num_clients, seed):
+    """Each client's counts of each class, shape (num_clients, classes)."""
+    client_of = assign(partition.dirichlet, {"alpha": alpha, "balanced": True}, labels, num_clients, seed)
+    return table(client_of, labels, num_clients)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0, 100.0, 1e9])
+@pytest.mark.parametrize("counts", [[500] * 10, [3000, 1500, 400, 100]])
+def test_balanced_mixes_follow_hsus_law(alpha, counts):
+    """Shares of m draws by a mix ~ Dir(alpha p): mean p, variance p (1 - p) (1 + (m - 1) / (alpha + 1)) / m."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    num_clients, m, p = 50, sum(counts) // 50, np.array(counts) / sum(counts)
+    shares = np.concatenate([_balanced(alpha, labels, num_clients, seed) for seed in range(40)]) / m
+    np.testing.assert_allclose(shares.mean(axis=0), p)
+    law = p * (1 - p) * (1 + (m - 1) / (alpha + 1)) / m
+    found = ((shares - p) ** 2).mean(axis=0)
+    assert found.sum() / law.sum() == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(found / law, 1, atol=0.2)  # the rarest class has as many samples as a single client
+
+
+@pytest.mark.parametrize("alpha", [0.2, 5.0])
+def test_a_clients_mix_is_dirichlet_multinomial_while_pools_are_full(alpha):
+    """Not the variance alone: the whole distribution, of 4 draws from two classes."""
+    labels = np.arange(4000) % 2
+    found = np.bincount(np.concatenate([_balanced(alpha, labels, 1000, seed)[:, 0] for seed in range(6)]), minlength=5)
+    a = alpha / 2
+
+    def log_beta(x, y):
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    def chance(k):
+        return math.comb(4, k) * math.exp(log_beta(k + a, 4 - k + a) - log_beta(a, a))
+
+    np.testing.assert_allclose(found / found.sum(), [chance(k) for k in range(5)], atol=0.02)
+
+
+def test_balanced_with_large_alpha_is_no_more_even_than_iid():
+    labels = np.arange(2000) % 10
+
+    def unevenness(split):
+        counts = [table(assign(split, params, labels, 20, seed), labels, 20) for seed in range(60)]
+        return np.var(counts)
+
+    params = {}
+    dealt = unevenness(partition.iid)
+    for alpha in (1e3, 1e9):
+        params = {"alpha": alpha, "balanced": True}
+        assert 0.98 * dealt < unevenness(partition.dirichlet) < 1.35 * dealt
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-12, 1e-3, 0.5, 1e12])
+def test_classes_that_run_out(alpha):
+    """Clients of one class each: whoever comes last takes what is left, and every sample is dealt once."""
+    labels = np.repeat(np.arange(3), [1, 50, 49])
+    for seed in range(20):
+        counts = _balanced(alpha, labels, 5, seed)
+        assert counts.sum(axis=0).tolist() == [1, 50, 49] and (counts.sum(axis=1) == 20).all()
+        if alpha < 1e-6:
+            assert ((counts > 0).sum(axis=1) == 1).sum() >= 3
+
+
+def test_late_clients_are_no_other_ones():
+    """The order of drawing is random: no client's number says how skewed it is."""
+    labels = np.arange(2000) % 10
+    by_client = np.mean([_balanced(1.0, labels, 10, seed) / 200 - 0.1 for seed in range(200)], axis=0)
+    spread = np.mean([(_balanced(1.0, labels, 10, seed) / 200 - 0.1) ** 2 for seed in range(200)], axis=(0, 2))
+    assert np.abs(by_client).max() < 0.07 and np.ptp(spread) < 0.35 * spread.mean()
 
 
 def test_shards_of_one_class_each():

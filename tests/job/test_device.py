@@ -1,12 +1,10 @@
-"""Devices by name, and threads by the size of a step."""
+"""Devices by name, and threads by the config."""
 
 import pytest
 import torch
 
-from flgo_hydra import compose
-from flgo_hydra.federated.model import build_model
-from flgo_hydra.job import device
 from flgo_hydra.job.device import count_threads, resolve_device
+from flgo_hydra.launch.reporter import THREADS
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
@@ -20,18 +18,15 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
         resolve_device("cuda:2")
 
 
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize(
-    "overrides, num_threads",
-    [
-        (["model=mlp", "batch_size=10"], 1),
-        (["model=mlp", "batch_size=10", "num_threads=3"], 3),
-        (["model=cnn", "batch_size=10"], 8),
-        (["model=mlp", "batch_size=1000"], 8),
-    ],
+    "overrides, environment, expected",
+    [([], {}, 1), ([], {"OMP_NUM_THREADS": "8"}, 1), ([], {THREADS: "4"}, 4), (["num_threads=3"], {THREADS: "4"}, 3)],
 )
-def test_small_steps_get_one_thread(monkeypatch, make_conf, overrides, num_threads):
-    monkeypatch.setattr(device, "_allowed_threads", 8)
-    conf = make_conf(*overrides)
-    shape = (1, 28, 28)
-    model = build_model(compose.parameters(conf.model), shape, 10, 0, torch.float32)
-    assert count_threads(conf, model, shape, torch.float32) == num_threads
+def test_threads_follow_from_the_config(monkeypatch, make_conf, model, overrides, environment, expected):
+    """Whatever the machine has: torch would take its cores."""
+    monkeypatch.delenv(THREADS, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert count_threads(make_conf(f"model={model}", *overrides)) == expected

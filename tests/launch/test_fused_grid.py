@@ -72,16 +72,19 @@ def test_points_run_as_one_program_are_what_they_are_alone(tmp_path):
         assert not (run / "checkpoint.pt").exists()
 
 
-def test_a_killed_group_goes_on_one_by_one_from_its_checkpoints(tmp_path):
+def test_a_killed_group_goes_on_one_by_one_with_the_same_digits(tmp_path):
+    """In float32: each as a program of one, which rounds as that of all did."""
     (tmp_path / "mine.py").write_text(MINE)
-    options = ["metrics=mine.dying", "checkpoint_interval=1", "hydra.launcher.backoff_s=0.01"]
-    done, fused = sweep(tmp_path, "fused", *options, "hydra.launcher.fuse=4")
+    options = ["dtype=float32", "checkpoint_interval=1", "hydra.launcher.backoff_s=0.01", "hydra.launcher.fuse=4"]
+    done, killed = sweep(tmp_path, "killed", "metrics=mine.dying", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "died").exists()
-    _, alone = sweep(tmp_path, "alone", *options)
-    assert_same(fused, alone)
-    assert [result["engine"]["backend"] for result, _ in fused] == ["loop"] * 4
-    for run in tmp_path.glob("fused/[0-9]"):
+    _, undisturbed = sweep(tmp_path, "undisturbed", "metrics=mine.dying", *options)
+    assert len(killed) == len(undisturbed) == 4
+    for (one, lines), (_, others) in zip(killed, undisturbed, strict=True):
+        assert lines == others
+        assert (one["engine"]["backend"], one["engine"]["fuse"]) == ("fused", 4)
+    for run in tmp_path.glob("killed/[0-9]"):
         assert "going on after round" in (run / "flgo_hydra.log").read_text()
         assert sorted(path.name for path in run.glob("attempt-*.log")) == ["attempt-1.log", "attempt-2.log"]
 
@@ -120,15 +123,17 @@ class Breaking(Scaffold):
 '''
 
 
-def test_a_program_that_fails_leaves_its_runs_where_they_were(tmp_path):
+def test_a_program_that_fails_leaves_its_runs_to_begin_anew_alone(tmp_path):
+    """To the last digit as if nobody had tried: a run is no mixture of two ways of rounding."""
     (tmp_path / "breaking.py").write_text(BREAKING)
-    options = ["algorithm=custom", "algorithm._target_=breaking.Breaking", "+algorithm.eta=1.0"]
+    options = ["algorithm=custom", "algorithm._target_=breaking.Breaking", "+algorithm.eta=1.0", "dtype=float32"]
+    options += ["checkpoint_interval=1"]
     done, fused = sweep(tmp_path, "fused", *options, "hydra.launcher.fuse=4")
     assert done.returncode == 0, done.stdout + done.stderr
     _, alone = sweep(tmp_path, "alone", *options)
-    assert_same(fused, alone)
-    assert [result["engine"]["backend"] for result, _ in fused] == ["loop"] * 4
+    assert [lines for _, lines in fused] == [lines for _, lines in alone]
+    assert [result["engine"] for result, _ in fused] == [result["engine"] for result, _ in alone]
     log = (tmp_path / "fused/0/attempt-1.log").read_text()
     assert "Traceback" in log and "one by one from here: their program failed: RuntimeError: a kernel has failed" in log
     for run in tmp_path.glob("fused/[0-9]"):
-        assert "going on after round 3" in (run / "flgo_hydra.log").read_text()
+        assert "begins anew, not to mix" in (run / "flgo_hydra.log").read_text()

@@ -54,7 +54,8 @@ def train(cfg, folder, kill_at=None):
         state["round"] += 1
         state["sum"] += cfg.x / state["round"]
         checkpoint.write_text(json.dumps(state))
-        reporter.report("round", round=state["round"], num_rounds=6, valid_loss=state["sum"], best=state["sum"])
+        metrics = {"valid_loss": state["sum"]}
+        reporter.report("round", round=state["round"], num_rounds=6, metrics=metrics, best=state["sum"])
         if state["round"] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
     return state["sum"]

@@ -23,10 +23,12 @@ class PretendPool:
         self.clock = clock
         self.refusals = []
         self.started, self.stops, self.ends, self.told, self.waits, self.pruned = [], [], [], [], [], []
+        self.groups = []
 
-    def start_group(self, payloads, log, cwd, env):
+    def start_group(self, payloads, log, cwd, env, is_group):
         if self.refusals:
             raise OSError(number := self.refusals.pop(0), os.strerror(number))
+        self.groups.append(is_group)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         first = len(self.started) + 1
@@ -407,7 +409,7 @@ def test_jobs_of_one_key_start_in_one_process_that_the_scheduler_sees_as_one_job
 
 @pytest.mark.parametrize(
     "fuse, num_devices, expected",
-    [(1, 1, [1] * 7), (2, 1, [2, 2, 2, 1]), ("auto", 1, [7]), ("auto", 2, [4, 3]), ("auto", 9, [1] * 7)],
+    [(1, 1, [1] * 7), (2, 1, [2, 2, 2, 1]), (2, 3, [2, 2, 2, 1]), (9, 1, [7])],
 )
 def test_sizes_of_groups(world, fuse, num_devices, expected):
     queue = world.queue(fuse=fuse)
@@ -445,6 +447,16 @@ def test_jobs_that_are_sent_apart_go_again_one_by_one(world):
     events(queue)
     assert [job.state for job in jobs] == ["done"] * 3
     assert [[attempt.group_size for attempt in job.attempts] for job in jobs] == [[1], [1], [1]]
+    assert world.pool.groups == [True, True, False, False]  # the third had begun as a group of its own
+
+
+def test_one_that_is_left_of_a_group_still_runs_as_one(world):
+    """Else it would be rounded in another way than its like."""
+    queue = world.queue(fuse=2)
+    for job in [*fused(world, 3), world.job(3)]:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2, 2, 1] and world.pool.groups == [True, True]
 
 
 def test_what_does_not_fit_goes_again_in_halves_and_then_grows_its_reservation(world):

@@ -121,7 +121,7 @@ def test_table_shows_devices_jobs_and_counts():
     job = make_job(attempts=[ENDED])
     queue.running[1] = Running(job, 1, Placement(3, GPU.id), 2, Path("log"), 960.0, leader=1, memory_mib=2048)
     for num, round_num in enumerate((1, 3)):
-        job.progress = {"round": round_num, "num_rounds": 11, "valid_loss": 0.51234567, "best": 0.25 + num}
+        job.progress = {"round": round_num, "num_rounds": 11, "metrics": {"valid_loss": 0.51234567}, "best": 0.25 + num}
         clock.now += 10.0
         table.show(Event("report", job, job.progress))
     table.show(Event("retry", job, RETRY))

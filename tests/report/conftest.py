@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.record.files import JsonLines
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult, write_failure, write_result
@@ -48,6 +49,8 @@ def _run_maker(root: Path) -> MakeRun:
         failure: str | None = None,
         config: dict[str, Any] | None = None,
         accuracies: list[float] | None = None,
+        data: str = "",
+        code: dict[str, str] | None = None,
         monitor: str = "valid_loss",
         **overrides: Any,
     ) -> Path:
@@ -77,13 +80,13 @@ def _run_maker(root: Path) -> MakeRun:
             kind, _, message = failure.partition(": ")
             write_failure(paths, Failure(kind, message))
         elif status is not None:
-            is_max = monitor.endswith("accuracy")
+            followed = Monitor.of(monitor)
             finite = [num for num, loss in enumerate(losses) if math.isfinite(loss)]
-            best_round = min(finite, key=lambda num: lines[num][monitor] * (-1 if is_max else 1), default=0)
+            best_round = min(finite, key=lambda num: followed.score_at(lines[num]), default=0)
             at_best = lines[best_round] if finite else dict.fromkeys(lines[0], math.inf)
             result = RunResult(
                 status=status,
-                best_valid_loss=at_best["valid_loss"],
+                best_valid_loss=min((losses[num] for num in finite), default=math.inf),
                 best_round=best_round,
                 last_round=len(losses) - 1,
                 best=at_best,
@@ -96,8 +99,9 @@ def _run_maker(root: Path) -> MakeRun:
                 versions={},
                 fingerprint=str(hash(str((option, parts)))),
                 message="the loss is not finite" if status == "diverged" else "",
-                monitor=monitor,
-                is_maximized=is_max,
+                data_sha256=data,
+                code={"sha256": "".join(code.values()), "files": code} if code else {},
+                monitor=followed,
                 **parts,
             )
             write_result(paths, result)

@@ -14,6 +14,8 @@ from flgo_hydra.report.command import main
 
 _ROOT = Path(__file__).resolve().parents[2]
 
+ACCURACY = "test_accuracy@best(valid_loss)"
+
 
 @pytest.fixture
 def report(capfd, monkeypatch, tmp_path):
@@ -37,7 +39,8 @@ def test_text_from_best_to_worst(report, sweep):
     lines = out.splitlines()
     assert lines[0] == "12 runs: 12 completed"
     assert lines[1].split() == (
-        "job algorithm lr seed status best valid_loss round of test_loss test_accuracy seconds MiB".split()
+        "job algorithm lr seed status best valid_loss round of "
+        "test_loss@best(valid_loss) test_accuracy@best(valid_loss) seconds MiB".split()
     )
     assert lines[2].split()[:7] == ["6", "fedprox", "0.1", "0", "completed", "0.9000", "2"]
     assert lines[4] == "  … and 10 more"
@@ -106,13 +109,11 @@ def test_markdown_and_latex(report, make_run):
 def test_metric_direction_keys_and_filter(report, sweep):
     _, out, _ = report("sweep", "--metric", "test_accuracy", "--format", "csv", "--key", "lr", "--where", "seed=0,1")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert (
-        len(rows) == 8 and "algorithm" not in rows[0] and list(rows[0])[:4] == ["job", "lr", "status", "test_accuracy"]
-    )
-    accuracies = [float(row["test_accuracy"]) for row in rows]
+    assert len(rows) == 8 and "algorithm" not in rows[0] and list(rows[0])[:4] == ["job", "lr", "status", ACCURACY]
+    accuracies = [float(row[ACCURACY]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
     _, out, _ = report("sweep", "--select", "test_accuracy", "--minimize", "--format", "csv")
-    assert float(next(csv.DictReader(io.StringIO(out)))["test_accuracy"]) == min(accuracies + [1 / 3.2])
+    assert float(next(csv.DictReader(io.StringIO(out)))[ACCURACY]) == min(accuracies + [1 / 3.2])
     _, out, _ = report("sweep", "--where", "lr=1e-1", "--where", "algorithm=FedProx", "--format", "csv")
     assert len(out.splitlines()) == 4
     _, out, _ = report("--where", "status=completed", "--top", "1", "sweep", "--table", "points")
@@ -134,9 +135,12 @@ def test_metrics_that_are_no_numbers_are_left_out(report, make_run, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     result["best"] |= {"valid_loss_dist": [1.0, 2.0], "fairness": 0.5}
     (folder / "result.json").write_text(json.dumps(result))
-    _, out, _ = report("s", "--metric", "fairness", "--format", "json")
+    _, out, _ = report("s", "--metric", "fairness", "--maximize", "--format", "json")
     (point,) = json.loads(out)["points"]
-    assert point["fairness"] == 0.5 and "valid_loss_dist" not in point
+    assert point["fairness@best(valid_loss)"] == 0.5 and "valid_loss_dist" not in str(point)
+    # Of a user's own metric that no run followed nobody knows which way it is better.
+    status, _, err = report("s", "--metric", "fairness")
+    assert status == 1 and "say which way it is better, `--maximize` or `--minimize`" in err
 
 
 def test_replicates_of_two_keys(report, make_run):
@@ -243,7 +247,7 @@ def test_a_real_sweep_and_readmes_commands_on_it(command, report, empty_folder):
     for point in read["points"]:
         row = rows[point["job"]]
         assert float(row["best_valid_loss"]) == point["best_valid_loss"]
-        assert float(row["test_accuracy_at_best"]) == point["test_accuracy"] and row["algorithm"] == point["algorithm"]
+        assert float(row[ACCURACY]) == point[ACCURACY] and row["algorithm"] == point["algorithm"]
     assert [group["runs"] for group in read["groups"]] == [2] * 4 and len(read["comparison"]) == 2
     readme = (_ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^python -m flgo_hydra\.report (.*)$", readme, flags=re.MULTILINE)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.report.comparison import compare, with_parameters
 from flgo_hydra.report.groups import group_runs
 from flgo_hydra.report.question import Question
@@ -13,7 +14,7 @@ def _runs(folder):
     return read_runs([folder])[0]
 
 
-_BY_LOSS = Selection("best_valid_loss", False)
+_BY_LOSS = Selection(Monitor("best_valid_loss"))
 
 
 def _compare(runs, keys=("algorithm",), over=("seed",), metric="best_valid_loss", selection=_BY_LOSS, conditions=()):
@@ -21,12 +22,12 @@ def _compare(runs, keys=("algorithm",), over=("seed",), metric="best_valid_loss"
 
 
 def test_groups_over_seeds(sweep):
-    best, *others = group_runs(_runs(sweep), ["algorithm", "lr"], ["test_loss"], ["seed"], _BY_LOSS)
+    best, *others = group_runs(_runs(sweep), ["algorithm", "lr"], ["test_loss@best(valid_loss)"], ["seed"], _BY_LOSS)
     assert best.point == ("fedprox", 0.1) and len(best.runs) == 3 and best.left_out == ""
     assert best.estimates["best_valid_loss"].mean == pytest.approx(0.999)
-    assert best.estimates["test_loss"].mean == pytest.approx(1.499)
+    assert best.estimates["test_loss@best(valid_loss)"].mean == pytest.approx(1.499)
     assert [group.point for group in others] == [("fedavg", 0.1), ("fedavg", 0.01), ("fedprox", 0.01)]
-    worst, *_ = group_runs(_runs(sweep), ["algorithm", "lr"], [], ["seed"], Selection("best_valid_loss", True))
+    worst, *_ = group_runs(_runs(sweep), ["algorithm", "lr"], [], ["seed"], Selection(Monitor("best_valid_loss", True)))
     assert worst.point[1] == 0.01
 
 

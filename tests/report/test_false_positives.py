@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.report.comparison import compare
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run
@@ -86,9 +87,9 @@ def rate(null: Null, num_cases: int, entropy: int = 0) -> float:
             splits.append(split)
             seeds.append(seed)
     question = Question(
-        ("test_loss",),
+        ("test_loss@best(valid_loss)",),
         False,
-        Selection("best_valid_loss", False),
+        Selection(Monitor("best_valid_loss")),
         null.over,
         ("algorithm",),
         ("task.partition.alpha",) if null.num_conditions > 1 else (),
@@ -160,16 +161,20 @@ def test_each_design(name):
 
 def test_a_difference_is_found():
     """A method that is better by two deviations is said to be so in most reports of ten seeds."""
-    runs, question = [], Question(("test_loss",), False, Selection("best_valid_loss", False), ("seed",), ("algorithm",))
+    selection = Selection(Monitor("best_valid_loss"))
+    runs, question = [], Question(("test_loss@best(valid_loss)",), False, selection, ("seed",), ("algorithm",))
     found = 0
     rng = np.random.default_rng(0)
     for _ in range(50):
         runs = []
         for method, lr, seed in itertools.product("ab", (0.1, 0.2), range(10)):
             value = float(rng.standard_normal()) - 2 * (method == "b") + 3 * (lr == 0.2)
-            row = Row(len(runs), (), Path(), "completed", value, 1, 1, {"test_loss": value})
+            row = Row(len(runs), (), Path(), "completed", value, 1, 1, {"valid_loss": value, "test_loss": value})
             values = {"algorithm": method, "lr": lr, "seed": seed}
             runs.append(Run(str(len(runs)), row, dict.fromkeys(values, ""), values))
         said = sentences(compare(runs, question), question)
-        found += any(s.startswith("b has a lower test_loss than a") and "each at its best setting" in s for s in said)
+        found += any(
+            s.startswith("b has a lower test_loss@best(valid_loss) than a") and "each at its best setting" in s
+            for s in said
+        )
     assert found >= 35

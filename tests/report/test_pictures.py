@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.report.bands import Plot, draw_bands, lines_of
-from flgo_hydra.report.curves import line_names
-from flgo_hydra.report.figure import COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
+from flgo_hydra.report.curves import Curve, draw_curves, line_names
+from flgo_hydra.report.figure import BEST, COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
 from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
 from flgo_hydra.report.parallel import draw_parallel, scale_of
 from flgo_hydra.report.question import Question
@@ -28,7 +29,7 @@ def _is_drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
-_QUESTION = Question(("best_valid_loss",), False, Selection("best_valid_loss", False))
+_QUESTION = Question(("best_valid_loss",), False, Selection(Monitor("best_valid_loss")))
 
 
 def _plot(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=(), is_log=False) -> Plot:
@@ -168,7 +169,7 @@ def test_parallel_coordinates(sweep, make_run, tmp_path):
         tmp_path / "a.png",
         _runs(sweep),
         ["algorithm", "lr", "seed"],
-        replace(_QUESTION, metrics=("test_accuracy",), is_max=True),
+        replace(_QUESTION, metrics=("test_accuracy@best(valid_loss)",), is_max=True),
     )
     assert _is_drawn(tmp_path / "a.png")
 
@@ -290,11 +291,30 @@ def test_methods_have_the_same_colours_at_the_end_of_a_sweep(tmp_path):
     assert [look["color"] for look in line_looks(alone, alone)] == list(COLORS[:2])
 
 
+@pytest.mark.parametrize("count, has_methods", [(4, True), (8, False)])
+def test_many_curves_have_their_methods_colours(tmp_path, monkeypatch, count, has_methods):
+    """Also where all points are drawn finely; of very many methods only the best point is named."""
+    points = [(f"algorithm=a{i}", f"lr={j}") for i in range(count) for j in range(5)]
+    names = line_names(points)
+    drawn = [
+        Curve(" ".join(p), [0, 1], [2.0, 1.0], i == 7, 1, n) for i, (p, n) in enumerate(zip(points, names, strict=True))
+    ]
+    texts = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **kwargs: texts.append(self))
+    draw_curves(tmp_path / "a.png", drawn, "valid_loss", known=names)
+    lines = texts[0].axes[0].get_lines()
+    best = next(line for line in lines if "best" in str(line.get_label()))
+    assert best.get_color() == (COLORS[1] if has_methods else BEST)
+    labels = {line.get_label(): line.get_color() for line in lines}
+    assert [labels.get(f"a{i}") for i in range(count)] == (list(COLORS[:4]) if has_methods else [None] * count)
+
+
 def test_frames_are_the_selections_and_of_one_condition(make_run, tmp_path):
     for i, (lr, alpha) in enumerate((lr, alpha) for lr in (0.1, 0.5) for alpha in (0.1, 1)):
         loss = (1.0 if (lr == 0.1) == (alpha == 1) else 2.0) - alpha / 10
         make_run(f"s/{i}", [5.0, loss], lr=lr, accuracies=[0.0, lr], **{"task.partition.alpha": alpha})
-    by_accuracy = replace(_QUESTION, metrics=("test_accuracy",), is_max=True, conditions=("task.partition.alpha",))
+    by_accuracy = replace(_QUESTION, metrics=("test_accuracy@best(valid_loss)",), is_max=True)
+    by_accuracy = replace(by_accuracy, conditions=("task.partition.alpha",))
     cells = cells_of(_runs(tmp_path / "s"), "lr", "task.partition.alpha", by_accuracy)
     # Of each row the rate with the lowest valid_loss, though lr=0.5 has the higher accuracy.
     assert sorted(cells.best) == [(0, 1), (1, 0)]

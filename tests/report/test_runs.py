@@ -22,7 +22,7 @@ def test_a_sweep_is_read_in_the_order_of_its_jobs(sweep):
         last.values["lr"] == 0.01 and last.values["algorithm"] == "fedprox" and last.values["task/partition"] == "iid"
     )
     assert last.row.status == "completed" and last.row.is_valid and last.row.best_round == 2
-    assert last.metric("best_valid_loss") == 2.1 and last.metric("test_loss") == 2.6
+    assert last.metric("best_valid_loss") == 2.1 and last.metric("test_loss@best(valid_loss)") == 2.6
     assert last.metric("seconds") == 1.5 and last.metric("no such") != last.metric("no such")
     assert [line["round"] for line in last.rounds] == [0, 1, 2, 3]
     assert keys_that_vary(runs) == ["algorithm", "lr", "seed"]

@@ -34,7 +34,7 @@ def rates(make_run):
 
 
 _BY_VALID = "chosen by best_valid_loss, which the runs followed, on validation samples"
-_BY_TEST = "chosen by test_accuracy, as asked for, on test samples"
+_BY_TEST = "chosen by test_accuracy@best(valid_loss), as asked for, on test samples"
 
 
 @pytest.mark.parametrize("form", ["text", "md", "latex"])
@@ -53,12 +53,13 @@ def test_csv_and_json_say_what_chose(report, rates):
         rows = list(csv.DictReader(io.StringIO(report("s", "--format", "csv", "--table", table))))
         assert {row["chosen_by"] for row in rows} == {"best_valid_loss"}
         out = report("s", "--format", "csv", "--table", table, "--select", "test_accuracy")
-        assert {row["chosen_by"] for row in csv.DictReader(io.StringIO(out))} == {"test_accuracy (test samples)"}
+        chosen_by = {row["chosen_by"] for row in csv.DictReader(io.StringIO(out))}
+        assert chosen_by == {"test_accuracy@best(valid_loss) (test samples)"}
     read = json.loads(report("s", "--format", "json", "--metric", "test_accuracy"))
-    assert read["metric"] == "test_accuracy" and read["direction"] == "maximize"
+    assert read["metric"] == "test_accuracy@best(valid_loss)" and read["mode"] == "max"
     assert read["selection"] == {
         "metric": "best_valid_loss",
-        "direction": "minimize",
+        "mode": "min",
         "samples": "validation",
         "is_asked": False,
         "notes": [f"the best are {_BY_VALID}"],
@@ -88,8 +89,8 @@ def test_a_test_metric_that_the_runs_followed_is_told(report, make_run):
     for i, (lr, seed) in enumerate(itertools.product((0.1, 0.5), range(2))):
         make_run(f"s/{i}", [3.0, 1.0, 2.0], accuracies=[0.1, 0.5, 0.9 - lr], monitor="test_accuracy", lr=lr, seed=seed)
     out = report("s")
-    assert "test_accuracy  round" in out  # what they followed is what is shown
-    assert out.count("chosen by test_accuracy, which the runs followed, on test samples") == 2
+    assert "test_accuracy@best(test_accuracy)  round" in out  # what they followed is what is shown
+    assert out.count("chosen by test_accuracy@best(test_accuracy), which the runs followed, on test samples") == 2
     # Chosen by another metric, the rounds were still chosen on test samples.
     out = report("s", "--select", "best_valid_loss", "--metric", "test_loss")
     assert "each run's best round is chosen by test_accuracy, on test samples" in out
@@ -99,11 +100,15 @@ def test_runs_that_followed_different_metrics_are_not_ranked(report, make_run):
     make_run("s/0", [2.0, 1.0], lr=0.1)
     make_run("s/1", [2.0, 1.0], lr=0.2, monitor="test_accuracy")
     out = report("s", status=1)
-    assert "`monitor=valid_loss` (minimize) and `monitor=test_accuracy` (maximize)" in out
+    assert "`monitor=valid_loss` (min) and `monitor=test_accuracy` (max)" in out
     assert "`--select best_valid_loss`" in out
     assert "chosen by best_valid_loss, as asked for" in report(
-        "s", "--select", "best_valid_loss", "--metric", "test_loss"
+        "s", "--select", "best_valid_loss", "--metric", "seconds"
     )
+    # `test_loss` is of two kinds here: at the rounds that the loss chose, and at those that the accuracy chose.
+    for metric, status in (("test_loss", 1), ("test_loss@best(valid_loss)", 0)):
+        out = report("s", "--select", "best_valid_loss", "--metric", metric, status=status)
+        assert "test_loss@best(valid_loss)" in out and "test_loss@best(test_accuracy)" in out
 
 
 def test_mistyped_selections_are_answered(report, rates):
@@ -228,3 +233,59 @@ def test_seeds_of_one_split_are_not_counted_apart(report, make_run):
     # The interval of a mean knows it too: 16 runs of two splits.
     assert read["groups"][0]["runs"] == 16
     assert read["groups"][0]["interval_95_high"] - read["groups"][0]["interval_95_low"] > 0.5
+
+
+def test_other_data_under_the_same_config_are_kept_apart(report, make_run, tmp_path):
+    """Somebody changed the data file between seeds 1 and 2: no mean, line or comparison is over both."""
+    for i, (algorithm, seed) in enumerate(itertools.product(("fedavg", "fedprox"), range(4))):
+        data = "old" if seed < 2 else "new"
+        loss = (1.0 if data == "old" else 3.0) + seed / 10
+        make_run(f"s/{i}", [4.0, loss], algorithm=algorithm, seed=seed, data=data)
+    make_run("s/8", [4.0], failure="Error: x", algorithm="fedavg", seed=9)  # of which nobody knows the data
+    out = report("s")
+    assert "Runs of the same task have other data: 4 of old, 4 of new" in " ".join(out.replace("1 of -", "").split())
+    read = json.loads(report("s", "--format", "json"))
+    assert read["conditions"] == ["data_sha256"]
+    means = {(group["data_sha256"], group["best_valid_loss_mean"]) for group in read["groups"] if group["runs"]}
+    assert means == {("old", 1.05), ("new", 3.25)}
+    assert {row["under"] for row in read["comparison"]} == {"data_sha256=old", "data_sha256=new"}
+    report("s", "--plot", "valid_loss", "--where", "status=completed", "--out", "a.svg")
+    assert (tmp_path / "a.svg").read_text().count(">data_sha256=") == 2
+    assert "Choose the runs of one: `--where data_sha256=…`" in report("s", "--heatmap", "seed,algorithm", status=1)
+    assert json.loads(report("s", "--where", "data_sha256=old", "--format", "json"))["conditions"] == []
+    for option in ("--settings", "--over", "--compare"):
+        assert "`data_sha256` can only be a condition" in report("s", option, "data_sha256", status=1)
+
+
+def test_data_that_the_config_explains_are_no_condition(report, make_run):
+    for i, (split, seed) in enumerate(itertools.product(range(3), range(2))):
+        make_run(f"s/{i}", [4.0, 1.0 + split + seed / 9], seed=seed, data=f"d{split}", **{"task.seed": split})
+    read = json.loads(report("s", "--format", "json", "--over", "seed,task.seed"))
+    assert read["conditions"] == [] and len(read["groups"]) == 1 and read["remarks"] == []
+    assert json.loads(report("s", "--format", "json"))["conditions"] == ["task.seed"]
+
+
+def test_repeats_are_of_the_same_data_and_code(report, make_run, tmp_path):
+    make_run("a/0", [1.0], lr=0.1, data="old", code={"my.py": "v1"})
+    make_run("b/0", [1.0], lr=0.1, data="old", code={"my.py": "v1"})
+    make_run("c/0", [2.0], lr=0.1, data="new", code={"my.py": "v1"})
+    make_run("d/0", [3.0], lr=0.1, data="old", code={"my.py": "v2"})
+    read = json.loads(report("a", "b", "c", "d", "--format", "json"))
+    assert {point["job"] for point in read["points"]} == {"a/0", "d/0", "c/0"}
+    assert sorted(read["conditions"]) == ["code", "data_sha256"]
+    assert read["remarks"][0] == "1 of 4 runs repeat another one with the same config: left out."
+    assert read["remarks"][2] == "Runs are of 2 versions of my.py: 2 of v1, 1 of v2."
+
+
+def test_points_of_a_sweep_are_no_repeats(report, make_run):
+    """Two widths of the same engine have one fingerprint: they are two points of the sweep."""
+    for i in range(2):
+        make_run(f"s/{i}", [1.0], lr=0.1)
+    assert report("s").startswith("2 runs: 2 completed")
+
+
+def test_versions_of_code_are_told_and_the_seeds_of_both_are_not_hidden(report, make_run):
+    for seed in range(4):
+        make_run(f"s/{seed}", [4.0, 1.0 + seed], seed=seed, code={"my.py": f"v{seed // 2}", "other.py": "x"})
+    out = report("s")
+    assert "Runs are of 2 versions of my.py: 2 of v0, 2 of v1." in out and "other.py" not in out

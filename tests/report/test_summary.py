@@ -135,7 +135,7 @@ def test_a_value_without_rounds(paths: SweepPaths, capsys: pytest.CaptureFixture
     rows = [Row.of_value(job, (f"x={job}",), RunPaths(paths.folder / str(job)), job + 1.0) for job in range(2)]
     _print(paths, rows)
     out = capsys.readouterr().out
-    assert "best valid_loss:     1 (job 0)\n" in out and "    0  x=0           1.000000      -   -  completed\n" in out
+    assert "best value:          1 (job 0)\n" in out and "    0  x=0           1.000000      -   -  completed\n" in out
     assert "curves.png" not in out
 
 
@@ -174,7 +174,7 @@ def test_without_seeds_nothing_is_taken_together(paths: SweepPaths, capsys: pyte
 
 
 def test_of_thousands_of_curves_the_best_and_some_others_are_drawn(tmp_path: Path) -> None:
-    rows = [Row(job, (), tmp_path, "completed", float(-job)) for job in range(2000)]
+    rows = [Row(job, (), tmp_path, "completed", best={"valid_loss": float(-job)}) for job in range(2000)]
     rows[1000] = Row(1000, (), tmp_path, "diverged", math.nan)
     jobs = [row.job for row in rows_to_draw(rows, rows[7])]  # of replicates the best one need not have the lowest value
     assert len(jobs) == 300 and jobs == sorted(jobs) and 7 in jobs

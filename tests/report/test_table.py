@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.table import Row, best_row, write_best, write_results
@@ -44,7 +45,7 @@ def test_results_csv(tmp_path: Path) -> None:
     with open(tmp_path / "results.csv", newline="") as file:
         header, *lines = csv.reader(file)
     swept = ["lr", "algorithm", "model.hidden", "hydra.x"]
-    bests = ["best_valid_loss", "best_round", "last_round", "test_accuracy_at_best"]
+    bests = ["best_valid_loss", "best_round", "last_round", "test_accuracy@best(valid_loss)"]
     assert header == ["job", "status", *swept, *bests, "seconds", "peak_memory_mib", "message", "folder"]
     assert lines == [
         ["0", "completed", "0.1", "fedavg", "", "", "0.1", "3", "5", "0.75", "1.5", "200.0", "", "0"],
@@ -63,6 +64,7 @@ def test_best_yaml(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {
         "overrides": ["lr=1"],
         "fixed": ["num_rounds=5", "x=${y}"],
+        "monitor": {"metric": "valid_loss", "is_maximized": False},
         "best_valid_loss": 0.25,
         "best_round": 3,
         "at_best_round": {"valid_loss": 0.25},
@@ -80,7 +82,7 @@ def test_rows_of_what_a_job_came_to(tmp_path: Path) -> None:
     run = RunPaths(tmp_path / "7")
     values = {field.name: None for field in dataclasses.fields(RunResult)}
     values |= {"status": "early_stopped", "best_valid_loss": 0.5, "best_round": 1, "last_round": 4, "message": "m"}
-    values |= {"monitor": "valid_loss", "is_maximized": False}
+    values |= {"monitor": Monitor()}
     result = RunResult(**{**values, "best": {"valid_loss": 0.5}, "seconds": 2.0, "option": {"num_rounds": 9}})  # type: ignore[arg-type]
     row = Row.of_result(7, ("lr=1",), run, result)
     assert row == Row(7, ("lr=1",), run.folder, "early_stopped", 0.5, 1, 4, {"valid_loss": 0.5}, 2.0, None, "m", 9)

@@ -34,7 +34,9 @@ def curve(study, number):
 
 
 def say(live, trial, round_num, loss=1.0, num_rounds=10, **rest):
-    live.hear(trial, {"kind": "round", "round": round_num, "valid_loss": loss, "num_rounds": num_rounds}, **rest)
+    live.hear(
+        trial, {"kind": "round", "round": round_num, "metrics": {"valid_loss": loss}, "num_rounds": num_rounds}, **rest
+    )
 
 
 def test_reports_are_in_the_study_when_it_is_written(study):
@@ -110,9 +112,9 @@ def test_a_run_that_goes_on_from_an_earlier_sweep_has_its_whole_curve(study):
 @pytest.mark.parametrize(
     "values",
     [
-        {"kind": "note", "round": 1, "valid_loss": 1.0},
-        {"kind": "round", "round": "one", "valid_loss": 1.0},
-        {"kind": "round", "round": 1, "valid_loss": None},
+        {"kind": "note", "round": 1, "metrics": {"valid_loss": 1.0}},
+        {"kind": "round", "round": "one", "metrics": {"valid_loss": 1.0}},
+        {"kind": "round", "round": 1, "metrics": {"valid_loss": None}},
         {"kind": "round"},
     ],
 )

@@ -60,7 +60,7 @@ def test_a_finished_run_is_complete_with_its_best_value_and_curve(storage):
     attributes = trial.user_attrs
     assert (attributes["best_round"], attributes["last_round"], attributes["status"]) == (1, 2, "completed")
     assert (attributes["job"], attributes["overrides"], attributes["attempt"]) == (0, ["lr=0.1"], 1)
-    assert attributes["test_accuracy_at_best"] == 0.9
+    assert attributes["test_accuracy@best(valid_loss)"] == 0.9
 
 
 def test_early_stopped_is_complete_and_diverged_and_failed_are_fail_with_the_reason(storage):

@@ -21,7 +21,6 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import PAYS_AFTER, LoopBackend
-from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
@@ -50,7 +49,7 @@ class VmapBackend:
         visits: float = float("inf"),
         loop: LoopBackend | None = None,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         """
@@ -76,6 +75,11 @@ class VmapBackend:
             return Lanes(model, data, like, recipe, extent, runs, k, None, compiles, dual, graphs, plans)
 
         self._make = make
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name, "clients_at_once": self._num_lanes}
 
     @property
     def note(self) -> dict[str, Any]:
@@ -116,42 +120,6 @@ class VmapBackend:
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
             return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
 
-    def signature(self, cohort: Cohort) -> tuple[Any, ...]:
-        """What decides how fast a cohort is trained."""
-        kind, optimizer = type(self._step.algorithm), self._step.optimizer
-        forms = tuple((name, tuple(p.shape), p.dtype) for name, p in self._loop.params.items())
-        sizes = tuple(self._work.size(self._data.num_samples(k)) for k in cohort.clients.tolist())
-        x = self._data.x_train
-        device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
-        step = (kind, optimizer.num_slots, optimizer.is_plain_sgd, self._step.clip_grad > 0)
-        return device, type(self._model), forms, x.shape[1:], *step, self._compiles, self._num_lanes, sizes
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float | None:
-        """Seconds that the cohort would take, from a few steps of each kind; None if it cannot be trained so."""
-        orders = self._orders(cohort, round_num)
-        self.prepare(server, hyper)
-        if self.why_not:
-            return None
-        template = self._step.algorithm.init_client(self._loop.params)
-        kept = {s: {n: torch.zeros_like(t).unsqueeze(0) for n, t in ts.items()} for s, ts in template.items()}
-        weights = np.ones((3, self._lanes.size)) / self._lanes.size
-        seconds = 0.0
-        with torch.no_grad():
-            for chosen in self._chunks(orders):
-                own = [orders[i] for i in chosen]
-                own += [own[0]] * (self._lanes.size - len(own))
-                num_steps = [len(order) for order in own]
-
-                def begin(own: list[Order] = own) -> None:
-                    self._lanes.begin([server], [Numbers(hyper)], own, kept)
-
-                def mean(num_steps: list[int] = num_steps) -> None:
-                    self._lanes.mean(weights, num_steps)
-
-                device = self._data.x_train.device
-                seconds += seconds_of(begin, device, 2) + self._lanes.estimate(own) + seconds_of(mean, device, 2)
-        return seconds
-
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
         return self._work.orders(self._offsets, cohort.clients, round_num)
 
@@ -184,7 +152,11 @@ def extent_of(data: Data, work: LocalWork, visits: float, lanes: int) -> Extent:
         visits: rounds of the run in which a client is expected to take part.
         lanes: clients trained at once.
     """
-    num_samples = np.diff(data.offsets)
+    return extent_of_sizes(np.diff(data.offsets), work, visits, lanes)
+
+
+def extent_of_sizes(num_samples: np.ndarray, work: LocalWork, visits: float, lanes: int) -> Extent:
+    """The same, of clients with so many samples."""
     by_client = [(int(n), *work.size(int(n))) for n in np.unique(num_samples)]
     patterns = Counter(batch_sizes(int(n), *work.size(int(n))) for n in num_samples)
     sizes = _shared_sizes(patterns, visits * len(num_samples) / lanes, lanes)

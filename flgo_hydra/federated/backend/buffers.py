@@ -4,6 +4,8 @@ A forward pass may change a buffer in place or assign it anew (`self.mean = 0.9 
 counts is the tensor that goes by the name afterwards.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class Buffers:
     def __init__(self, model: nn.Module) -> None:
         self.homes: Tensors = buffers_of(model)
         modules = dict(model.named_modules())
-        self._places: list[tuple[str, dict[str, Tensor | None], str, Tensor]] = []
+        self._places: list[tuple[str, dict[str, Any], str, Tensor]] = []
         for name, home in self.homes.items():
             owner, _, leaf = name.rpartition(".")
             module = modules[owner]
@@ -45,27 +47,31 @@ class Buffers:
         found = {}
         for name, registry, leaf, home in self._places:
             now = registry[leaf]
-            found[name] = home if now is home else self._checked(name, now, home)
+            if now is not home:
+                self._check(name, now, home)
+            found[name] = now.detach()
         return found
 
     def anew(self) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of a buffer's first tensor and the one that was assigned in its place; puts the first ones back."""
+        """Pairs of a buffer's first tensor and the one that was assigned in its place, as a recording knows it; puts
+        the first ones back."""
         pairs = []
         for name, registry, leaf, home in self._places:
             now = registry[leaf]
             if now is not home:
-                pairs.append((home, self._checked(name, now, home)))
                 registry[leaf] = home
+                self._check(name, now, home)
+                pairs.append((home, now))
         return pairs
 
-    def _checked(self, name: str, now: Tensor | None, home: Tensor) -> Tensor:
+    @staticmethod
+    def _check(name: str, now: Tensor | None, home: Tensor) -> None:
         if now is None or now.shape != home.shape or now.dtype != home.dtype:
             got = "nothing" if now is None else f"shape {tuple(now.shape)} and dtype {_name(now.dtype)}"
             raise Refused(
                 f"The model's buffer `{name}` must keep its shape {tuple(home.shape)} and its dtype "
                 f"{_name(home.dtype)}, since the clients' buffers are averaged, but a forward pass gave it {got}."
             )
-        return now.detach()
 
 
 def _name(dtype: torch.dtype) -> str:

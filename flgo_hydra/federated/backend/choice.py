@@ -1,14 +1,17 @@
-"""Which backend trains a run's cohorts.
+"""Which backend trains a run's cohorts: `engine.backend`, or under `auto` the one that a cost model finds cheaper.
 
-`auto` measures: before the first round it takes a few steps of each kind that the first cohort needs, one client at a
-time and side by side, and keeps what would take the round less time. Which one that is depends on the device, the
-model, the cohort and the threads: on a CPU, clients side by side win for dense models, whose first layer they may keep
-in its dual form, and lose for convolutions. Short runs are not worth a measurement and take the loop. The choice is
-noted in result.json and kept in the checkpoint: a run that goes on gives the numbers it would have given. So is
-whether the loop's recorded steps pay, which it measures itself.
+The choice decides how numbers are rounded, so it follows from the config and the task alone: from the model's shapes,
+the number of samples, clients, rounds and local steps, and the kind of device (`cost.py`, `expected.py`). No clock is
+read, no cohort drawn; neither load, cores, threads nor slots, nor what else a sweep has in it, change it. Runs that
+differ in values (learning rate, momentum, an algorithm's numbers) or in seeds have one choice, those of other
+algorithms or optimizers too, but for what only plain SGD can have (the dual form). `task.seed` draws the clients' sizes
+anew, and the choice does not look at them one by one: see `expected.py` for what it sees, and where that ends.
+
+Where the cheaper one cannot train a model, the loop does, and result.json says why. A checkpoint keeps what began a
+run: one that would go on in another way begins anew instead of mixing two.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,22 +20,32 @@ from torch import nn
 
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper
-from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
+from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes, extent_of_sizes
+from flgo_hydra.federated.backend.cost import (
+    MARGIN,
+    SECONDS,
+    Amounts,
+    Workload,
+    loop_amounts,
+    loop_setup,
+    seconds_of,
+    vmap_amounts,
+    vmap_setup,
+)
+from flgo_hydra.federated.backend.expected import expected_sizes
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.profile import take_profile
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.optimizer import is_zero
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState
 
-_SHORT = 3000
-"""Local steps of a run, all clients together, below which measuring costs more than it can save."""
-_MARGIN = 0.9
-"""The loop is left for what takes at most this share of its time: a choice between equals should not be a matter of
-chance."""
-_CPU_BUDGET = 64 * 2**20
-_GPU_SHARE = 1 / 8
-_measured: dict[Any, dict[str, float]] = {}
-"""Seconds a round by backend, of what this process has measured before."""
+_BUDGET = {"cpu": 2**26, "cuda": 2**31, "mps": 2**30}
+"""Bytes of the clients that are trained at once, by kind of device: how many they are must not depend on how large
+this one is."""
+_COPIES = 4
+"""of a model that a lane holds: the model, its gradient, and two slots, whether or not the optimizer has them"""
 
 
 def build_backend(
@@ -48,98 +61,133 @@ def build_backend(
     cohort_size: clients in a round, at most.
     visits: rounds of the run in which a client is expected to take part.
     """
-    compiles, dual, graphs = (switch == "auto" for switch in (engine.compile, engine.dual, engine.graph))
+    compiles, dual = (switch == "auto" for switch in (engine.compile, engine.dual))
+    graphs = engine.graph == "on"
     loop = LoopBackend(model, data, step, work, compiles, visits, graphs)
-    lanes = count_lanes(cohort_size, _bytes_per_lane(loop, step, data, work), _budget(data.x_train.device))
+    every = expected_sizes(np.diff(data.offsets), len(data.offsets) - 1)
+    widest = max(work.size(n)[0] for n in every)
+    lanes = count_lanes(cohort_size, _bytes_per_lane(loop, step, data, widest), _BUDGET[data.x_train.device.type])
 
     def vmap() -> VmapBackend:
         return VmapBackend(model, data, step, work, lanes, compiles, visits, loop, dual, graphs)
 
-    chosen = ChosenBackend(loop, vmap)
-    steps = sum(work.size(n)[1] for n in np.diff(data.offsets).tolist()) * visits
+    chosen = ChosenBackend(loop, vmap, form_of(engine, data.x_train.device))
     if engine.backend != "auto":
         chosen.choose(engine.backend, "engine.backend")
-    elif steps < _SHORT:
-        chosen.choose("loop", "too short to measure")
+        return chosen
+    try:
+        profile = take_profile(model, data)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model may do whatever Python can; training it will tell
+        first_line = str(error).strip().partition("\n")[0]
+        chosen.choose("loop", f"the model's step cannot be looked at: {type(error).__name__}: {first_line}")
+        return chosen
+    if profile.is_random:
+        chosen.choose("loop", "the model draws random numbers, for each client its own")
+        return chosen
+    cohort = expected_sizes(np.diff(data.offsets), cohort_size)
+    load = Workload(
+        profile=profile,
+        shapes=[tuple(p.shape) for p in loop.params.values()],
+        itemsize=data.x_train.element_size(),
+        num_inputs=data.x_train[0].numel(),
+        work=work,
+        extent=extent_of_sizes(np.array(every), work, visits, lanes),
+        cohort=cohort,
+        compiles=compiles,
+        has_dual=dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
+    )
+    chosen.estimate(load, lanes, visits * len(every) / cohort_size, data.x_train.device.type)
     return chosen
 
 
 class ChosenBackend:
-    """The backend that was asked for, or the one that its first cohort finds faster."""
+    """The backend that was asked for, or the one that should be faster."""
 
-    def __init__(self, loop: LoopBackend, make_vmap: Callable[[], VmapBackend]) -> None:
+    def __init__(
+        self, loop: LoopBackend, make_vmap: Callable[[], VmapBackend], engine: dict[str, Any] | None = None
+    ) -> None:
         self.loop = loop
+        self._engine = engine or {}
         self._make_vmap = make_vmap
-        self._backend: LoopBackend | VmapBackend | None = None
+        self._backend: LoopBackend | VmapBackend = loop
         self._seconds: dict[str, float] = {}
         self._why = ""
+        self.amounts: dict[str, Amounts] = {}
+        """what a round takes, by backend, where that was estimated"""
+        self.setup: dict[str, Amounts] = {}
+        """and what comes once"""
 
     @property
-    def choice(self) -> str | None:
-        """The backend's name, or None before the first cohort."""
-        return self._backend.name if self._backend is not None else None
-
-    @property
-    def findings(self) -> dict[str, Any]:
-        """What was measured, for the checkpoint."""
-        return {"backend": self.choice, "is_recorded": self.loop.is_recorded}
-
-    def go_on(self, findings: Mapping[str, Any]) -> None:
-        """Goes on with what the process before found out; a backend that was asked for stays."""
-        if findings["backend"] is not None:
-            self.choose(findings["backend"], "checkpoint")
-        self.loop.decide(findings["is_recorded"])
+    def choice(self) -> str:
+        """The backend's name."""
+        return self._backend.name
 
     def choose(self, name: str, why: str) -> None:
-        """Decides, unless it has been decided."""
-        if self._backend is None:
-            self._backend = self.loop if name == "loop" else self._make_vmap()
-            self._why = why
+        """Decides."""
+        self._backend = self.loop if name == "loop" else self._make_vmap()
+        self._why = why
+
+    def estimate(self, load: Workload, lanes: int, num_rounds: float, device: str) -> None:
+        """Decides by what a run of so many rounds would take."""
+        self.amounts = {"loop": loop_amounts(load), "vmap": vmap_amounts(load, lanes)}
+        self.setup = {"loop": loop_setup(load), "vmap": vmap_setup(load, lanes)}
+        constants = SECONDS[device]
+        self._seconds = {name: seconds_of(amounts, constants) for name, amounts in self.amounts.items()}
+        total = {
+            name: seconds + seconds_of(self.setup[name], constants) / num_rounds
+            for name, seconds in self._seconds.items()
+        }
+        self.choose("vmap" if total["vmap"] < MARGIN * total["loop"] else "loop", "cost model")
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded: a run goes on in the form in which it began."""
+        return {**self._engine, **self._backend.form}
 
     @property
     def note(self) -> dict[str, Any]:
         """What ran and why, for result.json."""
-        if self._backend is None:
-            return {"backend": None}
-        measured = {f"{name}_round_s": round(value, 6) for name, value in self._seconds.items()}
-        return {**self._backend.note, "chosen_by": self._why, **measured}
+        modelled = {f"{name}_round_s": float(f"{value:.3g}") for name, value in self._seconds.items()}
+        return {**self._backend.note, "chosen_by": self._why, **modelled, **self.threads}
+
+    @property
+    def threads(self) -> dict[str, int]:
+        """How many threads train the run, where that matters."""
+        return {name: value for name, value in self._engine.items() if name == "num_threads"}
 
     def load(self, server: ServerState) -> nn.Module:
         return self.loop.load(server)
 
+    def prepare(self, server: ServerState, hyper: Hyper) -> None:
+        """Tries the faster forms before the first round.
+
+        Args:
+            server: untrained, whatever the run goes on from: what is found must not depend on where it was interrupted.
+        """
+        self._backend.prepare(server, hyper)
+
     def train(
         self, server: ServerState, clients: ClientStates, cohort: Cohort, hyper: Hyper, round_num: int
     ) -> ServerState:
-        backend = self._backend or self._measure(server, cohort, hyper, round_num)
-        return backend.train(server, clients, cohort, hyper, round_num)
-
-    def _measure(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> LoopBackend | VmapBackend:
-        vmap = self._make_vmap()
-        key = (*vmap.signature(cohort), torch.get_num_threads())
-        if key not in _measured:
-            estimate = vmap.estimate(server, cohort, hyper, round_num)
-            if estimate is None:
-                self._backend, self._why = self.loop, f"vmap cannot: {vmap.why_not}"
-                return self.loop
-            _measured[key] = {"loop": self.loop.estimate(server, cohort, hyper, round_num), "vmap": estimate}
-        self._seconds = _measured[key]
-        is_faster = self._seconds["vmap"] < _MARGIN * self._seconds["loop"]
-        self._backend, self._why = vmap if is_faster else self.loop, "measurement"
-        return self._backend
+        return self._backend.train(server, clients, cohort, hyper, round_num)
 
 
-def _bytes_per_lane(loop: LoopBackend, step: LocalStep, data: Data, work: LocalWork) -> int:
-    """Memory of one more client at once: its model, gradient, slots and state, and a guess at its activations."""
+def form_of(engine: EngineConf, device: torch.device) -> dict[str, Any]:
+    """What decides how numbers are rounded, besides the backend."""
+    threads = {"num_threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {"device": device.type, **threads, "compile": engine.compile, "dual": engine.dual, "graph": engine.graph}
+
+
+def _bytes_per_lane(loop: LoopBackend, step: LocalStep, data: Data, widest: int) -> int:
+    """Memory of one more client at once: its model, gradient, slots and state, and a guess at its activations.
+
+    Args:
+        widest: samples of the largest batch, as it may be expected.
+    """
     params = sum(p.numel() * p.element_size() for p in loop.params.values())
     kept = step.algorithm.init_client(loop.params)
-    copies = 2 + step.optimizer.num_slots
     state = sum(t.numel() * t.element_size() for tensors in kept.values() for t in tensors.values())
-    widest = max(work.size(n)[0] for n in set(np.diff(data.offsets).tolist()))
     sample = data.x_train[0].numel() * data.x_train.element_size()
-    return copies * params + state + 16 * widest * sample
-
-
-def _budget(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * _GPU_SHARE)
-    return _CPU_BUDGET
+    return _COPIES * params + state + 16 * widest * sample

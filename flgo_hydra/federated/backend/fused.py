@@ -3,8 +3,9 @@
 The runs differ in values only: learning rate, momentum, weight decay, an algorithm's numbers, seeds. So each lane has
 its own server model to start from, its own server state and its own numbers, and one operation does the step of all.
 Cohorts, batch orders and aggregation are each run's own, from the same generators as when it runs alone: a run's
-numbers do not depend on the others but for rounding (float64: 1e-12). No two lanes are ever summed but those of one
-run: one whose losses are not finite does not touch the others.
+numbers differ from those alone by rounding (float64: 1e-12), and do not depend on the others at all: no two lanes are
+ever summed but those of one run, and which steps are masked is the task's, not the group's. One whose losses are not
+finite does not touch the others.
 
 Where runs have ended, others fill their lanes up and count nothing, until half as many lanes do.
 
@@ -13,9 +14,8 @@ P runs, K clients of each at most.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,25 +27,26 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensor
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
 from flgo_hydra.federated.backend.habits import one_line
+from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
-from flgo_hydra.federated.backend.lanes import Lanes, Recipe
+from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.python_state import PythonState
 from flgo_hydra.federated.backend.trial import difference
-from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.randomness import seed_all
 from flgo_hydra.federated.rounds import Evaluation, RoundWork
-from flgo_hydra.federated.schedule import Order
+from flgo_hydra.federated.schedule import Order, batch_sizes
 from flgo_hydra.federated.training import (
     LocalStep,
     LocalWork,
     ServerState,
     check_message,
     finish_round,
+    server_state,
     weights_of,
     with_changes,
 )
@@ -114,7 +115,7 @@ class FusedBackend:
         model: gives the architecture; its own weights do not matter.
         data: the task of all runs.
         members: the runs, by the key under which `train` is told of their rounds.
-        is_auto: find out how many runs to train at once; else all of them, as long as they fit.
+        most: how many runs are trained at once, at most (`hydra.launcher.fuse`), as long as they fit.
         compiles, dual, graphs: as for `Lanes`.
     """
 
@@ -123,41 +124,41 @@ class FusedBackend:
         model: nn.Module,
         data: Data,
         members: Mapping[Key, Member],
-        is_auto: bool,
+        most: int,
         compiles: bool = True,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         self._model = model
         self._data = data
         self._members: dict[Any, Member] = dict(members)
         self._engine = (compiles, dual, graphs)
-        self._search = WidthSearch(len(self._members), is_fixed=not is_auto)
         self._device = data.x_train.device
+        self._most = most
+        # What a lane computes does not depend on how many there are: on the CPU; elsewhere libraries choose by it.
+        self._width = min(most, len(self._members)) if self._device.type == "cpu" else most
         self._offsets = np.array(data.offsets)
         first = next(iter(self._members.values()))
+        self._extent = _extent_of_all(data, first.work)
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
+        # What the forms are tried with: not where a run has come to, which another attempt may find elsewhere.
+        self._untrained = server_state(first.loop.model, first.algorithm)
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
-        self._alone_s = math.inf
         self._evaluates_apart = False
         self._is_evaluation_tried = False
-        self.half_trained: set[Any] = set()
-        """runs whose clients have kept something of a round that `train` has not returned"""
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, beside the engine's switches."""
+        return form_of(self._most)
 
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         lanes = self._lanes.note if self._lanes is not None else {}
-        width = {"runs": len(self._members), "runs_at_once": self._search.width}
-        return {"backend": "fused", "chosen_by": "hydra.launcher.fuse", **width, **lanes}
-
-    @property
-    def is_not_worth_it(self) -> bool:
-        """Runs at once are no faster than one after the other, or than each alone in the loop."""
-        if not self._search.is_done or len(self._members) == 1:
-            return False
-        return self._search.width == 1 or (self._search.seconds or 0.0) > self._alone_s
+        at_once = {"runs": len(self._members), "runs_at_once": min(self._width, len(self._members))}
+        return {**self.form, "chosen_by": "hydra.launcher.fuse", **at_once, **lanes}
 
     def train(self, works: Mapping[Key, RoundWork]) -> dict[Key, ServerState]:
         """Returns the next server states; each run's client states are kept in its own `RoundWork.clients`.
@@ -168,23 +169,10 @@ class FusedBackend:
         """
         keys = list(works)
         servers: dict[Key, ServerState] = {}
-        self.half_trained.clear()
         self._model.train()
-        if not self._search.is_done and math.isinf(self._alone_s):
-            first = works[keys[0]]
-            loop = self._members[keys[0]].loop
-            self._alone_s = loop.estimate(first.server, first.cohort, first.hyper, first.round_num)
-        started = time.perf_counter()
         while len(servers) < len(keys):
-            chosen = keys[len(servers) : len(servers) + self._search.width]
+            chosen = keys[len(servers) : len(servers) + self._width]
             servers |= self._halving(partial(self._train_chunk, chosen, works))
-            self.half_trained |= set(servers)
-        if not self._search.is_done:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            if len(keys) >= self._search.width:
-                self._search.learn((time.perf_counter() - started) / len(keys))
-        self.half_trained.clear()
         return servers
 
     def evaluate(self, asked: Mapping[Key, Evaluation]) -> dict[Key, Metrics]:
@@ -223,7 +211,7 @@ class FusedBackend:
         found: dict[Key, Metrics] = {}
         keys = list(servers)
         while len(found) < len(keys):
-            chosen = keys[len(found) : len(found) + self._search.width]
+            chosen = keys[len(found) : len(found) + self._width]
             some = self._halving(partial(evaluate_many, self._model, self._data, [servers[key] for key in chosen]))
             found |= dict(zip(chosen, some, strict=False))  # none, if they did not fit
         return found
@@ -233,8 +221,9 @@ class FusedBackend:
         try:
             return call()
         except torch.OutOfMemoryError:
-            if not self._search.does_not_fit():
+            if self._width == 1:
                 raise
+        self._width //= 2
         # Here, where the error's traceback holds no tensors any more.
         self._lanes = None
         if self._device.type == "cuda":
@@ -272,9 +261,9 @@ class FusedBackend:
         return _Chunk(members, works, orders)
 
     def _runs_for(self, num_runs: int) -> int:
-        """P: the width, or what remains of it when it was halved as long as these runs fit."""
-        runs = max(self._search.width, num_runs)
-        while runs > 1 and math.ceil(runs / 2) >= num_runs:
+        """P: the width, or on the CPU what remains of it when it was halved as long as these runs fit."""
+        runs = max(self._width, num_runs)
+        while self._device.type == "cpu" and runs > 1 and math.ceil(runs / 2) >= num_runs:
             runs = math.ceil(runs / 2)
         return runs
 
@@ -284,8 +273,7 @@ class FusedBackend:
         if self._lanes is None or self._shape[0] != runs or self._shape[1] < clients:
             self._lanes = None  # first, so that there is memory for the new ones
             self._shape = (runs, max(clients, self._shape[1]))
-            recipe = self._recipe
-            extent = extent_of(self._data, chunk.members[0].work, float("inf"), runs * self._shape[1])
+            recipe, extent = self._recipe, self._extent
             compiles, dual, graphs = self._engine
 
             def make(
@@ -295,7 +283,8 @@ class FusedBackend:
 
             loops = [member.loop for member in chunk.members]
             numbers = chunk.numbers()
-            found, why_not = find_lanes(make, extent, loops, chunk.servers(), numbers, self._shape[1], compiles, dual)
+            servers = [self._untrained] * runs
+            found, why_not = find_lanes(make, extent, loops, servers, numbers, self._shape[1], compiles, dual)
             if why_not := why_not or self._why_not_models() or self._why_not_servers(chunk):
                 raise CannotFuse(why_not)
             self._lanes = found
@@ -386,6 +375,21 @@ class FusedBackend:
             )
             for row in range(len(works))
         ]
+
+
+def form_of(most: int) -> dict[str, Any]:
+    """What a run trained so has in its checkpoint."""
+    return {"backend": "fused", "fuse": most}
+
+
+def _extent_of_all(data: Data, work: LocalWork) -> Extent:
+    """As a run has it alone, but for the steps that need no mask: a run's must not depend on whom it runs with.
+
+    So nothing is masked where all clients of the task take the same steps, and else everything.
+    """
+    extent = extent_of(data, work, float("inf"), 1)
+    patterns = {batch_sizes(n, *work.size(n)) for n in np.unique(np.diff(data.offsets)).tolist()}
+    return extent if len(patterns) == 1 else replace(extent, sizes=frozenset(), kinds=frozenset({MASKED}))
 
 
 def _value(number: float, lane: Any) -> Number:

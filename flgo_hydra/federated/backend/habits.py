@@ -6,7 +6,7 @@ batch and one on the smallest, sends a message to a copy of the server, and is e
 way is looked at. What no backend can honour is refused here, in a sentence.
 """
 
-import contextlib
+import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
@@ -44,8 +45,6 @@ class Habits:
     """why clients side by side do not"""
     why_not_fused: str = ""
     """why the servers of several runs do not"""
-    server_draws: bool = False
-    """`update_server` draws random numbers of torch's"""
 
 
 def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper) -> Habits:
@@ -89,12 +88,12 @@ class _Trial:
         noise = python_noise()
         try:
             self._try(loop)
+            changed = before.changed(PythonState(model=loop.model, algorithm=loop.step.algorithm))
         finally:
             own.put_back_outside()
         if python_noise() != noise:
             return _plain("it draws random numbers from Python or numpy", self._found)
-        after = PythonState(model=loop.model, algorithm=loop.step.algorithm)
-        if changed := before.changed(after):
+        if changed:
             return _plain(f"`{changed}` changes while it computes", self._found)
         return self._found
 
@@ -109,20 +108,24 @@ class _Trial:
         }
         client = Client(server.params, server.state, state)
         largest, smallest = max(self._sizes), min(self._sizes)
-        reads = _NumbersRead()
-        with reads:
+        calls = _Calls()
+        with calls:
             self._pass(loop, _rows(loop.data, largest))
             loop.train_client([_rows(loop.data, largest)], client, self._hyper)
         if smallest < largest:
-            with contextlib.suppress(Exception):  # torch refuses a batch normalisation of one sample
+            try:
                 loop.train_client([_rows(loop.data, smallest)], client, self._hyper)
+            except Exception as error:  # a batch normalisation of one sample, say: the plain step will raise it again
+                self._found = _plain(f"a step on {smallest} of its samples fails: {one_line(error)}", self._found)
         sent, kept = self._finish(loop, client)
         _refuse_changes(self._given, server, state, "`correct` or `finish`")
         del kept
         self._update_server(loop, server, sent)
         self._evaluate(loop)
-        if reads.by:
-            self._found = _plain(f"it reads numbers from tensors ({reads.by})", self._found)
+        if calls.reader:
+            self._found = _plain(f"it reads numbers from tensors ({calls.reader})", self._found)
+        elif calls.look_up and not self._found.why_apart:
+            self._found = replace(self._found, why_apart=calls.look_up)
 
     def _pass(self, loop: "LoopBackend", rows: Tensor) -> None:
         """A forward pass, and what became of what it should not change."""
@@ -161,9 +164,7 @@ class _Trial:
         with torch.no_grad():
             after = finish_round(server, loop.step.algorithm, message.value(), {}, cohort, self._hyper)
         if noise.has_moved:
-            self._found = replace(
-                self._found, server_draws=True, why_not_fused="`update_server` draws random numbers, each run's own"
-            )
+            self._found = replace(self._found, why_not_fused="`update_server` draws random numbers, each run's own")
         name = type(loop.step.algorithm).__name__
         _refuse_another_form(name, "model", {"params": self._given.params}, {"params": after.params})
         _refuse_another_form(name, "state of the server", self._given.state, after.state)
@@ -173,20 +174,49 @@ class _Trial:
         evaluate(loop.model, loop.data, Samples(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 
 
-class _NumbersRead(TorchFunctionMode):
-    """Notices where a tensor's numbers leave torch."""
+class _Calls(TorchFunctionMode):
+    """Notices calls that a faster form does not repeat, whatever they compute at the moment."""
 
-    _WAYS = {getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__")}
+    _READERS = {getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__")}
+    _LOOK_UPS = (functional.embedding, functional.embedding_bag, torch.embedding, torch.embedding_bag)
 
     def __init__(self) -> None:
         super().__init__()
-        self.by = ""
+        self.reader = ""
+        """how a tensor's numbers leave torch"""
+        self.look_up = ""
+        """what a table of embeddings does with its gradient that `torch.vmap` does not"""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.by = self.by or self._WAYS.get(func, "")
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        self.reader = self.reader or self._READERS.get(func, "")
+        if func in self._LOOK_UPS and not self.look_up:
+            self._look_at_table(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _look_at_table(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        given = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
+        if given.get("padding_idx") not in (None, -1) or (func in _FUNCTIONALS and given.get("padding_idx") == -1):
+            self.look_up = "an embedding has a `padding_idx`, which torch.vmap does not know"
+        elif given.get("scale_grad_by_freq"):
+            self.look_up = "an embedding has `scale_grad_by_freq`, which counts over a batch"
+        elif given.get("sparse"):
+            self.look_up = "an embedding has sparse gradients"
+
+
+_FUNCTIONALS = (functional.embedding, functional.embedding_bag)
+_OF_TABLE = ("padding_idx", "scale_grad_by_freq", "sparse")
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    functional.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", *_OF_TABLE[1:]),
+    torch.embedding: ("weight", "input", *_OF_TABLE),
+    functional.embedding_bag: tuple(inspect.signature(functional.embedding_bag).parameters),
+    torch.embedding_bag: (
+        *("weight", "input", "offsets", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights"),
+        *("include_last_offset", "padding_idx"),
+    ),
+}
 
 
 def _plain(why: str, found: Habits | None = None) -> Habits:
@@ -289,4 +319,4 @@ def python_noise() -> tuple[Any, ...]:
 
 def one_line(error: Exception) -> str:
     """The error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"

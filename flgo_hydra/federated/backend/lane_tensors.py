@@ -182,7 +182,7 @@ class LaneTensors:
 
     def _mean_change(self, params: Tensor, start: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum over each run's lanes of params - start, (P, …), a few runs at a time."""
-        num_runs = max(1, _TEMPORARY_BYTES // params[0].nbytes)
+        num_runs = max(1, _TEMPORARY_BYTES // max(1, params[0].nbytes))
         of_runs = weights.to(params.dtype).view(self._runs, 1, self._clients)
         parts = []
         for begin in range(0, self._runs, num_runs):
@@ -195,9 +195,10 @@ class LaneTensors:
         """What the clients in the lanes send and keep, (H, …)."""
         if dual is not None:
             dual.put_weights(self.start)
-        # One number where all lanes took as many steps: exact, and no tensor to multiply with.
+        # One number where all lanes took as many steps: exact, and no tensor to multiply with. Not where there are
+        # several runs: one's numbers must not depend on what another's clients did.
         counts: Any = num_steps[0]
-        if len(set(num_steps)) > 1:
+        if len(set(num_steps)) > 1 or not self.is_shared:
             dtype = self.exact if self.is_shared else self.dtype
             counts = to_device(torch.tensor(num_steps, dtype=dtype), self.device)
         anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self.anchor}

@@ -52,7 +52,8 @@ def find_lanes(
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
-        model = copy.deepcopy(first.model).train()
+        model = copy.deepcopy(first.model)
+        model.train()
         lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
         with generators_kept():
             why_not = lanes.record(extent.kinds, numbers)
@@ -87,18 +88,19 @@ def _verdict(
     def native(is_rounded: bool) -> Difference | None:
         return lanes.differs(plain, servers, numbers, is_rounded)
 
-    def wide(is_rounded: bool) -> Difference | str | None:
+    def wide() -> Difference | str | None:
         data = few(loops[0].data, 2 * extent.width + 1)
         try:
             theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
-            model = copy.deepcopy(theirs[0].model).train()
+            model = copy.deepcopy(theirs[0].model)
+            model.train()
             if not is_wide(model, data.x_train[:2]):
                 return "the model does not run in float64"
             clients = min(lanes.size // len(loops), 3 if len(ends) == 1 else 2)
             ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
             why_not = ours.record(extent.kinds, [numbers[run] for run in ends])
             some = [widened(servers[run]) for run in ends]
-            return why_not or ours.differs(theirs, some, [numbers[run] for run in ends], is_rounded)
+            return why_not or ours.differs(theirs, some, [numbers[run] for run in ends], is_rounded=False)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -16,7 +16,6 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
-from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.backend.trial import Difference, difference, rounded
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
@@ -109,7 +107,7 @@ class Lanes:
         numbers: Numbers | None = None,
         compiles: bool = True,
         dual: bool = True,
-        graphs: bool = True,
+        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         self._model, self._data, self._recipe, self._extent = model, data, recipe, extent
@@ -146,14 +144,11 @@ class Lanes:
         if not self._data.x_train.is_floating_point():  # ids: what has as many columns as they are looks them up
             return None
         n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
-        samples = self._extent.width * self._extent.most_steps
-        names = {}
-        for name, p in params.items():
-            if p.dim() == 2 and p.shape[1] == num_inputs:
-                plain = 2 * samples * p.numel()
-                dual = 2 * n * p.numel() + n * n * num_inputs + 2 * n * samples * len(p)
-                if dual <= _DUAL_PAYS * plain:
-                    names[id(self.tensors.params[name])] = name
+        names = {
+            id(self.tensors.params[name]): name
+            for name, p in params.items()
+            if p.dim() == 2 and p.shape[1] == num_inputs and dual_pays(self._extent, *p.shape)
+        }
         num_runs = self.size // self._clients
         return DualLayers(self._data.x_train, num_runs, self._clients, n, names) if names else None
 
@@ -539,15 +534,13 @@ class Lanes:
             orders[-1] = Order(batches[-1][:part], (part,))
         return orders
 
-    def estimate(self, orders: Sequence[Order]) -> float:
-        """Seconds that these clients would take, from a few steps of each kind, after `prepare` and `begin`."""
-        steps = self._steps(orders)
-        num_steps = Counter(step.kind for step in steps)
-        seconds = 0.0
-        for kind, step in {step.kind: step for step in steps}.items():
-            again = [step] * (4 if self._plans else 1)
-            seconds += num_steps[kind] * seconds_of(partial(self._run, again), self._device) / len(again)
-        return seconds
+
+def dual_pays(extent: Extent, num_outputs: int, num_inputs: int) -> bool:
+    """Whether a dense layer on the samples is less work in its dual form."""
+    n, samples, weights = extent.most_samples, extent.width * extent.most_steps, num_outputs * num_inputs
+    plain = 2 * samples * weights
+    dual = 2 * n * weights + n * n * num_inputs + 2 * n * samples * num_outputs
+    return dual <= _DUAL_PAYS * plain
 
 
 @functools.cache

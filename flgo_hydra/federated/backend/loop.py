@@ -5,9 +5,7 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 
 import copy
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,13 @@ from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
-from flgo_hydra.federated.backend.timing import seconds_of
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import StepCounts, is_zero
-from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
+from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
 from flgo_hydra.federated.training import (
     MEAN,
     LocalStep,
@@ -46,10 +43,6 @@ PAYS_AFTER = 100
 MLP and the FedAvg paper's CNN), and each step then saves a third."""
 
 
-_SLOWER = 1.5
-"""A recorded step is given up when it takes so many times as long as a plain one, or more: no matter of chance."""
-
-
 class LoopBackend:
     """Trains a cohort's clients one after another in one working model."""
 
@@ -63,7 +56,7 @@ class LoopBackend:
         work: LocalWork,
         compiles: bool = True,
         visits: float = float("inf"),
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -85,8 +78,6 @@ class LoopBackend:
         self._traced: TracedSteps | None = None
         self._habits: Habits | None = None
         self._is_prepared = not compiles
-        self.is_recorded: bool | None = None
-        """whether recorded steps were found to pay; None: no step has been recorded yet"""
         self._why_not_compiled = "engine.compile=off"
         if compiles:
             self._why_not_compiled = "" if self._paying else "the run is too short"
@@ -107,6 +98,11 @@ class LoopBackend:
         return LoopBackend(model.to(dtype), data or self.data, step, self._work, compiles=False)
 
     @property
+    def form(self) -> dict[str, Any]:
+        """What decides how numbers are rounded, whatever a model then allows."""
+        return {"backend": self.name}
+
+    @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
         sizes = sorted(self._traced.sizes) if self._traced is not None else []
@@ -114,12 +110,6 @@ class LoopBackend:
         if self._traced is not None and self.data.x_train.device.type == "cuda":
             note |= self._traced.graph_note
         return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
-
-    def decide(self, is_recorded: bool | None) -> None:
-        """Takes over what an earlier process found out, so that the run's numbers go on as they began."""
-        self.is_recorded = is_recorded
-        if is_recorded is False and not self._is_prepared:
-            self._is_prepared, self._why_not_compiled = True, "checkpoint"
 
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
@@ -136,10 +126,12 @@ class LoopBackend:
         self.prepare(server, hyper)
         self.model.train()
         message, changes = Mean(), Mean()
+        # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
+        seed = seed_all if self._work.has_users_code else seed_torch
         for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
-            seed_all(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
                 sent, kept = self._messages.read(algorithm.finish(self.params, client, len(steps), hyper))
@@ -152,23 +144,6 @@ class LoopBackend:
             mean_changes = changes.value()[""] if self.buffers else {}
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
             return finish_round(server, algorithm, message.value(), mean_changes, cohort, hyper)
-
-    def estimate(self, server: ServerState, cohort: Cohort, hyper: Hyper, round_num: int) -> float:
-        """Seconds that the cohort's local steps would take, from a few steps of each batch size."""
-        batches = self._batches(cohort.clients, round_num)
-        self.prepare(server, hyper)
-        self.model.train()
-        self.load(server)
-        state = self.step.algorithm.init_client(self.params)
-        client = Client(server.params, server.state, state)
-        by_size = {len(rows): rows for steps in batches for rows in steps}
-        num_steps = Counter(len(rows) for steps in batches for rows in steps)
-        device = self._param_list[0].device
-        seconds = 0.0
-        for size, rows in by_size.items():
-            steps = partial(self.train_client, [rows] * 4, client, hyper)
-            seconds += num_steps[size] * seconds_of(steps, device) / 4
-        return seconds
 
     def _batches(self, clients: np.ndarray, round_num: int) -> list[tuple[Tensor, ...]]:
         """The rows of the training samples in each step of each client, brought to the device in one go."""
@@ -256,16 +231,12 @@ class LoopBackend:
             self._bind(copy.deepcopy(original))
             with generators_kept(), exact_convolutions():
                 why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
-            if not why_not and self.is_recorded is None:
-                rows = _batches_of(self.data, next(iter(self._paying)))[0]
-                why_not = self._measure(rows, server, hyper)
             if why_not:
                 self._traced = None
                 self._bind(original)
             elif self._traced is not None:
                 with generators_kept():
                     self._traced.capture(lambda: self.load(server), server, hyper)
-        self.is_recorded = not why_not
         if why_not:
             _log.info("local steps run uncompiled: %s", why_not)
             self._why_not_compiled = why_not
@@ -275,7 +246,8 @@ class LoopBackend:
         self._traced = TracedSteps(
             self.params, self._buffers, self._slots, self.loss, self.step, self.data, self._graphs
         )
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         for size in sizes:
             if why_not := self._traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper):
                 return why_not
@@ -288,15 +260,16 @@ class LoopBackend:
         def native(is_rounded: bool) -> Difference | None:
             return self._differs(plain, sizes, server, hyper, is_rounded)
 
-        def wide(is_rounded: bool) -> Difference | str | None:
+        def wide() -> Difference | str | None:
             data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
             try:
                 ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
-                ours.load(wide_server).train()
+                ours.load(wide_server)
+                ours.model.train()
                 if not is_wide(ours.model, data.x_train[:2]):
                     return "the model does not run in float64"
                 why_not = ours._record(sizes, wide_server, hyper)
-                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded)
+                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
             except Exception as error:
                 return one_line(error)
 
@@ -330,7 +303,8 @@ class LoopBackend:
 
     def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
         """A trial: everything that a client's steps change, after these steps, by name."""
-        self.load(server).train()
+        self.load(server)
+        self.model.train()
         seed_all(0, self._param_list[0].device)
         self.train_client(batches, client, hyper)
         ends: Tensors = {**self.params, **self._buffers.now()}
@@ -341,25 +315,6 @@ class LoopBackend:
     def check_buffers(self) -> None:
         """Raises `Refused` where a buffer has become something else."""
         self._buffers.now()
-
-    def _measure(self, rows: Tensor, server: ServerState, hyper: Hyper) -> str:
-        """Takes a few steps by program and plainly; says why not by program, where that is clearly slower."""
-        self.load(server)
-        client = Client(server.params, server.state, self.step.algorithm.init_client(self.params))
-        steps = partial(self.train_client, [rows] * 2, client, hyper)
-        device = self._param_list[0].device
-        traced = self._traced
-        compiled_s = plain_s = float("inf")
-        # In turn, and more often if it seems slower: what else the machine does shall not decide.
-        for tries in (3, 12):
-            for _ in range(tries):
-                compiled_s = min(compiled_s, seconds_of(steps, device, 1))
-                self._traced = None
-                plain_s = min(plain_s, seconds_of(steps, device, 1))
-                self._traced = traced
-            if compiled_s < _SLOWER * plain_s:
-                return ""
-        return f"a recorded step takes {compiled_s / plain_s:.2f} times as long as a plain one"
 
 
 def _batches_of(data: Data, size: int) -> tuple[Tensor, Tensor]:

@@ -48,11 +48,13 @@ class PythonState:
         self._outside: dict[int, Any] = {}
         self._functions: set[int] = set()
         self._registered: set[int] = set()
+        self._trained: set[int] = set()
         for name, root in roots.items():
             if isinstance(root, nn.Module):
                 self._registered = {id(module) for module in root.modules()}
-                # A layer's own tensors belong to it wherever a function may have got hold of them.
+                # A layer's own tensors belong to it, wherever else it or a function may hold them.
                 self._inside |= {id(t): t for t in (*root.parameters(), *root.buffers())}
+                self._trained |= self._inside.keys()
             self._look(name, root, is_outside=False)
 
     @property
@@ -99,7 +101,7 @@ class PythonState:
         if len(self._found) > _MOST:
             raise TooMuch
         seen[id(value)] = value
-        self._found[path] = token = _token(value)
+        self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value)
         if is_outside and (undo := _undo_of(value, token)) is not None:
             self._undo.append(undo)
         if not isinstance(token, _Noise | _Content):
@@ -133,7 +135,7 @@ class PythonState:
             for name, child in value._modules.items() if is_one_of_ours else ():
                 yield f".{name}", child
             yield "", type(value)
-        elif not isinstance(value, Tensor):
+        elif not isinstance(value, Tensor | np.ndarray):
             for name, part in list(getattr(value, "__dict__", {}).items()):
                 yield f".{name}", part
             for kind in type(value).__mro__:

@@ -50,7 +50,7 @@ class TracedSteps:
         loss: Callable[[Tensor, Tensor], Tensor],
         step: LocalStep,
         data: Data,
-        graphs: bool = True,
+        graphs: bool = False,
     ) -> None:
         """
         Args:

@@ -1,10 +1,10 @@
 """Does a faster form of a step compute what the plain step computes?
 
 Both take the same steps from the same state. Where they differ by no more than a few roundings, they are the same.
-Where they differ by more it may still be rounding that the model has blown up (a bias before a normalisation has a
-gradient of nothing but rounding, and Adam makes steps of it): then both are tried again in float64, on copies; where
-a model does not run in float64, against what a rounding of the parameters makes of the plain steps themselves. What is
-left is a fault of the form: the step is taken in the next plainer one.
+Where they differ by more it may still be rounding that a deep model has blown up: then both are tried again in
+float64, on copies; where a model does not run in float64, against what a rounding of the parameters makes of the plain
+steps themselves. What is left is a fault of the form, or a model that makes large numbers of roundings (a bias before a
+normalisation has a gradient of nothing else, and Adam takes whole steps along it): the next plainer form is taken.
 """
 
 import math
@@ -24,8 +24,8 @@ _ROUNDINGS = 8
 """Of the largest number: a difference up to this is rounding, however little the steps change."""
 _BLOWN_UP = 30
 """Times the difference that a rounding of the parameters makes: a difference up to this is rounding, blown up."""
-_MOST = {torch.float64: 1e-3}
-"""But never more than this share of the largest change of all, or, in other dtypes, a hundredth of it."""
+_MOST = 1e-2
+"""But never more than this share of the largest change of all."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def difference(before: Tensors, plain: Tensors, ours: Tensors, noise: Tensors | 
     for name, a in plain.items():
         blown_up = 0.0
         if noise is not None and name in changes:
-            most = _MOST.get(a.dtype, 1e-2) * max(changes.values())
+            most = _MOST * max(changes.values())
             blown_up = min(_BLOWN_UP * _largest(a - noise[name]), most)
         found = _difference_of(name, a, ours[name], changes.get(name, 0.0), blown_up)
         if found is not None and (worst is None or found.share > worst.share):
@@ -148,23 +148,19 @@ def is_wide(model: nn.Module, x: Tensor) -> bool:
 
 
 def verdict(
-    native: Callable[[bool], Difference | None], wide: Callable[[bool], Difference | str | None], dtype: torch.dtype
+    native: Callable[[bool], Difference | None], wide: Callable[[], Difference | str | None], dtype: torch.dtype
 ) -> str:
-    """Says what was found of a form in the run's dtype and, where that is not rounding, in float64; or nothing.
+    """Says what was found of a form in the run's dtype and, where that may be rounding, in float64; or nothing.
 
     Args:
         native: compares; True: against the rounding of the plain steps.
         wide: the same in float64; a text where that cannot be.
     """
     found = native(False)
-    if found is None:
-        return ""
-    if dtype != torch.float64:
-        again = wide(False)
-        if again is None:
-            return ""
-        if isinstance(again, Difference):
-            again = wide(True)
-            return "" if again is None else f"{again}, in float64"
-    found = native(True)
-    return "" if found is None else str(found)
+    if found is None or dtype == torch.float64:
+        return str(found or "")
+    again = wide()
+    if isinstance(again, Difference):
+        return f"{again}, in float64"
+    found = native(True) if again else None
+    return str(found or "")

@@ -1,6 +1,8 @@
 """Which backend runs, what it says of itself, and that a choice is kept."""
 
-import itertools
+import os
+import random
+import time
 
 import numpy as np
 import pytest
@@ -9,14 +11,16 @@ from torch import nn
 
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import choice, lanes, loop
+from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.data import Data, Samples, to_data
+from flgo_hydra.federated.model import cnn, mlp
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
@@ -110,7 +114,7 @@ def test_batch_norm_of_a_single_sample_is_refused_as_torch_refuses_it(make_ragge
     backend = VmapBackend(model, data, step, LocalWork(4, 2, None, seed=3), lanes=3)
     with pytest.raises(ValueError, match="more than 1 value per channel.* set another `batch_size`"):
         rounds(backend, model, data)
-    assert "more than one value per channel" in backend.note["why_not_vmap"]
+    assert "more than 1 value per channel" in backend.note["why_not_vmap"]
 
 
 def test_what_mixes_ragged_batches_trains_in_the_loop(make_ragged_task):
@@ -213,74 +217,131 @@ def test_a_model_that_counts_its_calls_is_not_compiled(ragged):
     assert model.calls == 2 * (2 + 1 + 3 + 1)  # steps, and none of a trial
 
 
-def test_a_recorded_step_that_is_clearly_slower_is_given_up(ragged, make_mlp, monkeypatch):
-    seconds = itertools.cycle([1.6, 1.0])
-    monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
-    monkeypatch.setattr(loop, "_SLOWER", 1.5)
-    model = make_mlp()
-    backend = LoopBackend(model, ragged, LocalStep(FedAvg(), build_optimizer("sgd")), LocalWork(4, 2, None, seed=3))
-    rounds(backend, model, ragged)
-    assert backend.note["why_not_compiled"] == "a recorded step takes 1.60 times as long as a plain one"
-    assert backend.note["compiled_batch_sizes"] == [] and backend.is_recorded is False
+def chosen(data, model, engine=None, visits=INF, cohort_size=4, work=None, algorithm=None, **optimizer):
+    step = LocalStep(algorithm or FedAvg(), build_optimizer(**{"name": "sgd", **optimizer}))
+    return build_backend(
+        engine or EngineConf(), model, data, step, work or LocalWork(4, 2, None, 3), cohort_size, visits
+    )
 
 
-def chosen(data, model, engine, visits=INF, cohort_size=4):
-    step = LocalStep(FedAvg(), build_optimizer("sgd"))
-    return build_backend(engine, model, data, step, LocalWork(4, 2, None, seed=3), cohort_size, visits)
-
-
-@pytest.mark.parametrize("loop_s, vmap_s, name", [(1.0, 0.5, "vmap"), (1.0, 0.95, "loop"), (0.5, 1.0, "loop")])
-def test_auto_takes_what_it_measured_as_clearly_faster(ragged, make_mlp, monkeypatch, loop_s, vmap_s, name):
-    monkeypatch.setattr(choice, "_measured", {})
-    monkeypatch.setattr(LoopBackend, "estimate", lambda *_: loop_s)
-    monkeypatch.setattr(VmapBackend, "estimate", lambda *_: vmap_s)
-    model = make_mlp()
-    backend = chosen(ragged, model, EngineConf())
-    assert backend.choice is None
-    rounds(backend, model, ragged)
-    assert backend.choice == name and backend.note["backend"] == name
-    assert backend.note["chosen_by"] == "measurement" and backend.note["loop_round_s"] == loop_s
-
-
-def test_auto_measures_for_real_and_trains_as_the_loop_does(ragged, make_mlp, monkeypatch):
-    monkeypatch.setattr(choice, "_measured", {})
+def test_the_choice_is_there_before_the_first_round_and_trains_as_the_loop_does(ragged, make_mlp):
     ends = []
     for engine in (EngineConf("loop", "off"), EngineConf("auto")):
         model = make_mlp()
         backend = chosen(ragged, model, engine)
+        name = backend.choice
         ends.append(rounds(backend, model, ragged))
+        assert backend.choice == backend.note["backend"] == name
+    assert backend.note["chosen_by"] == "cost model"
     assert backend.note["loop_round_s"] > 0 and backend.note["vmap_round_s"] > 0
     assert_same(*ends)
 
 
-def test_what_needs_no_measurement_and_what_a_checkpoint_keeps(ragged, make_mlp):
-    assert chosen(ragged, make_mlp(), EngineConf(), visits=10).note["chosen_by"] == "too short to measure"
-    asked = chosen(ragged, make_mlp(), EngineConf("vmap"))
-    asked.go_on({"backend": "loop", "is_recorded": True})
-    assert asked.choice == "vmap"
-    resumed = chosen(ragged, make_mlp(), EngineConf())
-    resumed.go_on({"backend": "vmap", "is_recorded": None})
-    assert resumed.choice == "vmap" and resumed.note["chosen_by"] == "checkpoint"
-    early = chosen(ragged, make_mlp(), EngineConf())
-    early.go_on({"backend": None, "is_recorded": None})  # a checkpoint before the first round's end
-    assert early.choice is None
+def images(sizes, seed=0, shape=(1, 8, 8)):
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.random((sum(sizes), *shape), np.float32))
+    y = torch.from_numpy(rng.integers(0, 10, len(x)))
+    held = Samples(x[:4], y[:4], torch.full((4,), 0.25, dtype=torch.float64))
+    return Data(x, y, np.cumsum([0, *sizes]).tolist(), held, held, is_classification=True)
 
 
-@pytest.mark.parametrize("is_recorded, sizes", [(True, [3, 4]), (False, [])])
-def test_a_run_that_goes_on_does_not_ask_again_whether_recorded_steps_pay(
-    ragged, make_mlp, monkeypatch, is_recorded, sizes
-):
-    seconds = itertools.cycle([0.1, 1.0] if not is_recorded else [1.6, 1.0])  # now it would decide otherwise
-    monkeypatch.setattr(loop, "seconds_of", lambda *_: next(seconds))
-    monkeypatch.setattr(loop, "_SLOWER", 1.5)
-    model = make_mlp()
-    backend = chosen(ragged, model, EngineConf("loop"))
-    assert backend.findings == {"backend": "loop", "is_recorded": None}
-    backend.go_on({"backend": "loop", "is_recorded": is_recorded})
-    rounds(backend, model, ragged)
-    assert set(sizes) <= set(backend.note["compiled_batch_sizes"])
-    assert bool(backend.note["compiled_batch_sizes"]) == is_recorded
-    assert backend.findings == {"backend": "loop", "is_recorded": is_recorded}
+def test_each_backend_is_chosen_where_it_should_be():
+    """Small dense steps side by side; large convolutions, and clients that have little in common, one by one."""
+    even, work = images([40] * 20), LocalWork(10, 5, None, 0)
+    assert chosen(even, mlp((1, 8, 8), 10, [32]), cohort_size=10, work=work).choice == "vmap"
+    large = images([20] * 4, shape=(1, 28, 28))
+    assert chosen(large, cnn((1, 28, 28), 10, [32, 64], 512), cohort_size=4, work=work).choice == "loop"
+    wild = images([1500, 200, *[10] * 18])
+    assert chosen(wild, mlp((1, 8, 8), 10, [512, 512]), cohort_size=10, work=work).choice == "loop"
+    assert chosen(even, mlp((1, 8, 8), 10, [32]), cohort_size=1, work=work).choice == "loop"
+    short = LocalWork(10, 1, 2, 0)  # two steps of ten clients: nothing pays that has to be recorded first
+    assert chosen(even, mlp((1, 8, 8), 10, [32]), cohort_size=10, work=short, visits=0.5).choice == "loop"
+
+
+def test_nothing_that_differs_between_seeds_or_machines_changes_the_choice(monkeypatch):
+    """Values, seeds, threads, clocks, and the sizes that another split of the same kind has drawn."""
+    found = []
+    for seed in range(4):
+        monkeypatch.setattr(time, "perf_counter", lambda s=seed: 1e3 * s)
+        monkeypatch.setattr(torch, "get_num_threads", lambda s=seed: 1 + s)
+        monkeypatch.setattr(os, "cpu_count", lambda s=seed: 1 + s)
+        sizes = np.random.default_rng(seed).dirichlet(np.full(20, 5.0)) * 800
+        data = images(np.maximum(1, sizes).astype(int).tolist(), seed)
+        work = LocalWork(10, 3, None, seed)
+        for momentum in (0.0, 0.5):
+            backend = chosen(data, mlp((1, 8, 8), 10, [32]), cohort_size=5, work=work, momentum=momentum)
+            found.append((backend.choice, backend.form.get("clients_at_once")))
+    assert len(set(found)) == 1
+
+
+def test_algorithms_and_optimizers_of_one_sweep_have_one_choice():
+    data = images([40] * 20)
+    found = {
+        chosen(data, mlp((1, 8, 8), 10, [32]), cohort_size=10, algorithm=algorithm, name=name).choice
+        for algorithm in (FedAvg(), FedProx(), Scaffold())
+        for name in ("sgd", "momentum", "adam")
+    }
+    assert len(found) == 1
+
+
+def test_to_be_looked_at_leaves_no_trace(ragged):
+    class Tracing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.norm, self.calls = nn.Linear(5, 4), nn.BatchNorm1d(4), 0
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen += 1
+            noise = torch.rand(()) + random.random() + np.random.random()
+            return self.norm(self.line(x)) + noise
+
+    model = seeded(Tracing)().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    backend = chosen(ragged, model)
+    assert (backend.choice, model.calls, model.training) == ("loop", 0, False)
+    assert "random numbers" in backend.note["chosen_by"]
+    assert_same(before, model.state_dict(), atol=0)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+@pytest.mark.parametrize("why", ["deepcopy", "small batch", "dropout"])
+def test_a_model_that_cannot_be_looked_at_trains_in_the_loop(ragged, why):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.drop = nn.Linear(5, 3), nn.Dropout(0.5)
+
+        def __deepcopy__(self, memo):
+            if why == "deepcopy":
+                raise TypeError("there is only one of me")
+            copy = Odd().double()
+            copy.load_state_dict(self.state_dict())
+            return copy
+
+        def forward(self, x):
+            if why == "small batch":
+                assert len(x) > 8
+            return self.drop(self.line(x)) if why == "dropout" else self.line(x)
+
+    backend = chosen(ragged, Odd())
+    assert backend.choice == "loop"
+    said = {"deepcopy": "only one of me", "small batch": "AssertionError", "dropout": "random numbers"}[why]
+    assert said in backend.note["chosen_by"]
+
+
+def test_the_form_says_what_decides_rounding(ragged, make_mlp):
+    torch.set_num_threads(1)
+    auto = chosen(ragged, make_mlp(), EngineConf("vmap", dual="off"))
+    assert auto.form == {
+        **{"device": "cpu", "num_threads": 1, "compile": "auto", "dual": "off", "graph": "off"},
+        **{"backend": "vmap", "clients_at_once": 4},
+    }
+    assert auto.note["num_threads"] == 1 and auto.note["chosen_by"] == "engine.backend"
+    assert chosen(ragged, make_mlp(), EngineConf("loop")).form["backend"] == "loop"
 
 
 @pytest.mark.parametrize(

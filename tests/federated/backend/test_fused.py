@@ -14,7 +14,6 @@ from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.width import WidthSearch
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
@@ -56,7 +55,7 @@ class Runs:
         conf = option(**{**self.shared, **values})
         with torch.random.fork_rng():
             torch.manual_seed(conf.seed)
-            model = self.build().double()
+            model = self.build().to(self.data.x_train.dtype)
         algorithm = self.algorithm()
         step = LocalStep(algorithm, build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay), conf.clip_grad)
         work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
@@ -73,9 +72,9 @@ class Runs:
         run, member, state, watcher, _ = self.make(values)
         return drive(run, member.loop, self.data), state, watcher.lines
 
-    def together(self, points, is_auto=False, prepare=lambda backend: None):
+    def together(self, points, most=8, prepare=lambda backend: None):
         made = [self.make(values) for values in points]
-        backend = FusedBackend(made[0][4], self.data, {i: one[1] for i, one in enumerate(made)}, is_auto)
+        backend = FusedBackend(made[0][4], self.data, {i: one[1] for i, one in enumerate(made)}, most)
         prepare(backend)
         ends = {}
         run_together({i: one[0] for i, one in enumerate(made)}, backend.train, backend.evaluate, ends.__setitem__)
@@ -227,7 +226,7 @@ def test_a_run_that_fails_leaves_the_others(ragged):
     runs = Runs(ragged, FedAvg)
     made = [runs.make(values) for values in POINTS]
     made[1][3].evaluated = lambda state, is_best: 1 / (1 - state.round_num)
-    backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
+    backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, 8)
     ends = {}
     run_together({i: one[0] for i, one in enumerate(made)}, backend.train, backend.evaluate, ends.__setitem__)
     assert isinstance(ends[1], ZeroDivisionError)
@@ -260,31 +259,6 @@ def test_memory_runs_out_and_the_width_is_halved(ragged):
         assert_same(runs.alone(values), one)
 
 
-def test_a_failure_between_two_chunks_tells_which_runs_it_caught_half_way(ragged):
-    """Their clients have kept what belongs to a round that never ended."""
-    backends = []
-
-    def prepare(backend):
-        backend._search.width = 2
-        train, calls = backend._train_chunk, []
-
-        def failing(keys, works):
-            calls.append(keys)
-            if len(calls) == 4:  # the second chunk of the second round
-                assert backend.half_trained == {0, 1}
-                raise ValueError("a kernel has failed")
-            return train(keys, works)
-
-        backend._train_chunk = failing
-        backends.append(backend)
-
-    with pytest.raises(ValueError, match="a kernel"):
-        Runs(ragged, Scaffold).together([{"seed": seed} for seed in range(4)], prepare=prepare)
-    assert backends[0].half_trained == {0, 1}
-    together, backend = Runs(ragged, Scaffold).together(POINTS)
-    assert backend.half_trained == set()
-
-
 def test_evaluation_as_one_program_where_that_works_and_else_one_by_one(ragged, caplog):
     class Deciding(nn.Linear):
         def forward(self, x):
@@ -295,7 +269,7 @@ def test_evaluation_as_one_program_where_that_works_and_else_one_by_one(ragged, 
     for build, works in ((mlp, True), (lambda: Deciding(5, 3), False)):
         runs = Runs(ragged, FedAvg, build)
         made = [runs.make(values) for values in POINTS]
-        backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, False)
+        backend = FusedBackend(made[0][4], ragged, {i: one[1] for i, one in enumerate(made)}, 8)
         servers = {i: Evaluation(one[2].server, 0) for i, one in enumerate(made)}
         one_by_one = backend.evaluate(servers)
         backend._device = torch.device("cuda")  # where it pays
@@ -329,51 +303,22 @@ def test_what_vmap_computes_otherwise_is_noticed(ragged):
         Runs(ragged, FedAvg, Odd).together(POINTS)
 
 
-@pytest.mark.parametrize("alone_s, is_worth_it", [(1e9, True), (1e-9, False)])
-def test_auto_compares_with_the_loop(ragged, monkeypatch, alone_s, is_worth_it):
-    monkeypatch.setattr(LoopBackend, "estimate", lambda *_: alone_s)
+@pytest.mark.parametrize("algorithm", [FedAvg, Scaffold])
+@pytest.mark.parametrize("sizes", [(8, 8, 8), (7, 3, 12, 1), (8, 8, 8, 12)])
+def test_a_runs_digits_do_not_depend_on_whom_it_runs_with(make_ragged_task, algorithm, sizes):
+    """In float32, to the last bit: two of the others' clients may be alike where the run's own are not."""
+    data = to_data(make_ragged_task(sizes), torch.device("cpu"), torch.float32)
 
-    def prepare(backend):
-        backend._search = WidthSearch(2)
-        backend._search.learn = lambda seconds: WidthSearch.learn(backend._search, 1.0 / backend._search.width)
+    def build():
+        return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
 
-    _, backend = Runs(ragged, FedAvg, num_rounds=5).together(POINTS[:2], is_auto=True, prepare=prepare)
-    assert backend.note["runs_at_once"] == 2
-    assert backend.is_not_worth_it != is_worth_it
-
-
-@pytest.mark.parametrize(
-    "most, seconds, expected",
-    [
-        (8, {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.125}, 8),
-        (6, {1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}, 6),
-        (8, {1: 1.0, 2: 0.5, 4: 0.46, 8: 0.1}, 2),
-        (8, {1: 1.0, 2: 0.95}, 1),
-        (8, {1: 1.0, 2: 0.909}, 2),
-        (1, {}, 1),
-    ],
-)
-def test_the_width_grows_while_it_gains_a_tenth(most, seconds, expected):
-    search = WidthSearch(most)
-    tried = []
-    while not search.is_done:
-        tried.append(search.width)
-        # The first round at a width also does what is done once.
-        search.learn(seconds.get(search.width, 99.0) * (5 if tried.count(search.width) == 1 else 1))
-    assert search.width == expected
-    assert all(tried.count(width) == 2 for width in tried)
-
-
-def test_a_fixed_width_is_only_halved():
-    search = WidthSearch(6, is_fixed=True)
-    assert (search.width, search.is_done) == (6, True)
-    assert [search.does_not_fit() for _ in range(3)] == [True, True, False]
-    assert search.width == 1
-
-
-def test_auto_says_when_it_is_not_worth_it(ragged):
-    def prepare(backend):
-        backend._search.width, backend._search.is_done = 1, True
-
-    _, backend = Runs(ragged, FedAvg).together(POINTS, is_auto=True, prepare=prepare)
-    assert backend.is_not_worth_it
+    runs = Runs(data, algorithm, build, num_rounds=4, proportion=0.7, batch_size=4)
+    points = [{"lr": 0.05 * (1 + seed), "seed": seed} for seed in range(7)]
+    expected, _ = runs.together(points, most=7)
+    for most, chosen in [(1, [2]), (8, [2]), (2, [5, 2]), (8, [2, 3, 4]), (8, [6, 0, 1, 2])]:
+        ends, backend = runs.together([points[i] for i in chosen], most=most)
+        assert backend.form == {"backend": "fused", "fuse": most}
+        for i, one in zip(chosen, ends, strict=True):
+            assert one[2] == expected[i][2]
+            for name, tensor in expected[i][1].server.params.items():
+                assert torch.equal(tensor, one[1].server.params[name])

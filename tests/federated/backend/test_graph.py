@@ -64,9 +64,9 @@ def test_rounds_are_the_same(make_ragged_task, monkeypatch, algorithm, hyper, op
     model = build()
     expected = train(LoopBackend(model, data, step, WORK, compiles=False), model, data, algorithm, hyper)
     for make in (
-        lambda model: LoopBackend(model, data, step, WORK),
-        lambda model: VmapBackend(model, data, step, WORK, lanes=4),
-        lambda model: VmapBackend(model, data, step, WORK, lanes=2, graphs=False),
+        lambda model: LoopBackend(model, data, step, WORK, graphs=True),
+        lambda model: VmapBackend(model, data, step, WORK, lanes=4, graphs=True),
+        lambda model: VmapBackend(model, data, step, WORK, lanes=2),
     ):
         model = build()
         backend = make(model)
@@ -85,7 +85,7 @@ def test_fused_runs_are_what_they_are_alone(make_ragged_task):
     models = [build() for _ in rates]
     loops = [LoopBackend(model, data, step, WORK, compiles=False) for model in models]
     members = {i: Member(algorithm, "sgd", 0.0, 0.0, 0.0, WORK, loop) for i, loop in enumerate(loops)}
-    fused = FusedBackend(models[0], data, members, is_auto=False)
+    fused = FusedBackend(models[0], data, members, 4, graphs=True)
     works = {
         i: RoundWork(server_state(model, algorithm), ClientStates({}, 4), cohort, {"lr": rates[i]}, 1)
         for i, model in enumerate(models)

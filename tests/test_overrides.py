@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flgo_hydra.api.overrides import as_text, override
+from flgo_hydra.overrides import as_text, override
 
 VALUES = [
     None, True, False, 0, -1, 0.1, 1e-30, 1e30, "fedavg", "./mnist_iid", "true", "Null", "1e-3", "", "a b", "it's",

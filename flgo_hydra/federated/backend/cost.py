@@ -1,0 +1,199 @@
+"""What a round costs each backend: a model of its seconds, from shapes and counts alone.
+
+A stopwatch would see the load, the cores and the luck of the moment, and one seed of a learning rate would train side
+by side and the next one not. Here a round is amounts of work (operations, multiplications, bytes: `profile.py`) times
+seconds that are constants of a kind of device, whatever machine it is. What decides between the backends:
+
+- an operation costs the same for one client and for many, so side by side small steps are cheaper;
+- a convolution with weights of each client's own is slower than one after another;
+- many clients' models do not fit a cache that one model fits;
+- clients that differ are filled up, to the largest batch and to the most steps;
+- a dense layer on the samples may be kept in its dual form, side by side only.
+
+The constants were fitted by `scripts/benchmarks/choice.py --fit`, which also says how often the cheaper backend by this
+model is the faster one. Those of GPUs are guesses.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flgo_hydra.federated.backend.lane_schedule import MASKED, kinds_of
+from flgo_hydra.federated.backend.lanes import Extent, dual_pays
+from flgo_hydra.federated.backend.profile import Amount, Profile
+from flgo_hydra.federated.schedule import Order, batch_sizes
+from flgo_hydra.federated.training import LocalWork
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run trains, whatever trains it."""
+
+    profile: Profile
+    shapes: Sequence[tuple[int, ...]]
+    """of the trainable parameters"""
+    itemsize: int
+    num_inputs: int
+    """numbers of a sample"""
+    work: LocalWork
+    extent: Extent
+    cohort: Sequence[int]
+    """samples of each client of a round, as they may be expected (`expected.py`)"""
+    compiles: bool
+    has_dual: bool
+    """dense layers may be kept in their dual form"""
+
+    @property
+    def param_bytes(self) -> int:
+        return self.itemsize * sum(math.prod(shape) for shape in self.shapes)
+
+    def moved(self, batch: int, param_bytes: float) -> float:
+        """Bytes of a step that its passes do not show: the batch is gathered, the new weights are written."""
+        return 2 * param_bytes + 2 * self.itemsize * batch * self.num_inputs
+
+
+Amounts = dict[str, float]
+"""Work of a round by its kind; the seconds of each kind are in `SECONDS`."""
+
+
+def loop_amounts(load: Workload) -> Amounts:
+    """A round of clients one after another."""
+    total: Amounts = {}
+    steps: dict[int, int] = {}
+    for n in load.cohort:
+        for size in batch_sizes(n, *load.work.size(n)):
+            steps[size] = steps.get(size, 0) + 1
+    for size, count in steps.items():
+        is_recorded = load.compiles and size in load.extent.sizes
+        amount = load.profile.at(size)
+        form = "loop" if is_recorded else "plain"
+        _add(total, _of_step(form, amount, load.moved(size, load.param_bytes), 1), count)
+    _add(total, {"loop_client": 1.0, "loop_client_bytes": load.param_bytes}, len(load.cohort))
+    return total
+
+
+def vmap_amounts(load: Workload, lanes: int) -> Amounts:
+    """A round of clients side by side, `lanes` at once."""
+    total: Amounts = {}
+    longest_first = sorted(load.cohort, key=lambda n: -load.work.size(n)[1])
+    dual = [shape for shape in load.shapes if _is_dual(load, shape)]
+    n = load.extent.most_samples
+    for begin in range(0, len(longest_first), lanes):
+        chunk = longest_first[begin : begin + lanes]
+        orders = [Order(np.empty(0), batch_sizes(size, *load.work.size(size))) for size in chunk]
+        for kind in kinds_of(orders, load.extent.sizes):
+            batch = load.extent.width if kind == MASKED else kind
+            amount = load.profile.at(batch)
+            for outputs, inputs in dual:
+                weights = outputs * inputs
+                saved = Amount(dense=2.0 * batch * weights, bytes=3.0 * load.itemsize * weights)
+                read = load.itemsize * 2.0 * n * (3.0 * batch + outputs)
+                rows = Amount(ops=2.0, dense=2.0 * n * batch * outputs, bytes=read)
+                amount = amount.plus(saved, -1.0).plus(rows)
+            own_bytes = load.param_bytes - load.itemsize * sum(a * b for a, b in dual)
+            form = "vmap" if load.compiles else "plain_vmap"
+            _add(total, _of_step(form, amount, load.moved(batch, own_bytes), lanes))
+            if kind == MASKED:
+                _add(total, {"vmap_masked": 1.0, "vmap_masked_bytes": float(lanes * own_bytes)})
+        begins = sum(2.0 * n * a * b + (a + n) * n * b for a, b in dual)
+        moved = lanes * load.param_bytes
+        _add(total, {"vmap_chunk": 1.0, "vmap_chunk_bytes": moved, "vmap_dense": lanes * begins})
+    return total
+
+
+def loop_setup(load: Workload) -> Amounts:
+    """What recording costs, once."""
+    sizes = {size for n in load.cohort for size in batch_sizes(n, *load.work.size(n))} & load.extent.sizes
+    return {"loop_record": load.compiles * sum(load.profile.at(size).ops for size in sizes)}
+
+
+def vmap_setup(load: Workload, lanes: int) -> Amounts:
+    """The same, side by side: of each kind of step."""
+    chunks = [load.cohort[begin : begin + lanes] for begin in range(0, len(load.cohort), lanes)]
+    patterns = [[Order(np.empty(0), batch_sizes(n, *load.work.size(n))) for n in chunk] for chunk in chunks]
+    kinds = {kind for orders in patterns for kind in kinds_of(orders, load.extent.sizes)}
+    return {"vmap_record": load.profile.at(load.extent.width).ops * len(kinds)}
+
+
+def _is_dual(load: Workload, shape: tuple[int, ...]) -> bool:
+    is_layer = load.compiles and load.has_dual and len(shape) == 2 and shape[1] == load.num_inputs
+    return is_layer and dual_pays(load.extent, *shape)
+
+
+def _of_step(form: str, amount: Amount, moved: float, lanes: int) -> Amounts:
+    return {
+        f"{form}_step": 1.0,
+        f"{form}_op": amount.ops,
+        f"{form}_layer": amount.layers,
+        f"{form}_conv_op": amount.convs,
+        f"{form}_dense": lanes * max(amount.dense, 0.0),
+        f"{form}_conv": lanes * amount.conv,
+        f"{form}_bytes": lanes * max(amount.bytes + moved, 0.0),
+    }
+
+
+def _add(total: Amounts, amounts: Mapping[str, float], times: float = 1.0) -> None:
+    for key, value in amounts.items():
+        total[key] = total.get(key, 0.0) + times * value
+
+
+def seconds_of(amounts: Mapping[str, float], constants: Mapping[str, float]) -> float:
+    """Args: constants: seconds of one of each kind of work."""
+    return sum(constants[key] * value for key, value in amounts.items())
+
+
+MARGIN = 0.95
+"""The loop is left for what takes at most this share of its time: it asks the least of a model."""
+
+_CPU = {
+    "loop_step": 2.7e-05,
+    "loop_op": 5.22e-07,
+    "loop_layer": 2.71e-05,
+    "loop_conv_op": 8.08e-05,
+    "loop_dense": 2.07e-11,
+    "loop_conv": 2.46e-11,
+    "loop_bytes": 3.53e-11,
+    "plain_step": 0.000167,
+    "plain_op": 5.8e-06,
+    "plain_layer": 3.3e-06,
+    "plain_conv_op": 0.000117,
+    "plain_dense": 0,
+    "plain_conv": 3.57e-11,
+    "plain_bytes": 7.48e-11,
+    "vmap_step": 5.11e-05,
+    "vmap_op": 0,
+    "vmap_layer": 7.69e-05,
+    "vmap_conv_op": 0.000146,
+    "vmap_dense": 2.14e-11,
+    "vmap_conv": 3.1e-11,
+    "vmap_bytes": 4.49e-11,
+    "plain_vmap_step": 0.00158,
+    "plain_vmap_op": 3.19e-06,
+    "plain_vmap_layer": 4.99e-05,
+    "plain_vmap_conv_op": 3.3e-05,
+    "plain_vmap_dense": 9.13e-11,
+    "plain_vmap_conv": 1.2e-10,
+    "plain_vmap_bytes": 1.04e-10,
+    "loop_client": 0.000226,
+    "loop_client_bytes": 1.78e-10,
+    "loop_record": 0.000953,
+    "vmap_chunk": 0.00116,
+    "vmap_chunk_bytes": 1.69e-10,
+    "vmap_masked": 3.55e-05,
+    "vmap_masked_bytes": 0,
+    "vmap_record": 0.00169,
+}
+# A launch takes about 10 us whatever it computes, plain autograd three times as many; products and bytes are two orders
+# of magnitude cheaper than on a core of a CPU.
+_PER_OP = {"loop": 1e-5, "plain": 3e-5, "vmap": 1e-5, "plain_vmap": 1e-4}
+_GPU = {
+    **{f"{form}_{kind}": seconds for form, seconds in _PER_OP.items() for kind in ("step", "op", "layer", "conv_op")},
+    **{f"{form}_{kind}": 3e-13 for form in _PER_OP for kind in ("dense", "conv", "bytes")},
+    **{"vmap_conv": 1e-12, "plain_vmap_conv": 1e-12},
+    **{"loop_client": 1e-3, "loop_client_bytes": 3e-12, "vmap_chunk": 2e-3, "vmap_chunk_bytes": 3e-12},
+    **{"vmap_masked": 2e-4, "vmap_masked_bytes": 3e-12, "loop_record": 2e-3, "vmap_record": 3e-3},
+}
+SECONDS: dict[str, dict[str, float]] = {"cpu": _CPU, "cuda": _GPU, "mps": _GPU}
+"""By kind of device: seconds of one of each kind of work."""

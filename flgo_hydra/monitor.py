@@ -1,0 +1,104 @@
+"""What "best" means in a run: one metric, and which way it is better.
+
+The round loop, the live table, the study, the summary, the rebuilt study, `frame()` and the reports all ask this one
+value; nothing else compares two results. The direction of our own metrics is known; of any other metric it is never
+guessed from its name: the user says it (`monitor_mode`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KNOWN = {"valid_loss": False, "valid_accuracy": True, "test_loss": False, "test_accuracy": True}
+"""our metrics, and whether more of each is better"""
+MODES = ("min", "max")
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The metric that decides which round, and which run, is best."""
+
+    metric: str = "valid_loss"
+    is_maximized: bool = False
+
+    @staticmethod
+    def of(metric: str, mode: str | None = None) -> "Monitor":
+        """As the options say it.
+
+        Args:
+            mode: min or max; None: by what is known of our own metrics.
+        Raises:
+            ValueError: there is no such mode, or the metric is a user's own and nobody said which way it is better.
+        """
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"`monitor_mode` must be one of {', '.join(MODES)}, but got {mode!r}.")
+        if mode is None and metric not in KNOWN:
+            raise ValueError(
+                f"`monitor={metric}` is none of our metrics ({', '.join(KNOWN)}), so it must be said which way it is "
+                "better: `monitor_mode=min` or `monitor_mode=max`."
+            )
+        return Monitor(metric, KNOWN[metric] if mode is None else mode == "max")
+
+    @staticmethod
+    def from_json(value: Any) -> "Monitor":
+        """What `dataclasses.asdict` made of one; the default of anything else."""
+        is_one = isinstance(value, Mapping) and isinstance(value.get("metric"), str)
+        return Monitor(value["metric"], value.get("is_maximized") is True) if is_one else Monitor()
+
+    @property
+    def mode(self) -> str:
+        """min or max."""
+        return MODES[self.is_maximized]
+
+    @property
+    def worst(self) -> float:
+        """What any finite value is better than."""
+        return -math.inf if self.is_maximized else math.inf
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether a value beats another. A tie does not, nor does what is not finite; any finite value beats that."""
+        return math.isfinite(value) and (not math.isfinite(than) or self.score(value) < self.score(than))
+
+    def score(self, value: float) -> float:
+        """The value as a study minimises it: the negative of what is maximised. Its own inverse."""
+        return -value if self.is_maximized else value
+
+    def value_at(self, line: Mapping[str, float]) -> float:
+        """The metric in an evaluated round; nan where it is not there."""
+        return line.get(self.metric, math.nan)
+
+    def score_at(self, line: Mapping[str, float]) -> float:
+        """The same as a study minimises it."""
+        return self.score(self.value_at(line))
+
+    def best_of(self, rounds: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
+        """The best of the evaluated rounds, the first of equals; None where none is finite."""
+        best: Mapping[str, float] | None = None
+        for line in rounds:
+            if self.is_better(self.value_at(line), math.nan if best is None else self.value_at(best)):
+                best = line
+        return best
+
+    def rank(self, value: float) -> float:
+        """A key to sort by, the best first; what is not finite comes last."""
+        return self.score(value) if math.isfinite(value) else math.inf
+
+    def at_best(self, metric: str) -> str:
+        """What a metric is called where it is taken at the best round: `test_accuracy@best(valid_loss)`."""
+        return f"{metric}@best({self.metric})"
+
+    @property
+    def column(self) -> str:
+        """What tables call the metric itself at its best."""
+        return BEST_VALID_LOSS if self == VALID_LOSS else self.at_best(self.metric)
+
+
+def metric_of(column: str) -> str:
+    """The metric of a column that `at_best` or `column` has named."""
+    return "valid_loss" if column == BEST_VALID_LOSS else column.rpartition("@best(")[0] or column
+
+
+BEST_VALID_LOSS = "best_valid_loss"
+VALID_LOSS = Monitor()
+"""what decides unless the user says otherwise; `best_valid_loss` is its best, whatever is monitored"""

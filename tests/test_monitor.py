@@ -1,0 +1,71 @@
+import math
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flgo_hydra.monitor import KNOWN, VALID_LOSS, Monitor, metric_of
+
+nan, inf = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "metric, mode, is_maximized",
+    [
+        ("valid_loss", None, False),
+        ("valid_accuracy", None, True),
+        ("test_loss", None, False),
+        ("test_accuracy", None, True),
+        ("test_accuracy", "min", False),
+        ("macro_f1", "max", True),
+        ("my_accuracy", "min", False),
+    ],
+)
+def test_the_direction_of_ours_is_known_and_of_others_said(metric, mode, is_maximized):
+    assert Monitor.of(metric, mode) == Monitor(metric, is_maximized)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "my_accuracy", "worst_loss", "accuracy", "f1_score", ""])
+def test_nothing_is_guessed_from_a_name(metric):
+    with pytest.raises(ValueError, match="`monitor_mode=min` or `monitor_mode=max`"):
+        Monitor.of(metric)
+
+
+def test_a_wrong_mode_is_refused():
+    with pytest.raises(ValueError, match="`monitor_mode` must be one of min, max, but got 'maximize'"):
+        Monitor.of("test_accuracy", "maximize")
+
+
+@pytest.mark.parametrize("monitor", [VALID_LOSS, Monitor("x", True)])
+@given(values=st.lists(st.sampled_from([0.0, -1.0, 2.0, nan, inf, -inf]), max_size=8))
+def test_the_best_round_is_the_first_of_the_best_finite_ones(monitor, values):
+    lines = [{"round": i, monitor.metric: value} for i, value in enumerate(values)]
+    finite = [value for value in values if math.isfinite(value)]
+    best = monitor.best_of(lines)
+    if not finite:
+        assert best is None
+        return
+    wanted = max(finite) if monitor.is_maximized else min(finite)
+    assert best is not None and (best["round"], best[monitor.metric]) == (values.index(wanted), wanted)
+    assert min(finite, key=monitor.score) == wanted == sorted(values, key=monitor.rank)[0]
+
+
+def test_a_score_is_its_own_inverse_and_a_missing_metric_is_nan():
+    for monitor in (VALID_LOSS, Monitor("x", True)):
+        assert monitor.score(monitor.score(2.5)) == 2.5
+        assert math.isnan(monitor.score_at({})) and math.isnan(monitor.value_at({"y": 1.0}))
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "best", "a.b", "x@best(y)", "best_valid_los"])
+def test_columns_name_metric_and_monitor(name):
+    for monitor in (VALID_LOSS, Monitor("test_accuracy", True), Monitor("é", True)):
+        assert monitor.at_best(name) == f"{name}@best({monitor.metric})" and metric_of(monitor.at_best(name)) == name
+    assert VALID_LOSS.column == "best_valid_loss" and metric_of("best_valid_loss") == "valid_loss"
+    assert Monitor("valid_loss", True).column == "valid_loss@best(valid_loss)"
+
+
+def test_it_travels_as_plain_values():
+    for monitor in (VALID_LOSS, Monitor("best", True)):
+        assert Monitor.from_json(asdict(monitor)) == monitor
+    assert Monitor.from_json(None) == Monitor.from_json({"metric": 3}) == VALID_LOSS
