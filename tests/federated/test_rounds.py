@@ -102,7 +102,7 @@ def test_one_of_several_runs_fails_by_itself(ragged, raised):
 
     torch.manual_seed(0)
     made = [make(ragged, nn.Linear(5, 3), FedAvg(), own_metrics=own) for own in (None, own_metrics, None)]
-    backend = FusedBackend(made[0][1].model, ragged, {i: one[3] for i, one in enumerate(made)}, False)
+    backend = FusedBackend(made[0][1].model, ragged, {i: one[3] for i, one in enumerate(made)}, 8)
     ends = {}
     run_together({i: one[0] for i, one in enumerate(made)}, backend.train, backend.evaluate, ends.__setitem__)
     assert ends[0] is ends[2] is Status.COMPLETED

@@ -80,7 +80,7 @@ def change(form, dtype, algorithm, hyper, settings, sizes):
         loop = LoopBackend(model, data, step, work, compiles=False)
         numbers = (settings["name"], settings["momentum"], settings["weight_decay"], 0.0)
         members = {i: Member(algorithm, *numbers, work, loop) for i in range(2)}
-        backend = FusedBackend(model, data, members, False, dual=form.endswith("dual"))
+        backend = FusedBackend(model, data, members, 8, dual=form.endswith("dual"))
         end = backend.train({i: RoundWork(server, states[i], cohort, hyper, 1) for i in range(2)})[1]
     else:
         backend = FORMS[form](model, data, step, work)

@@ -58,7 +58,7 @@ class Run:
         if form == "fused":
             loop = LoopBackend(model, data, step, self.work, compiles=False)
             member = Member(algorithm, "sgd", 0.0, 0.0, 0.0, self.work, loop)
-            self.backend = FusedBackend(model, data, {0: member, 1: member}, False)
+            self.backend = FusedBackend(model, data, {0: member, 1: member}, 8)
         else:
             self.backend = FORMS[form](model, data, step, self.work)
 
