@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
+from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
@@ -62,7 +63,7 @@ class Runs:
         server = server_state(model, algorithm)
         state = RunState(server, ClientStates(algorithm.init_client(server.params), len(self.data.offsets) - 1))
         watcher = Watcher()
-        numbers = {name: values.get(name, value) for name, value in self.numbers.items()}
+        numbers = values.get("own") or {name: values.get(name, value) for name, value in self.numbers.items()}
         run = rounds(loop, self.data, algorithm, numbers, conf, state, watcher)
         member = Member(algorithm, conf.optimizer, conf.momentum, conf.weight_decay, conf.clip_grad, work, loop)
         return run, member, state, watcher, model
@@ -140,6 +141,36 @@ def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, sha
         assert_same(runs.alone(values), one)
     assert backend.note.items() >= {"backend": "fused", "runs": 3, "runs_at_once": 3}.items()
     assert backend.note["dual_layers"] == (["0.weight"] if dual and has_dual_form(algorithm, shared) else [])
+
+
+class Namesakes(Algorithm):
+    """Has numbers of its own that are named as the optimizer's are, and uses all that it is given, everywhere."""
+
+    def correct(self, grads, params, client, hyper):
+        assert set(hyper) == {"lr", "momentum", "weight_decay", "clip_grad"}
+        pull = 0.1 * hyper["momentum"] + sum(hyper.values()) / 100
+        return {name: g + pull * (params[name] - client.anchor[name]) for name, g in grads.items()}
+
+    def finish(self, params, client, num_steps, hyper):
+        sent, kept = super().finish(params, client, num_steps, hyper)
+        return {"update": {name: hyper["weight_decay"] * u for name, u in sent["update"].items()}}, kept
+
+    def update_server(self, params, server, message, participation, hyper):
+        factor = hyper["clip_grad"] + 0 * sum(hyper.values())
+        return {name: p + factor * message["update"][name] for name, p in params.items()}, server
+
+
+@pytest.mark.parametrize(
+    "shared", [{}, {"optimizer": "momentum", "momentum": 0.5, "weight_decay": 0.01, "clip_grad": 0.7}]
+)
+def test_an_algorithms_own_momentum_is_not_the_optimizers(ragged, shared):
+    runs = Runs(ragged, Namesakes, **shared)
+    runs.own = [{"momentum": 3.0, "weight_decay": 0.5, "clip_grad": 1.5}, {"momentum": 1.0}, {"clip_grad": 0.5}]
+    points = [{**values, "own": {**runs.own[0], **own}} for values, own in zip(POINTS, runs.own, strict=True)]
+    together, backend = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+    assert backend.note["runs_at_once"] == 3
 
 
 def test_frozen_parameters_are_each_runs_own(ragged):
