@@ -137,7 +137,13 @@ class Ran:
 
 
 def alone(
-    case: Case, folder: Path, monkeypatch: Any, dtype: str = "float64", engine: str = "auto", **options: Any
+    case: Case,
+    folder: Path,
+    monkeypatch: Any,
+    dtype: str = "float64",
+    engine: str = "auto",
+    num_rounds: int = NUM_ROUNDS,
+    **options: Any,
 ) -> Ran:
     """Runs as a single job does, in this process.
 
@@ -146,10 +152,10 @@ def alone(
     """
     if case.before is not None:
         case.before()
-    return _alone(config(case, dtype, engine, **options), folder, monkeypatch)
+    return _alone(config(case, dtype, engine, **options), folder, monkeypatch, num_rounds)
 
 
-def _alone(cfg: DictConfig, folder: Path, monkeypatch: Any) -> Ran:
+def _alone(cfg: DictConfig, folder: Path, monkeypatch: Any, num_rounds: int = NUM_ROUNDS) -> Ran:
     found: list[tuple[preparation.ReadyRun, list[tuple[float, float]]]] = []
 
     def preparing(*args: Any) -> preparation.ReadyRun:
@@ -159,7 +165,7 @@ def _alone(cfg: DictConfig, folder: Path, monkeypatch: Any) -> Ran:
 
     monkeypatch.setattr(app, "prepare", preparing)
     monkeypatch.setattr(
-        reporter, "_current", reporter.Reporter(is_stopping=lambda: found[0][0].state.round_num >= NUM_ROUNDS)
+        reporter, "_current", reporter.Reporter(is_stopping=lambda: found[0][0].state.round_num >= num_rounds)
     )
     try:
         app.run(compose.to_conf(cfg), folder)
