@@ -465,6 +465,8 @@ class SweeperConf:
     batch_size: int | None = None
     # when going on with a sweep: run failed points again
     retry_failed: bool = False
+    # when going on with a sweep: run points again whose code of yours (algorithm, model, …) has changed since
+    rerun_changed: bool = False
     # metric drawn in curves.png, by round
     curve: str = "valid_loss"
     # ends runs that fall behind others of the same task and seed: null (none), median, percentile, asha, hyperband,

@@ -11,9 +11,12 @@ import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from flgo_hydra.reference import GIVEN
 
 _PACKAGE = Path(__file__).resolve().parent
 _STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
@@ -38,6 +41,25 @@ def _is_installed(file: str) -> bool:
 def is_own_module(name: str) -> bool:
     """Whether a module is the user's own, as far as it can be found."""
     return name in _MAIN or _find(name) is not None
+
+
+def behind(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The code behind a config's task, model, algorithm and metrics, as result.json has it.
+
+    Args:
+        config: `task`, `model`, `algorithm` and `option` as plain values.
+    Returns:
+        `sha256` of all, empty where nothing is the user's own, and `files` with the hash of each; an object that a
+        Python program gave stands there by its name, which ends in its hash.
+    """
+    task, algorithm = config["task"], config["algorithm"]
+    parts = (task.get("source"), task.get("partition"), config["model"], algorithm)
+    targets = [str(part.get("_target_", "")) for part in parts if isinstance(part, Mapping)]
+    targets += [f"{algorithm['module']}.Server"] if "module" in algorithm else []
+    targets += [str(config["option"].get("metrics") or "")]
+    given = {target: target.rpartition("_")[2] for target in targets if target.startswith(f"{GIVEN}.")}
+    files = {**hash_files(target for target in targets if target and target not in given), **given}
+    return {"sha256": combine(files), "files": files}
 
 
 def hash_files(targets: Iterable[str]) -> dict[str, str]:

@@ -21,11 +21,15 @@ usage: python -m flgo_hydra.resume FOLDER [OVERRIDE ...]
 Goes on with the sweep, or the single run, in FOLDER: what is finished is not run again.
 
   hydra.sweeper.retry_failed=true   run failed points again too
+  hydra.sweeper.rerun_changed=true  run points again whose code of yours has changed
   lr=0.05                           run that value as well (of an axis of the sweep)
   hydra.launcher.slots=4            anything else of the launcher may change as well
 
 Overrides replace recorded ones of the same key. Relative paths in them start where the command was first typed."""
-_ONCE = ("hydra.mode", "hydra.sweep.dir", "hydra.run.dir", "hydra.sweeper.retry_failed")
+_ONCE = (
+    *("hydra.mode", "hydra.sweep.dir", "hydra.run.dir"),
+    *("hydra.sweeper.retry_failed", "hydra.sweeper.rerun_changed"),
+)
 """Recorded keys that are not given again: what they ask for is pinned, or was asked for once."""
 _DIR = {"--config-dir", "-cd"}
 _NAME = {"--config-name", "-cn"}

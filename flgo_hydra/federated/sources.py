@@ -27,8 +27,8 @@ Run it, with a parameter of its own behind `+`, as
     python -m flgo_hydra task=custom task.source._target_=my_data.moons +task.source.noise=0.2
 
 Beside the parameters in the config a source is given, of `data_dir`, `path`, `seed` and `num_clients` (the task's),
-what its signature takes. Its result is kept in the task cache until its module, a parameter or a file that it reads
-changes: see `find_inputs`.
+what its signature takes. Its result is kept in the task cache until its code, a parameter, or a file, folder or
+environment variable that it reads changes: see `find_inputs` and `dependencies.py`.
 """
 
 import importlib

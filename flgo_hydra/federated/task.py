@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flgo_hydra import reference
+from flgo_hydra import own_code, reference
+from flgo_hydra.captured import hash_of
 from flgo_hydra.config import TaskConf, hold
-from flgo_hydra.federated import partition, samples, sources, task_cache
+from flgo_hydra.federated import dependencies, partition, samples, sources, task_cache
 from flgo_hydra.federated.randomness import generators_kept, seed_all, seed_at
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # Raise it when this code builds another task from the same config: cached ones are then left alone.
-FORMAT = 2
+FORMAT = 3
 
 # Addresses of the generators [task.seed, purpose]. Not 0, since [seed, 0] is [seed]; and far from the small numbers
 # that training uses with its own seed, so that equal seeds do not draw equal numbers.
@@ -47,6 +48,7 @@ class Task:
         x_valid, y_valid, valid_offsets: the clients' validation samples likewise; a client may have none, not all.
         x_test, y_test: the test samples, which belong to no client.
         num_classes: one more than the largest label; None of a regression.
+        data_sha256: of the content of all these arrays, wherever they came from.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Task:
     x_test: Array
     y_test: Array
     num_classes: int | None
+    data_sha256: str = ""
 
     @property
     def num_clients(self) -> int:
@@ -105,12 +108,12 @@ def check_task(conf: TaskConf) -> None:
 def build_task(conf: TaskConf) -> Task:
     """Returns the task that `conf` describes, from the task cache or, the first time, from its source."""
     plan = _plan(conf)
-    folder = task_cache.find_folder(conf.cache_dir)
-    arrays = task_cache.load_or_build(folder, conf.name, _content(conf, plan), functools.partial(_build, conf, plan))
-    targets = [arrays[key] for key in ("y_train", "y_valid", "y_test")]
+    folder = task_cache.find_folder(conf.cache_dir) if conf.cache else None
+    made = task_cache.load_or_build(folder, conf.name, _content(conf, plan), functools.partial(_build, conf, plan))
+    targets = [made.arrays[key] for key in ("y_train", "y_valid", "y_test")]
     is_regression = targets[0].dtype.kind == "f"
     num_classes = None if is_regression else max(int(labels.max()) for labels in targets) + 1
-    return Task(name=conf.name, num_classes=num_classes, **arrays)
+    return Task(name=conf.name, num_classes=num_classes, data_sha256=made.sha256, **made.arrays)
 
 
 def _plan(conf: TaskConf) -> _Plan:
@@ -154,13 +157,13 @@ def _bind(
 
 
 def _content(conf: TaskConf, plan: _Plan) -> dict[str, Any]:
-    """Returns everything that decides a task's arrays, as JSON."""
+    """Returns what decides a task's arrays beside the content of files, as JSON."""
     return {
         "format": FORMAT,
         "numpy": np.__version__,  # its generators' streams may change between versions
         "source": _identify(plan.source),
         "arguments": plan.arguments,
-        "inputs": [_fingerprint(item) if isinstance(item, Path) else item for item in plan.inputs],
+        "inputs": [str(item.resolve()) if isinstance(item, Path) else item for item in plan.inputs],
         "partition": _identify(plan.partition),
         "params": plan.params,
         "min_samples": plan.min_samples,
@@ -168,19 +171,38 @@ def _content(conf: TaskConf, plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _identify(function: Callable[..., Any]) -> list[str]:
-    """Returns a function's name and the hash of the file that defines it: edited code builds another task."""
-    name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    file = getattr(sys.modules.get(function.__module__), "__file__", None)
-    return [name, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""]
+def _identify(function: Callable[..., Any]) -> list[Any]:
+    """Returns a function's name, its file with the hash of the text, what it captured, and the user's own modules that
+    it imports: edited code builds another task."""
+    module = function.__module__
+    name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    file = getattr(sys.modules.get(module), "__file__", None)
+    text = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    if module.startswith("flgo_hydra."):
+        return [name, text]
+    if module in ("__main__", "__mp_main__") or "<locals>" in name:  # a program's, that has another file in a worker
+        return [name, hash_of(function)]
+    return [name, file, text, hash_of(function), own_code.hash_files([name])]
 
 
-def _fingerprint(file: Path) -> list[Any]:
-    found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
+_depended: dict[Any, dependencies.Record] = {}
+"""What each source and partition of this process has depended on: a source may keep what it has read once."""
 
 
-def _build(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
+def _build(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Makes the arrays of a `Task` by name. Returns them with the state of what they depend on."""
+    key = (plan.source, plan.partition)
+    with dependencies.recording() as record:
+        arrays = _make(conf, plan)
+    for other in (_depended.get(key), dependencies.files_record(i for i in plan.inputs if isinstance(i, Path))):
+        if other is not None:
+            record.update(other)
+    record.files |= dependencies.named_files(*key)
+    _depended[key] = record
+    return arrays, dependencies.state_of(record)
+
+
+def _make(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
     """Calls the source and splits what it returns. Returns a `Task`'s arrays by name."""
     where = str(conf.path) if "path" in plan.arguments and conf.path else f"task.source={_identify(plan.source)[0]}"
     given = samples.check(_seeded(conf, SOURCE_DRAWS, lambda: plan.source(**plan.arguments)), where)

@@ -1,6 +1,6 @@
 """Built tasks on disk, one folder each, memory-mapped by every process that uses them.
 
-    <folder>/<name>-<hash>/<array>.npy and meta.json    a task; the hash is of everything that decides its content
+    <folder>/<name>-<hash>/<array>.npy and meta.json    a task; the hash is of config and code that decide its content
     <folder>/<hash>.lock                                held while a process builds it
     <folder>/<hash>.tmp-build/, <hash>.tmp-damaged/     being written, on its way out (by who holds the lock)
 
@@ -8,6 +8,9 @@ A folder appears under its final name only when it is complete: files are writte
 meta.json last, then it is renamed. meta.json records type, shape, size, CRC-32 and time of each array's file. The
 checksum is computed again only when the time has changed, since that would read gigabytes at every start; a file that
 some program rewrites has a new time. A damaged folder is replaced.
+
+meta.json also has the SHA-256 of the content, computed once, and the state of what the source opened, listed and read
+(`dependencies.py`): where that has changed, the task is built again.
 
 A cache is a convenience: where it cannot be written (read-only, full), tasks are built in memory, with a warning. Any
 folder in it may be deleted at any time.
@@ -23,18 +26,52 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flgo_hydra.federated import dependencies
+
 Arrays = dict[str, NDArray[Any]]
+State = dict[str, Any]
+"""of what a source depends on, see `dependencies.state_of`"""
+_CHUNK = 1 << 22
 log = logging.getLogger("flgo_hydra")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A task's arrays, and the hash of what is in them."""
+
+    arrays: Arrays
+    sha256: str
 
 
 class _Damaged(Exception):
     """The folder cannot be what was written."""
+
+
+class _Changed(Exception):
+    """The folder is of what the source depended on before."""
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """SHA-256 of names, types, shapes and numbers: of each 4 MiB, and of these in order. Threads share the work."""
+    from concurrent.futures import ThreadPoolExecutor  # only where a task is built
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for name, array in sorted(arrays.items()):
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            whole.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            parts = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+            for digest in pool.map(lambda part: hashlib.sha256(part).digest(), parts):
+                whole.update(digest)
+    return whole.hexdigest()
 
 
 def find_folder(cache_dir: str | None) -> Path:
@@ -43,39 +80,57 @@ def find_folder(cache_dir: str | None) -> Path:
     return Path(root).expanduser().absolute() / "flgo_hydra" / "tasks"
 
 
-def load_or_build(folder: Path, name: str, content: Mapping[str, Any], build: Callable[[], Arrays]) -> Arrays:
+def load_or_build(
+    folder: Path | None, name: str, content: Mapping[str, Any], build: Callable[[], tuple[Arrays, State]]
+) -> Content:
     """Returns the arrays that `build` makes, from disk where it has run before, for any process.
 
     Args:
+        folder: the cache's; None: build without it.
         name: begins the entry's name, for people.
-        content: what decides the arrays, as JSON: equal content, equal arrays.
+        content: what decides the arrays beside what `build` says they depend on, as JSON.
+        build: returns the arrays, and the state of what they depend on.
     Returns:
         arrays mapped copy-on-write: writing to one changes no file. Plain arrays where nothing can be written.
     """
+    if folder is None:
+        return _build_alone(build)
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
     entry = folder / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', name)}-{key}"
-    # Damage is looked at again under the lock: another process may be replacing the folder.
-    with contextlib.suppress(_Damaged, OSError):
-        if (arrays := _read(entry)) is not None:
-            return arrays
+    # What is wrong is looked at again under the lock: another process may be replacing the folder.
+    with contextlib.suppress(_Damaged, _Changed, OSError):
+        found = _read(entry)
+        if found is not None and found[1] is None:
+            return found[0]
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(folder / f"{key}.lock"))
             _remove_leftovers(folder, key)
-            if (arrays := _read_or_remove(entry, key)) is not None:
-                return arrays
+            if (found := _read_or_remove(entry, key)) is not None:
+                if found[1] is not None:
+                    _write_meta(entry, found[1])
+                return found[0]
         except OSError as error:
             log.warning("The task cache %s cannot be used (%s); building %s in memory.", folder, error, name)
-            return build()
-        arrays = build()
+            return _build_alone(build)
+        arrays, state = build()
+        made = Content(arrays, hash_arrays(arrays))
         try:
-            _write(entry, key, content, arrays)
+            _write(entry, key, {"content": content, "depends": state, "sha256": made.sha256}, arrays)
             # From the file, so that all processes share its pages and this one need not keep its own.
-            return _read(entry) or arrays
+            read = _read(entry)
+            return made if read is None else read[0]
+        except _Changed:  # while it was built: the next process sees to it
+            return made
         except (OSError, _Damaged) as error:
             log.warning("The task cache %s cannot be written (%s); %s stays in memory.", folder, error, name)
-            return arrays
+            return made
+
+
+def _build_alone(build: Callable[[], tuple[Arrays, State]]) -> Content:
+    arrays, _ = build()
+    return Content(arrays, hash_arrays(arrays))
 
 
 @contextlib.contextmanager
@@ -97,11 +152,14 @@ def _remove_leftovers(folder: Path, key: str) -> None:
             shutil.rmtree(path, ignore_errors=True)  # its builder is alive if the lock cannot be had
 
 
-def _read_or_remove(entry: Path, key: str) -> Arrays | None:
+def _read_or_remove(entry: Path, key: str) -> tuple[Content, dict[str, Any] | None] | None:
     try:
         return _read(entry)
-    except _Damaged as error:
-        log.warning("The cached task %s is damaged (%s) and is built again.", entry, error)
+    except (_Damaged, _Changed) as error:
+        if isinstance(error, _Damaged):
+            log.warning("The cached task %s is damaged (%s) and is built again.", entry, error)
+        else:
+            log.info("%s has changed: the task %s is built again.", error, entry.name)
         # Moved first: no process may find it half deleted.
         trash = entry.with_name(f"{key}.tmp-damaged")
         os.rename(entry, trash)
@@ -109,15 +167,21 @@ def _read_or_remove(entry: Path, key: str) -> Arrays | None:
         return None
 
 
-def _read(entry: Path) -> Arrays | None:
-    """Returns the mapped arrays of an entry, or None when there is none."""
+def _read(entry: Path) -> tuple[Content, dict[str, Any] | None] | None:
+    """Returns the mapped content of an entry, and what its meta.json should say where files have new times and the old
+    content; None when there is no entry."""
     if not entry.exists():
         return None
     try:
         meta = json.loads((entry / "meta.json").read_text())
-        return {name: _read_array(entry / f"{name}.npy", recorded) for name, recorded in meta["arrays"].items()}
+        change, state = dependencies.find_change(meta["depends"])
+        if change is not None:
+            raise _Changed(change)
+        arrays = {name: _read_array(entry / f"{name}.npy", recorded) for name, recorded in meta["arrays"].items()}
+        content = Content(arrays, str(meta["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
+    return content, None if state == meta["depends"] else {**meta, "depends": state}
 
 
 def _read_array(path: Path, recorded: dict[str, Any]) -> NDArray[Any]:
@@ -133,18 +197,24 @@ def _read_array(path: Path, recorded: dict[str, Any]) -> NDArray[Any]:
     return array
 
 
-def _write(entry: Path, key: str, content: Mapping[str, Any], arrays: Arrays) -> None:
+def _write(entry: Path, key: str, meta: Mapping[str, Any], arrays: Arrays) -> None:
     temporary = entry.with_name(f"{key}.tmp-build")
     temporary.mkdir()
     try:
         recorded = {name: _write_array(temporary / f"{name}.npy", array) for name, array in arrays.items()}
-        with (temporary / "meta.json").open("w") as file:
-            json.dump({"arrays": recorded, "content": content}, file, indent=1, default=str)
-            _flush(file)
+        _write_meta(temporary, {"arrays": recorded, **meta})
         os.rename(temporary, entry)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _write_meta(entry: Path, meta: Mapping[str, Any]) -> None:
+    temporary = entry / "meta.json.new"
+    with temporary.open("w") as file:
+        json.dump(meta, file, indent=1, default=str)
+        _flush(file)
+    os.replace(temporary, entry / "meta.json")
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ _checked: set[str] = set()
 _log = logging.getLogger("flgo_hydra")
 
 
-def check(conf: Conf) -> "Task | None":
+def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
     """Checks what the config refers to: a user's own functions and classes, data files, and the task they make.
 
+    Args:
+        data: hashes of the tasks that the caller has had checked, by `repr(conf.task)`; gets this one's.
     Returns:
         the task, which was built (or found in the cache), since a partition that its data do not allow shows only
-        there; None when this process has checked such a task before.
+        there; None where `data` has it, or where FLGo reads it.
 
     Raises:
         ValueError: something is missing or impossible; the error says what to do.
@@ -31,10 +33,10 @@ def check(conf: Conf) -> "Task | None":
 
         flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
         return None
-    task = None
-    if repr(conf.task) not in _checked:
+    task, known = None, {} if data is None else data
+    if repr(conf.task) not in known:
         task = build_task(conf.task)
-        _checked.add(repr(conf.task))
+        known[repr(conf.task)] = task.data_sha256
     if conf.metrics is not None and conf.metrics not in _checked:
         reference.load(conf.metrics, "metrics")
         _checked.add(conf.metrics)

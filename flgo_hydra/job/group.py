@@ -94,6 +94,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
         jobs[i].finish(result.objective)
 
     task, data = None, None
+    known: dict[str, str] = {}
     for i, job in enumerate(jobs):
         paths = RunPaths(job.folder)
         try:
@@ -105,7 +106,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")
             with no_silent_end():
-                task = check(conf) or task
+                task = check(conf, known) or task
             with jobs[i].logging(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data
@@ -138,6 +139,10 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
             first_line = str(error).strip().partition("\n")[0]
             raise reporter.RunApart(f"their program failed: {type(error).__name__}: {first_line}") from error
 
+    try:
+        backend.prepare(first.hyper)
+    except (CannotFuse, ValueError) as error:
+        raise reporter.RunApart(str(error)) from None
     run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     if stopped:
         raise KeyboardInterrupt

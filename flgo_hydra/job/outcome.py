@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flgo_hydra
-from flgo_hydra import compose
+from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
@@ -30,7 +30,7 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
     """The result that the folder has already.
 
     Raises:
-        ValueError: it is another config's.
+        ValueError: it is another config's, or of other data.
     """
     finished = read_result(paths)
     if finished is not None:
@@ -38,8 +38,25 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
             raise ValueError(
                 f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
             )
+        _check_data(conf, paths, finished)
         _log.info("already finished: %s", describe(finished))
     return finished
+
+
+def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
+    from flgo_hydra.federated.task import build_task
+
+    if not finished.data_sha256 or isinstance(conf.algorithm, FlgoConf):
+        return
+    try:
+        now = build_task(conf.task).data_sha256
+    except ValueError:  # they are not here: a result can be read without them
+        return
+    if now != finished.data_sha256:
+        raise ValueError(
+            f"{paths.folder} holds the result of other data: data_sha256 was {finished.data_sha256[:16]} and is "
+            f"{now[:16]} now. Choose another folder (`hydra.run.dir=…`), or put the data back."
+        )
 
 
 def record_failure(paths: RunPaths, error: Exception) -> None:
@@ -69,6 +86,8 @@ def result_of(
     engine: dict[str, Any],
     record: Sequence[Mapping[str, float]],
     warnings: Sequence[str] = (),
+    data_sha256: str = "",
+    code: dict[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
 
@@ -77,6 +96,8 @@ def result_of(
         engine: what trained it, for people.
         record: the evaluated rounds.
         warnings: what its settings make of it, for people.
+        data_sha256: of the task's content.
+        code: the user's own; None: what it is now.
     """
     import numpy as np
     import torch
@@ -121,4 +142,6 @@ def result_of(
         engine=engine,
         monitor=state.patience.monitor,
         warnings=list(warnings),
+        data_sha256=data_sha256,
+        code=own_code.behind(parts) if code is None else code,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose
+from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, OptionConf
 from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress
@@ -35,6 +35,7 @@ class Watcher:
         line: reporter.Reporter,
         is_interrupted: threading.Event,
         form: Mapping[str, Any] | None = None,
+        data_sha256: str = "",
     ) -> None:
         """
         Args:
@@ -49,6 +50,9 @@ class Watcher:
         self._line = line
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
+        self.data_sha256 = data_sha256
+        self.code = own_code.behind(compose.parts(conf))
+        """the user's own, and under `before` what the rounds before a checkpoint were trained with, if it was other"""
         self.prune_reason: str | None = None
         self.record: list[dict[str, float]] = []
         """the evaluated rounds, as lines of rounds.jsonl"""
@@ -62,7 +66,7 @@ class Watcher:
         from flgo_hydra.record.checkpoint import load_checkpoint
 
         files.remove_leftovers(self._paths.checkpoint)
-        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device)
+        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device, self.data_sha256)
         if saved is not None and saved["form"] != self._form:
             differences = _differences(saved["form"] or {}, self._form or {})
             _log.warning("the run begins anew, not to mix two ways of rounding: %s", differences)
@@ -74,9 +78,20 @@ class Watcher:
             state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
             _log.info("going on after round %d", state.round_num)
+            self._tell_other_code(saved["code"], state.round_num)
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self.record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
+
+    def _tell_other_code(self, before: dict[str, Any], round_num: int) -> None:
+        """The rounds so far may have been trained with other code of the user's: then the result says so."""
+        earlier = before.pop("before", [])
+        changed = own_code.differing(before["files"], self.code["files"])
+        if changed:
+            _log.warning("%s changed: rounds up to %d were trained with other code", ", ".join(changed), round_num)
+            earlier = [*earlier, {**before, "last_round": round_num}]
+        if earlier:
+            self.code["before"] = earlier
 
     def record_with(self, state: "RunState") -> list[dict[str, float]]:
         """The evaluated rounds, the present one, which is not written yet, last."""
@@ -125,6 +140,8 @@ class Watcher:
             "last": state.last,
             "seconds": state.seconds,
             "form": self._form,
+            "data_sha256": self.data_sha256,
+            "code": self.code,
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 

@@ -33,13 +33,17 @@ def _without_the_rest(value: Any) -> Any:
     return value
 
 
-def load_checkpoint(path: Path, fingerprint: str, device: torch.device | None = None) -> dict[str, Any] | None:
+def load_checkpoint(
+    path: Path, fingerprint: str, device: torch.device | None = None, data_sha256: str = ""
+) -> dict[str, Any] | None:
     """Returns the content (on the CPU, unless there is a `device`), or None when there is none to go on from.
 
     A damaged file is left aside with a warning: the run starts anew.
 
+    Args:
+        data_sha256: of the run's data, if it is known.
     Raises:
-        ValueError: the checkpoint is of another config.
+        ValueError: the checkpoint is of another config, or of other data.
     """
     try:
         _check_sums(path)
@@ -58,6 +62,13 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device | None = 
         raise ValueError(
             f"{path} belongs to a run with another config. "
             "Choose another folder (`hydra.run.dir=…`), or delete this one to start anew."
+        )
+    before = content.get("data_sha256", "")
+    if before and data_sha256 and before != data_sha256:
+        raise ValueError(
+            f"{path} belongs to a run on other data: data_sha256 was {before[:16]} and is {data_sha256[:16]} now. A "
+            "curve is of one data set. Put the data back, choose another folder (`hydra.run.dir=…`), or delete this "
+            "file to start anew."
         )
     return content
 

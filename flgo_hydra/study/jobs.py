@@ -136,6 +136,10 @@ class Jobs:
         """Overrides that make Hydra run a job in its folder, where its config would name another one now."""
         return self._folders.pin(job.number, job.point.overrides, job.folder)
 
+    def everybody(self) -> list[Job]:
+        """All jobs, of this call and of earlier ones."""
+        return [*self.others(), *self._jobs.values()]
+
     def all(self) -> list[Job]:
         """Those that were asked for, by number."""
         return sorted(self._jobs.values(), key=lambda job: job.number)

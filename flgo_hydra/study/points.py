@@ -38,6 +38,11 @@ class Point:
     is_refused: bool = False
     """it breaks a law, and does not run"""
 
+    task: str = field(default="", compare=False)
+    """a hash of its task's config"""
+    data_sha256: str = field(default="", compare=False)
+    """of its task's content; empty where it is not known"""
+
     @property
     def run_fingerprint(self) -> str:
         """What its run's result.json must have."""
@@ -65,7 +70,10 @@ def tell_apart(point: Point, keys: Iterable[str]) -> Point:
     if not values:
         return point
     numbers = point.run_fingerprint
-    return replace(point, identity=compose.hash_of({"numbers": numbers, "how": values}), fingerprint=numbers)
+    told = replace(point, identity=compose.hash_of({"numbers": numbers, "how": values}), fingerprint=numbers)
+    folder = values.get("task.data_dir")
+    # Curves on the data of two folders are not to be compared round by round.
+    return replace(told, group=f"{point.group.partition(' ')[0]} {folder}") if point.group and folder else told
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -89,9 +97,12 @@ class PointChecker:
         self._common = common
         self._typed = TypedPoints(composer)
         self._seen: set[str] = set()
+        self._data: dict[str, str] = {}
         self._hows: dict[str, Mapping[str, Any]] = {}
         self.apart: set[str] = set()
         """keys that belong to a point's identity though they decide no numbers"""
+        self.take_in: Callable[[Sequence[Point]], None] = lambda points: None
+        """called with each point that `check` finds lawful; may refuse it"""
 
     def compose(self, overrides: tuple[str, ...]) -> tuple[Point, Conf | None]:
         """Returns the point, and its config where it is one of ours.
@@ -119,14 +130,15 @@ class PointChecker:
             parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
             group, num_rounds, how = compose.group_of(parts), conf.num_rounds, self._how(conf)
+            task = compose.hash_of(parts["task"])
         else:
             parts = settings = _plain(cfg)
-            group, num_rounds, how = "", 0, {}
+            group, num_rounds, how, task = "", 0, {}, ""
         identity = compose.hash_of(parts)
         if self._common is not None and identity not in self._seen:
             self._common.add(settings, VALID_LOSS if conf is None else conf.followed)
         self._seen.add(identity)
-        return tell_apart(Point(overrides, identity, group, num_rounds, how=how), self.apart), conf
+        return tell_apart(Point(overrides, identity, group, num_rounds, how=how, task=task), self.apart), conf
 
     def _how(self, conf: Conf) -> Mapping[str, Any]:
         """One object for all points that have the same: a grid may have ten thousand."""
@@ -153,22 +165,26 @@ class PointChecker:
             del cfg["hydra"]
         return cfg
 
-    def refer(self, overrides: tuple[str, ...], conf: Conf) -> None:
+    def refer(self, overrides: tuple[str, ...], conf: Conf) -> str:
         """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
 
+        Returns:
+            the hash of the task's content; empty where it is not known.
         Raises:
             ValueError: something is missing or impossible.
         """
         try:
-            check_model(conf, check(conf))
+            check_model(conf, check(conf, self._data))
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
+        return self._data.get(repr(conf.task), "")
 
     def check(self, overrides: tuple[str, ...]) -> Point:
         """Does both for one point."""
         point, conf = self.compose(overrides)
         if conf is not None:
-            self.refer(overrides, conf)
+            point = replace(point, data_sha256=self.refer(overrides, conf))
+            self.take_in([point])
         return point
 
 
@@ -194,12 +210,13 @@ def check_points(
         if not composed:
             when_first_is_lawful()
         composed.append(point)
+    data: dict[tuple[str, ...], str] = {}
     for overrides, conf in confs:  # laws first: what they refer to takes longer to look at
-        checker.refer(overrides, conf)
+        data[overrides] = checker.refer(overrides, conf)
     checker.apart |= keys_apart(composed)
     unique: dict[str, Point] = {}
     for point in composed:
-        point = tell_apart(point, checker.apart)
+        point = replace(tell_apart(point, checker.apart), data_sha256=data.get(point.overrides, ""))
         unique.setdefault(point.identity, point).written.append(point.overrides)
     return list(unique.values())
 

@@ -27,6 +27,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result
 from flgo_hydra.study import recorded
+from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Axis, Grid, parse_point, read_choices, read_grid, read_points, write_axis
 from flgo_hydra.study.jobs import Job, PointTrial
@@ -151,11 +152,15 @@ def _fill(
         common.add(compose.settings(run.conf), run.conf.followed)
         overrides = tuple(text for text in run.overrides if _key(text) in swept or _replicates(command, text))
         how = compose.not_deciding(run.conf)
-        points.append(Point(overrides, compose.fingerprint(run.conf), compose.group(run.conf), how=how))
+        task = compose.hash_of(compose.deciding(run.conf)["task"])
+        data_sha256 = run.ended.data_sha256 if isinstance(run.ended, RunResult) else ""
+        fingerprint, group = compose.fingerprint(run.conf), compose.group(run.conf)
+        points.append(Point(overrides, fingerprint, group, how=how, task=task, data_sha256=data_sha256))
     apart = keys_apart(points)
     points = [tell_apart(point, apart) for point in points]
     study.follow(common.monitor)
     study.describe(description({}, space, common.values))
+    DataSets({}, apart, f"{study.name!r}", study.describe).add(points)
     for name, value in {
         "apart": sorted(apart),
         "sampler": None if command.settings.sampler == "grid" else command.settings.sampler,
@@ -172,12 +177,12 @@ def _fill(
     choices = read_choices([trial.overrides for trial in made], composer.group_options)
     if command.settings.sampler == "grid":
         study.declare(choices)
-    for trial in made:
+    for choice, trial in enumerate(made):
         if command.settings.sampler == "grid":
             trials.open(trial, choices)
         else:
-            trial.number, _ = study.ask(command.settings.sampler, 0, space, parse_point(trial.overrides))
-            study.annotate(trial.number, trials.attributes(trial))
+            trial.number = study.ask_again(space, parse_point(trial.overrides), None)
+            study.annotate(trial.number, {**trials.attributes(trial), "choice": choice})
         trials.close(trial)
     study.close()
     return len(made)

@@ -1,8 +1,9 @@
 """Optuna's samplers by name, as a sweep uses them.
 
-A sampler is made anew for every trial, from the sweep's seed and the trial's number: a sweep that was interrupted asks
-for the points that it would have asked for. What it learns from is not quite the study (`_Known`), and its numbers are
-rounded to what people can read; the trial holds the rounded value, which is the one that ran.
+A sampler is made anew for every choice, from the sweep's seed and the number of choices before, however many attempts
+these took: a sweep that was interrupted asks for the points that it would have asked for. What it learns from is not
+quite the study (`_Known`), and its numbers are rounded to what people can read; the trial holds the rounded value,
+which is the one that ran.
 """
 
 import copy
@@ -59,17 +60,17 @@ def _of_interval(interval: Interval) -> BaseDistribution:
     return FloatDistribution(interval.low, interval.high, log=interval.is_log)
 
 
-def make_sampler(name: str, seed: int, trial: int, space: Grid, stored: Mapping[str, BaseDistribution]) -> BaseSampler:
-    """The sampler of one trial.
+def make_sampler(name: str, seed: int, choice: int, space: Grid, stored: Mapping[str, BaseDistribution]) -> BaseSampler:
+    """The sampler of one choice.
 
     Args:
         name: of `config.SAMPLERS`, but grid.
         seed: the sweep's.
-        trial: the number that the trial will have.
+        choice: how many points have been chosen before.
         stored: what the study has each key as: of categories also those that earlier sweeps had.
     """
     # One sequence for all trials; the study says how far it has come.
-    own_seed = seed if name == "qmc" else int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
+    own_seed = seed if name == "qmc" else int(np.random.SeedSequence([seed, choice]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         makers: dict[str, Callable[[], BaseSampler]] = {
@@ -79,21 +80,25 @@ def make_sampler(name: str, seed: int, trial: int, space: Grid, stored: Mapping[
                 seed=own_seed,
                 scramble=True,
                 independent_sampler=optuna.samplers.RandomSampler(
-                    seed=int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
+                    seed=int(np.random.SeedSequence([seed, choice]).generate_state(1)[0])
                 ),
                 warn_independent_sampling=False,
             ),
             "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=own_seed, warn_independent_sampling=False),
             "gp": lambda: optuna.samplers.GPSampler(seed=own_seed),
         }
-        return _Readable(makers[name](), space, stored)
+        # CMA-ES draws by the trial's number, which attempts count into.
+        return _Readable(makers[name](), space, stored, choice if name == "cmaes" else None)
 
 
 class _Readable(BaseSampler):
     """A sampler whose numbers have few digits, and which learns from `_Known`."""
 
-    def __init__(self, sampler: BaseSampler, space: Grid, stored: Mapping[str, BaseDistribution]) -> None:
+    def __init__(
+        self, sampler: BaseSampler, space: Grid, stored: Mapping[str, BaseDistribution], number: int | None = None
+    ) -> None:
         self._inner = sampler
+        self._number = number
         self._intervals = {interval.name: interval for interval in space.intervals}
         self._kinds = kinds_of(space)
         self._stored = stored
@@ -106,6 +111,9 @@ class _Readable(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if self._number is not None:
+            trial = copy.copy(trial)
+            trial.number = self._number
         values = self._inner.sample_relative(self._known(study), trial, self._relative)
         return {name: self._round(name, value) for name, value in values.items()}
 

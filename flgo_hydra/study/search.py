@@ -3,6 +3,9 @@
 A search tries `n_trials` points in total, over all calls of the sweep. What counts as tried: a point with a value, one
 that diverged, one whose job failed, one that breaks a law, and one that had been tried before (it is told the known
 value, and nothing runs). So a search always ends. A point that was interrupted is tried again, before any new one.
+
+Each choice of the sampler has a number, which every attempt at it keeps. The next choice is made as the one of its
+number, whatever was interrupted before: with one slot an interrupted search tries the points of an undisturbed one.
 """
 
 from collections import deque
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hydra.errors import HydraException
 
+from flgo_hydra.study.data_sets import OtherData
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.points import Point, PointChecker
@@ -95,10 +99,11 @@ class SearchSource:
         space: Grid,
         replicates: Sequence[tuple[str, ...]],
         checker: PointChecker,
-        retry_failed: bool = False,
+        is_again: Callable[[Job], bool] = lambda job: False,
     ) -> None:
         """Args:
         replicates: overrides that each job of a point adds; one, empty, without replicates.
+        is_again: whether a job that has an outcome is to run again.
         """
         self.trials: list[PointTrial] = []
         self._settings = settings
@@ -106,9 +111,10 @@ class SearchSource:
         self._space = space
         self._replicates = replicates
         self._checker = checker
-        self._retry_failed = retry_failed
+        self._is_again = is_again
         self._queue: deque[Job] = deque()
-        self._again: deque[tuple[PointTrial, Mapping[str, Value]]] = deque()
+        self._again: deque[_Attempt] = deque()
+        self._num_chosen = 0
         self._num_tried = 0
         self._num_refused = 0
         self._resume()
@@ -142,34 +148,39 @@ class SearchSource:
         """The next point, as a RUNNING trial of the study; None: it breaks a law, and has been told so."""
         study, settings = self._all.study, self._settings
         if self._again:
-            trial, params = self._again.popleft()
-            trial.number, _ = study.ask(settings.sampler, settings.seed, self._space, params)
+            again = self._again.popleft()
+            trial, choice = self._make(again.overrides), again.choice
+            trial.number = study.ask_again(self._space, again.params, choice)
         else:
-            number, values = study.ask(settings.sampler, settings.seed, self._space)
+            choice = self._num_chosen
+            number, values = study.ask(settings.sampler, settings.seed, self._space, choice)
+            self._num_chosen += 1
             overrides = self._space.write(values)
             try:
                 trial = self._make(overrides)
+            except OtherData:
+                raise
             except (ValueError, HydraException) as error:
-                self._refuse(number, overrides, error)
+                self._refuse(number, choice, overrides, error)
                 return None
             trial.number = number
-        study.annotate(trial.number, self._all.attributes(trial))
+        study.annotate(trial.number, {**self._all.attributes(trial), **_numbered(choice)})
         return trial
 
     def _make(self, overrides: tuple[str, ...]) -> PointTrial:
         points = [self._checker.check((*overrides, *replicate)) for replicate in self._replicates]
         trial = self._all.make(overrides, points, is_replicated=self._replicates != [()])
         for job in trial.jobs:
-            if not job.is_settled and not job.is_submitted:
+            if not (job.is_settled or job.is_submitted or job.is_outdated):
                 self._all.harvest(job)
         return trial
 
-    def _refuse(self, number: int, overrides: tuple[str, ...], error: Exception) -> None:
+    def _refuse(self, number: int, choice: int, overrides: tuple[str, ...], error: Exception) -> None:
         """Every choice and every end of an interval is lawful by itself, but this combination is not."""
         trial = self._refused(overrides)
         trial.number = number
         self._all.fail(trial.jobs[0], error)
-        self._all.study.annotate(number, self._all.attributes(trial))
+        self._all.study.annotate(number, {**self._all.attributes(trial), **_numbered(choice)})
         self._all.close(trial)
 
     def _refused(self, overrides: tuple[str, ...]) -> PointTrial:
@@ -179,24 +190,61 @@ class SearchSource:
     def _resume(self) -> None:
         """Counts what earlier calls have tried, and finds what is to be tried again."""
         names = {axis.name for axis in self._space.axes} | {interval.name for interval in self._space.intervals}
-        by_point: dict[tuple[str, ...], list[StoredTrial]] = {}
+        by_point: dict[tuple[str, ...], dict[object, list[StoredTrial]]] = {}
         for stored in self._all.stored:
+            if stored.choice is not None:
+                self._num_chosen = max(self._num_chosen, stored.choice + 1)
             if stored.params.keys() == names and stored.overrides:
-                by_point.setdefault(stored.overrides, []).append(stored)
-        for overrides, earlier in by_point.items():
+                key = stored.choice if stored.choice is not None else f"trial {stored.number}"
+                by_point.setdefault(stored.overrides, {}).setdefault(key, []).append(stored)
+        # A study made anew from run folders has no numbers.
+        self._num_chosen = max(self._num_chosen, sum(map(len, by_point.values())))
+        again: list[_Attempt] = []
+        for overrides, by_choice in by_point.items():
             try:
                 trial = self._make(overrides)
+            except OtherData:
+                raise
             except (ValueError, HydraException) as error:
-                self._num_tried += len(earlier)
+                self._num_tried += len(by_choice)
                 self._all.fail(self._refused(overrides).jobs[0], error)
                 continue
-            over = [stored for stored in earlier if stored.identity == trial.identity and stored.is_over]
-            if not over or (self._retry_failed and over[-1].status == "failed"):  # `not over`: or other replicates now
-                self._again.append((trial, earlier[-1].params))
-                continue
-            self._num_tried += len(over)
-            self.trials.extend([trial] * len(over))
-            trial.is_closed = True
+            is_again = self._take_outcomes(trial)
+            for attempts in by_choice.values():
+                # An attempt may be at another point today, which has other replicates.
+                if not is_again and any(one.identity == trial.identity and one.is_over for one in attempts):
+                    self._num_tried += 1
+                    self.trials.append(trial)
+                    trial.is_closed = True
+                else:
+                    again.append(_Attempt(overrides, attempts[-1].params, attempts[-1].choice))
             for job in trial.jobs:
-                if job.outcome is None and not self._all.take_failure(job):
+                if not trial.is_closed:  # its attempts are trials of their own, made when they begin
+                    job.trials.remove(trial)
+                elif job.outcome is None:
                     self._all.fail(job, RuntimeError("its run folder has neither a result nor a failure"))
+        self._again.extend(sorted(again, key=lambda one: -1 if one.choice is None else one.choice))
+
+    def _take_outcomes(self, trial: PointTrial) -> bool:
+        """Takes over what became of a point's jobs; returns whether one of them is to run again."""
+        is_again = False
+        for job in trial.jobs:
+            if job.outcome is None:
+                self._all.take_failure(job)
+            if job.outcome is not None and self._is_again(job):
+                job.outcome = None
+                job.is_outdated = is_again = True
+        return is_again
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A point to be tried once more."""
+
+    overrides: tuple[str, ...]
+    params: Mapping[str, Value]
+    choice: int | None
+
+
+def _numbered(choice: int | None) -> dict[str, int]:
+    return {} if choice is None else {"choice": choice}

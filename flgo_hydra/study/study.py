@@ -40,6 +40,8 @@ class StoredTrial:
     params: Mapping[str, Value]
     status: str
     """of the run's result (completed, diverged, …), or running, interrupted, failed"""
+    choice: int | None = None
+    """which choice of a sampler it is an attempt at"""
 
     @property
     def is_running(self) -> bool:
@@ -179,7 +181,11 @@ class SweepStudy:
         return self._start(point, {name: self._distributions[name] for name in choices}, attributes)
 
     def _start(
-        self, point: Mapping[str, Value], kinds: Mapping[str, BaseDistribution], attributes: Mapping[str, Any]
+        self,
+        point: Mapping[str, Value],
+        kinds: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+        of_sampler: Mapping[str, Any] | None = None,
     ) -> int:
         # As one entry. `optuna.samplers.GridSampler` would count failed points as done, run finished ones again when a
         # value is added to an axis, and take seconds a trial in a grid of thousands; `Study.ask` would look through all
@@ -189,30 +195,39 @@ class SweepStudy:
             params={name: point[name] for name in kinds},
             distributions=dict(kinds),
             user_attrs=dict(attributes),
+            system_attrs=dict(of_sampler or {}),
         )
         return self._note(Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template)))
 
-    def ask(
-        self, sampler: str, seed: int, space: Grid, point: Mapping[str, Value] | None = None
-    ) -> tuple[int, dict[str, Value]]:
+    def ask(self, sampler: str, seed: int, space: Grid, choice: int) -> tuple[int, dict[str, Value]]:
         """Opens a RUNNING trial of the point that a sampler chooses; returns its number, and the value by key.
 
         Args:
             sampler: by name.
-            point: in place of what the sampler would choose.
+            choice: how many points it has chosen before, which decides what it draws.
         """
-        from flgo_hydra.study.samplers import kinds_of, make_sampler
+        from flgo_hydra.study.samplers import make_sampler
+
+        kinds = self._kinds(space)
+        self._study.sampler = self._sampler = make_sampler(sampler, seed, choice, space, kinds)
+        trial = self._study.ask(kinds)
+        return self._note(trial), trial.params
+
+    def ask_again(self, space: Grid, point: Mapping[str, Value], choice: int | None) -> int:
+        """Opens a RUNNING trial of a point that a sampler has chosen before; returns its number."""
+        kinds = self._kinds(space)
+        trials = self._study.get_trials(deepcopy=False)
+        chosen = [t for t in trials if choice is not None and t.user_attrs.get("choice") == choice]
+        # What a sampler has noted at its choice: CMA-ES the generation.
+        return self._start(point, kinds, {}, chosen[0].system_attrs if chosen else {})
+
+    def _kinds(self, space: Grid) -> dict[str, BaseDistribution]:
+        from flgo_hydra.study.samplers import kinds_of
 
         if self._space is not space:
             self._declare_space(kinds_of(space))
             self._space = space
-        kinds = {name: self._distributions[name] for name in kinds_of(space)}
-        if point is not None:
-            return self._start(point, kinds, {}), dict(point)
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = self._sampler = make_sampler(sampler, seed, number, space, kinds)
-        trial = self._study.ask(kinds)
-        return self._note(trial), trial.params
+        return {name: self._distributions[name] for name in kinds_of(space)}
 
     def _declare_space(self, kinds: Mapping[str, BaseDistribution]) -> None:
         try:
@@ -398,8 +413,9 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
         jobs = (StoredJob(identity, number, overrides, value, str(attributes.get("folder", number)), numbers),)
     else:
         jobs = ()  # the sweep was killed before the trial said what it is
-    is_running = trial.state == TrialState.RUNNING
-    return StoredTrial(trial.number, identity, jobs, overrides, trial.params, "running" if is_running else status)
+    choice = attributes.get("choice")
+    status = "running" if trial.state == TrialState.RUNNING else status
+    return StoredTrial(trial.number, identity, jobs, overrides, trial.params, status, choice)
 
 
 def _is_same(one: float, other: float) -> bool:

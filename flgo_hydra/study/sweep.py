@@ -23,8 +23,10 @@ from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report import curves
-from flgo_hydra.report.summary import print_summary
+from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.changed_code import ChangedCode, sentence
+from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
@@ -105,7 +107,6 @@ class Sweep:
             check_folder(earlier.get("folder"), paths, self._study.name)
             self._study.describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
-        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
         # Once a key tells points of a study apart, it always does.
@@ -113,7 +114,13 @@ class Sweep:
         points = [
             tell_apart(replace(point, overrides=(*added, *point.overrides)), self._apart) for point in plan.checked
         ]
+        where = f"{self._study.name!r} in {paths.folder}"
+        self._data_sets = DataSets(earlier, self._apart, where, self._study.describe)
+        for point in points:
+            self._data_sets.check(point)
+        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         self._study.describe(description(earlier, self._space, plan.common.values))
+        self._data_sets.add(points)
         if self._apart:
             self._study.describe({"apart": sorted(self._apart)})
         if self._settings.sampler != "grid":
@@ -126,6 +133,7 @@ class Sweep:
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning)
         self._choices: dict[str, list[Value]] = {}
+        self._code = ChangedCode()
         self._trials = Trials(self._study, paths, RunFolders(composer, config, paths, self._space.fixed))
         self._source = self._open_source(points)
         self._held: Job | None = None
@@ -153,12 +161,16 @@ class Sweep:
         search = SearchSettings(settings.sampler, settings.sampler_seed or 0, settings.n_trials)
         checker = PointChecker(self._composer, self._config, self._space.fixed)
         checker.apart = set(self._apart)
-        return SearchSource(search, self._trials, self._space, self._replicates, checker, settings.retry_failed)
+        checker.take_in = self._data_sets.add
+        return SearchSource(search, self._trials, self._space, self._replicates, checker, self._is_again)
 
     def _is_again(self, job: Job) -> bool:
-        """Whether a grid's job that has ended is to run again: it failed, or with this pruner it might go on."""
+        """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
+        go on."""
         if isinstance(job.outcome, Failure):
             return self._settings.retry_failed
+        if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
+            return True
         reason = None if self._pruning is None else self._pruning.reason
         return isinstance(job.outcome, RunResult) and job.outcome.status == "pruned" and job.outcome.message != reason
 
@@ -188,6 +200,7 @@ class Sweep:
         returns: list[JobReturn] = []
         is_interrupted = False
         self._take_over()
+        other_code = self._tell_other_code()
         num_untried = sum(row.status == "failed" for row in self._tables.sorted_rows())
         try:
             if isinstance(self._launcher, PackingLauncher):
@@ -214,6 +227,8 @@ class Sweep:
             compose.is_ours(self._config),
             self._tables.point_rows() if self._settings.replicate_keys else None,
         )
+        if other_code:
+            print(other_code, flush=True)
         if is_interrupted:
             raise KeyboardInterrupt
         if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
@@ -232,6 +247,19 @@ class Sweep:
         for job in self._trials.jobs.others():  # points of earlier commands: the tables show them as well
             if self._trials.harvest(job) or self._trials.take_failure(job):
                 self._tables.add(job)
+
+    def _tell_other_code(self) -> str:
+        """Says which runs that count are of other code than there is now; empty where none is."""
+        results = {
+            job.number: job.outcome for job in self._trials.jobs.everybody() if isinstance(job.outcome, RunResult)
+        }
+        changed = {number: files for number, result in results.items() if (files := self._code.of(result))}
+        if not changed:
+            return ""
+        more = "hydra.sweeper.rerun_changed=true"
+        told = sentence(changed, resume_command(self._paths.folder, compose.is_ours(self._config), more))
+        log.warning("%s", told)
+        return told
 
     def _next_batch(self) -> list[Job]:
         """Jobs to launch at once: of consecutive numbers, since Hydra numbers a batch from its first."""
@@ -344,7 +372,11 @@ class Sweep:
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
         """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
         if not self._trials.harvest(job):
-            if is_stopped:
+            if job.is_outdated and self._trials.run(job).result.exists():
+                self._trials.run(job).result.unlink()
+                changed = "its data changed while the sweep ran: it trained on others than the study has"
+                self._trials.fail(job, ValueError(changed))
+            elif is_stopped:
                 job.is_stopped = True
             elif job.point.group and returned.status is JobStatus.COMPLETED:
                 # One of ours says what it came to in its folder; what it returns has no direction.

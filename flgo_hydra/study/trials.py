@@ -56,7 +56,12 @@ class Trials:
         before = self.jobs.known_as(point.run_fingerprint)
         if before is not None and point.identity != point.run_fingerprint and not self.jobs.knows(point.identity):
             result = read_result(self.run(before))
-            if result is not None and all(value == _how(result, key) for key, value in point.how.items()):
+            is_same_data = result is not None and result.data_sha256 in ("", point.data_sha256)
+            if (
+                result is not None
+                and is_same_data
+                and all(value == _how(result, key) for key, value in point.how.items())
+            ):
                 self.jobs.rename(point.run_fingerprint, point)
         return self.jobs.of(point)
 
@@ -96,6 +101,9 @@ class Trials:
         run = self.run(job)
         result = read_result(run)
         if result is not None and result.fingerprint == job.point.run_fingerprint:
+            if job.point.data_sha256 and result.data_sha256 not in ("", job.point.data_sha256):
+                job.is_outdated = True
+                return False
             job.outcome = result
         elif job.point.identity in self._values and run.folder.exists() and not run.rounds.exists():
             job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value

@@ -242,7 +242,6 @@ def test_what_makes_another_task(with_arrays, module, tmp_path):
     changes = [{"seed": 1}, {"num_clients": 3}, {"train_holdout": 0.2}, {"test_holdout": 0.3}, {"standardize": True}]
     contents = [first, *(content(replace(conf, **change)) for change in [*changes, {"partition": skewed}])]
     contents.append(content(replace(conf, partition=replace(skewed, alpha=0.1))))
-    contents.append(content(with_arrays(x_train=X, y_train=Y, client=Y)))  # the file has changed
     conf = replace(conf, source={"_target_": "my_toy.make", "num_samples": 30})
     contents.append(content(conf))
     module.write_text(MODULE + "# changed\n")

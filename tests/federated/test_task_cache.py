@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flgo_hydra.federated import task_cache
+from flgo_hydra.federated import dependencies, task_cache
 
 CONTENT = {"seed": 1}
 ARRAYS = {"x": np.arange(600, dtype=np.float32).reshape(3, 200), "y": np.array([4, 5, 6])}
@@ -18,16 +18,19 @@ ARRAYS = {"x": np.arange(600, dtype=np.float32).reshape(3, 200), "y": np.array([
 
 def build():
     build.calls += 1
-    return {name: array.copy() for name, array in ARRAYS.items()}
+    return {name: array.copy() for name, array in ARRAYS.items()}, build.state
 
 
 @pytest.fixture(autouse=True)
 def reset():
     build.calls = 0
+    build.state = dependencies.state_of(dependencies.Record())
 
 
 def load(folder, content=CONTENT):
-    arrays = task_cache.load_or_build(folder, "toy", content, build)
+    found = task_cache.load_or_build(folder, "toy", content, build)
+    arrays = found.arrays
+    assert found.sha256 == task_cache.hash_arrays(ARRAYS)
     assert arrays.keys() == ARRAYS.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, ARRAYS[name])
@@ -115,21 +118,21 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from flgo_hydra.federated import task_cache
+from flgo_hydra.federated import dependencies, task_cache
 
 folder, log, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
 def build():
     with log.open("a") as file:
         file.write("built\\n")
-    return {"x": np.zeros(200_000)}
+    return {"x": np.zeros(200_000)}, dependencies.state_of(dependencies.Record())
 
 if mode == "killed":
     os.rename = lambda *names: os.kill(os.getpid(), 9)
 else:
     print("ready", flush=True)
     sys.stdin.readline()
-arrays = task_cache.load_or_build(folder, "toy", {"seed": 1}, build)
+arrays = task_cache.load_or_build(folder, "toy", {"seed": 1}, build).arrays
 assert isinstance(arrays["x"], np.memmap) and arrays["x"].sum() == 0
 """
 
@@ -222,3 +225,54 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert task_cache.find_folder(None) == tmp_path / ".cache/flgo_hydra/tasks"
+
+
+def test_the_hash_is_of_the_content_alone():
+    hashed = task_cache.hash_arrays(ARRAYS)
+    turned = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in reversed(ARRAYS.items())}
+    assert task_cache.hash_arrays(turned) == hashed
+    assert task_cache.hash_arrays({**ARRAYS, "x": np.asfortranarray(ARRAYS["x"])}) == hashed
+    other = ARRAYS["x"].copy()
+    other[2, 199] += 1
+    for change in ({"x": other}, {"x": ARRAYS["x"].reshape(200, 3)}, {"y": ARRAYS["y"].astype(np.int32)}, {"z": other}):
+        assert task_cache.hash_arrays({**ARRAYS, **change}) != hashed
+    large = np.zeros(3_000_000, np.float32)  # of several chunks
+    changed = large.copy()
+    changed[2_500_000] = 1
+    assert task_cache.hash_arrays({"x": large}) != task_cache.hash_arrays({"x": changed})
+    assert task_cache.hash_arrays({"x": large[:0]}) != task_cache.hash_arrays({})
+
+
+def test_what_the_build_depends_on_is_looked_at_before_it_is_used(tmp_path, caplog):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+
+    def rely():
+        build.state = dependencies.state_of(dependencies.Record(files={str(data)}))
+
+    data.write_text("one")
+    rely()
+    load(cache)
+    load(cache)
+    assert build.calls == 1
+    os.utime(data, ns=(0, 1))  # a new time, the old content: looked at once, and noted
+    load(cache)
+    assert (
+        build.calls == 1
+        and 1 in json.loads((entries(cache)[0] / "meta.json").read_text())["depends"]["files"][str(data)]
+    )
+    data.write_text("two")
+    os.utime(data, ns=(0, 1))  # as `cp -p` would leave it: size and time are those from before
+    rely()
+    with caplog.at_level(logging.INFO, "flgo_hydra"):
+        load(cache)
+    assert build.calls == 2 and "has changed" in caplog.text and len(entries(cache)) == 1
+    data.unlink()
+    rely()
+    load(cache)
+    assert build.calls == 3
+
+
+def test_without_a_cache_it_is_built_each_time(tmp_path):
+    load(None)
+    load(None)
+    assert build.calls == 2

@@ -191,24 +191,63 @@ def test_what_fails_counts_as_tried_and_is_not_tried_again(parabola):
     assert [call["x"] for call in again] == [call["x"] for call in parabola.calls[:14] if call["x"] > 0.3]
 
 
-def test_ctrl_c_loses_nothing(parabola):
-    def stop(cfg):
-        if len(parabola.calls) == 4:
-            raise KeyboardInterrupt
+def fail_at(parabola, value):
+    """A rule by which the point with this x fails."""
 
-    whole = parabola(*search("tpe", 14), *SPACE, "hydra.sweep.dir=whole")
-    parabola.calls.clear()
-    parabola.rule = stop
-    first = parabola(*search("tpe", 14), *SPACE)
-    assert parabola.status == 130 and len(first) == 4
-    assert study().trials[3].user_attrs["status"] == "interrupted"
-    again = parabola(*search("tpe", 14), *SPACE)
-    assert parabola.status == 0
-    assert again[0] == first[3]  # the one that was stopped, before any new one
-    assert study().trials[4].user_attrs["attempt"] == 2
-    done = [trial for trial in study().trials if trial.state == TrialState.COMPLETE]
-    assert len(done) == 14
-    assert first + again[1:] == whole[:4] + again[1:]
+    def rule(cfg):
+        if value is not None and cfg.x == value:
+            raise OSError("broken")
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    "sampler, stops, is_failing",
+    [
+        *((sampler, [stop], False) for sampler in ("random", "tpe") for stop in (0, 1, 3)),
+        *((sampler, [0, 2, 11, 11], True) for sampler in ("random", "tpe", "qmc")),
+        pytest.param("cmaes", [1, 11], True, marks=pytest.mark.skipif(not HAS_CMAES, reason="cmaes")),
+    ],
+)
+def test_a_search_stopped_by_ctrl_c_tries_the_points_of_an_undisturbed_one(parabola, sampler, stops, is_failing):
+    arguments = (*search(sampler, 13), *SPACE)
+    failing = parabola(*search(sampler, 3), *SPACE, "hydra.sweep.dir=first")[2]["x"] if is_failing else None
+    parabola.rule = rule = fail_at(parabola, failing)
+    whole = parabola(*arguments, "hydra.sweep.dir=whole")
+    ran = []
+    for stop in stops:  # that choice is broken off
+        last = len(parabola.calls) + stop - len(ran) + 1
+
+        def interrupt(cfg, last=last):
+            if len(parabola.calls) == last:
+                raise KeyboardInterrupt
+            return rule(cfg)
+
+        parabola.rule = interrupt
+        stopped = parabola(*arguments)
+        assert parabola.status == 130
+        ran += stopped[:-1]
+    parabola.rule = rule
+    ran += parabola(*arguments)
+    assert ran == whole and len({call["x"] for call in ran}) > 10
+    stored = study().trials
+    assert sorted({trial.user_attrs["choice"] for trial in stored}) == list(range(13))
+    interrupted = [trial for trial in stored if trial.user_attrs.get("status") == "interrupted"]
+    assert len(interrupted) == len(stops)
+
+
+def test_a_point_that_failed_and_is_tried_again_is_one_choice(parabola):
+    """Attempts are no choices: the next points are those that come next."""
+    arguments = (*search("tpe", 14), *SPACE)
+    parabola.rule = lambda cfg: None
+    whole = parabola(*arguments, "hydra.sweep.dir=whole")
+    parabola.rule = fail_at(parabola, whole[2]["x"])
+    parabola(*search("tpe", 6), *SPACE)
+    parabola.rule = lambda cfg: None
+    retry = "hydra.sweeper.retry_failed=true"
+    assert [call["x"] for call in parabola(*search("tpe", 6), *SPACE, retry)] == [whole[2]["x"]]
+    assert len(parabola(*arguments)) == 8
+    assert sorted({trial.user_attrs["choice"] for trial in study().trials}) == list(range(14))
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
@@ -222,8 +261,8 @@ def test_a_killed_search_tries_its_open_points_again(parabola, empty_folder, kin
     parabola(*search("random", 2), "x=interval(-1,1)", *named)
     where = Path("sweep/study.journal") if kind == "journal" else f"sqlite:///{empty_folder}/s.db"
     killed = SweepStudy(where, "one")
-    for attributes in ({"identity": "not known", "job": 2, "overrides": ["x=0.125"], "attempt": 1}, {}):
-        number, _ = killed.ask("random", 0, Grid((), (), (Interval("x", -1.0, 1.0),)), {"x": 0.125})
+    for attributes in ({"identity": "not known", "job": 2, "overrides": ["x=0.125"], "attempt": 1, "choice": 2}, {}):
+        number = killed.ask_again(Grid((), (), (Interval("x", -1.0, 1.0),)), {"x": 0.125}, 2)
         killed.annotate(number, attributes)  # one was killed before it could say what it is
     ran = parabola(*search("random", 4), "x=interval(-1,1)", *named)
     assert parabola.status == 0 and len(ran) == 2 and ran[0]["x"] == 0.125

@@ -291,3 +291,83 @@ def test_a_runs_digits_do_not_depend_on_whom_it_runs_with(make_ragged_task, algo
             assert one[2] == expected[i][2]
             for name, tensor in expected[i][1].server.params.items():
                 assert torch.equal(tensor, one[1].server.params[name])
+
+
+class Masked(nn.Module):
+    """Keeps a random mask as a plain attribute, which is each run's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.mask = nn.Linear(5, 3), (torch.rand(5) > 0.5).double()
+
+    def forward(self, x):
+        return self.line(x * self.mask)
+
+
+def test_what_python_keeps_of_each_run_is_not_another_runs(ragged):
+    """The first and the last run are of one seed; the one between is not."""
+    with pytest.raises(CannotFuse, match="`model.mask` differs from run to run"):
+        Runs(ragged, FedAvg, Masked).together([{"seed": 0}, {"seed": 1}, {"seed": 0}])
+
+
+class NoisyServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        params, server = super().update_server(params, server, message, participation, hyper)
+        return {name: w + 0.01 * torch.randn_like(w) for name, w in params.items()}, server
+
+
+class DecidingServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        params, server = super().update_server(params, server, message, participation, hyper)
+        norm = sum(w.square().sum() for w in params.values())
+        return ({name: w / norm for name, w in params.items()} if norm > 1 else params), server
+
+
+class CountingServer(FedAvg):
+    rounds = 0
+
+    def update_server(self, params, server, message, participation, hyper):
+        self.rounds += 1
+        return super().update_server(params, server, message, participation, hyper)
+
+
+@pytest.mark.parametrize(
+    "algorithm, why", [(NoisyServer, "random"), (DecidingServer, "data-dependent"), (CountingServer, "rounds` changes")]
+)
+def test_servers_that_cannot_take_a_step_at_once_run_apart(ragged, algorithm, why):
+    with pytest.raises(CannotFuse, match=why):
+        Runs(ragged, algorithm).together([{}, {"lr": 0.2}])
+
+
+def test_a_group_is_tried_before_anything_is_evaluated(ragged):
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * (1 - 0.5**self.calls)
+
+    models = []
+
+    def prepare(backend):
+        models.extend(member.loop.model for member in backend._members.values())
+        backend.prepare({"lr": 0.1})
+
+    with pytest.raises(CannotFuse, match="`model.calls` changes"):
+        Runs(ragged, FedAvg, lambda: Counting(5, 3)).together([{}, {"lr": 0.2}], prepare=prepare)
+    assert [model.calls for model in models] == [0, 0]
+
+
+class InPlaceServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        for name, w in params.items():
+            w += 0.9 * message["update"][name]
+        return params, server
+
+
+def test_servers_changed_in_place_are_tried_on_copies(ragged):
+    runs = Runs(ragged, InPlaceServer)
+    points = [{}, {"lr": 0.02, "seed": 1}]
+    together, _ = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)

@@ -2,12 +2,23 @@
 
 import pytest
 
-from .checks import each, hold
+from .checks import QUICK, SLOW, each, hold
 from .models import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
-KNOWN = {}
+EVERY = (*QUICK, *SLOW)
+KNOWN = {
+    "batch_norm_untracked": (EVERY, "the model's multiplications are counted with a single sample"),
+    "Properties": (EVERY, "a copy that has lost `__slots__` is believed when it fails"),
+    "TrainReturnsNothing": (EVERY, "`model.eval()` is expected to return the model"),
+    "ComplexParameter": (EVERY, "the model is cast to the run's dtype, complex parameters too"),
+    "scripted": (EVERY, "a script module takes no hooks that count its multiplications"),
+    "GlobalState": (EVERY, "trials count, and do not see a global of the model's module"),
+    "ClassCounter": (EVERY, "trials count, and do not see an attribute of the class"),
+    "CountsCalls": (("fused",), "runs that part after round 0 begin with a new model's Python state"),
+    "Empty": (("auto", "vmap", "vmap, plain steps", "fused"), "a parameter without elements divides by zero"),
+}
 
 
 @each(MODELS, KNOWN)

@@ -1,0 +1,55 @@
+"""Which runs of a sweep were trained with other code of the user's than there is now.
+
+A run's result has the hash of each file of the user's own that its config leads to (`own_code.py`). When a sweep goes
+on, the files are looked at again: what differs is said, or runs again (`hydra.sweeper.rerun_changed=true`).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flgo_hydra import own_code
+from flgo_hydra.record.result import RunResult
+
+_MOST_NAMED = 10
+
+
+class ChangedCode:
+    """Compares results with the code as it is now; of each combination of parts the files are read once."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, dict[str, str]] = {}
+
+    def of(self, result: RunResult) -> list[str]:
+        """The files that have changed since the run, or within it; none where nothing is known."""
+        if "files" not in result.code:
+            return []
+        config = {"task": result.task, "model": result.model, "algorithm": result.algorithm, "option": result.option}
+        key = repr(
+            [_targets(config["task"]), result.model.get("_target_"), result.algorithm, result.option.get("metrics")]
+        )
+        if key not in self._now:
+            self._now[key] = own_code.behind(config)["files"]
+        versions = [result.code, *result.code.get("before", [])]
+        return sorted({name for code in versions for name in own_code.differing(code["files"], self._now[key])})
+
+
+def sentence(changed: Mapping[int, Iterable[str]], how: str) -> str:
+    """What is said of jobs with other code, by number.
+
+    Args:
+        how: what to type to run them again.
+    """
+    names = sorted({name for files in changed.values() for name in files})
+    numbers = [str(number) for number in sorted(changed)]
+    jobs = f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:_MOST_NAMED])}"
+    if len(numbers) > _MOST_NAMED:
+        jobs += f" and {len(numbers) - _MOST_NAMED} more"
+    return (
+        f"other code: {jobs} ran before {', '.join(names)} changed, and cannot be compared with what runs now. "
+        f"To run again what has changed: {how}"
+    )
+
+
+def _targets(task: Mapping[str, Any]) -> list[Any]:
+    parts = (task.get("source"), task.get("partition"))
+    return [part.get("_target_") if isinstance(part, Mapping) else None for part in parts]
