@@ -96,6 +96,23 @@ def test_what_it_cannot_do(tmp_path, capfd):
 SMALL = ("num_rounds=2", "num_steps=1", "model=logistic", "task.num_clients=5", "monitor=test_accuracy")
 BASIC = "hydra/launcher=basic"
 SEARCH = ("hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4", "lr=tag(log,interval(0.001,0.3))")
+# With the worse rate a run waits in round 2 until it hears that it is pruned.
+PATIENT = """
+import time
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.launch import reporter
+
+class Patient(FedAvg):
+    num_rounds = 0
+    def update_server(self, params, server, message, participation, hyper):
+        self.num_rounds += 1
+        deadline = time.monotonic() + 60
+        while self.num_rounds == 2 and hyper["lr"] < 0.01 and reporter.prune_reason() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return super().update_server(params, server, message, participation, hyper)
+"""
+PRUNED = ("algorithm=custom", "algorithm._target_=patient.Patient", "num_rounds=4", "hydra.launcher.slots=1")
 PRUNER = "hydra.sweeper.pruner={name: median, n_startup_trials: 1}"
 
 
@@ -107,7 +124,7 @@ PRUNER = "hydra.sweeper.pruner={name: median, n_startup_trials: 1}"
         [(*SEARCH, "early_stop=int(interval(1,3))", "algorithm=fedavg,scaffold", BASIC)],
         [(*SEARCH, "seed=0,1", "hydra.sweeper.replicate=[seed]", BASIC)],
         [('hydra.sweeper.points=["algorithm=fedprox lr=0.1","algorithm=fedavg lr=0.2"]', "seed=0,1", BASIC)],
-        [("lr=0.1,0.001", PRUNER, "num_rounds=4", "hydra.launcher.slots=1")],
+        [("lr=0.1,0.001", PRUNER, *PRUNED)],
         [("lr=0.1,0.001", "hydra.launcher.fuse=2", "monitor=valid_loss")],
         [("lr=0.1,0.001", "hydra.sweep.subdir=runs/${lr}", BASIC), ("lr=0.2", "hydra.sweep.subdir=runs/${lr}", BASIC)],
         [("lr=0.1,0.2", BASIC), ("lr=0.1", "algorithm=fedavg,fedprox", BASIC)],
@@ -118,6 +135,7 @@ PRUNER = "hydra.sweeper.pruner={name: median, n_startup_trials: 1}"
     + ["apart", "types"],
 )
 def test_trial_by_trial_whatever_the_sweep(command, empty_folder, commands):
+    (empty_folder / "patient.py").write_text(PATIENT)
     for arguments in commands:
         done = command("-m", *SMALL, *arguments, "hydra.sweep.dir=sweep")
         assert done.status == 0, done.err
