@@ -8,7 +8,6 @@ from .checks import each, hold
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 KNOWN = {
-    "InPlaceServer": (["fused"], "the trial of update_server on several runs changes the servers' own tensors"),
     "WorstHalf": (("fused",), "whether mixed samples are found depends on which samples are tried (seed 1)"),
 }
 
