@@ -12,9 +12,12 @@ pytestmark = [
 
 EVERY = (*QUICK, *SLOW)
 KNOWN = {
-    "ComplexParameter": (EVERY, "the model is cast to the run's dtype, complex parameters too"),
-    "GlobalState": (("fused",), "trials count, and do not see a global of the model's module"),
-    "ClassCounter": (("fused",), "trials count, and do not see an attribute of the class"),
+    "ComplexParameter": (
+        EVERY,
+        "complex parameters train, but not by torch.optim's numbers; an update is cast to real",
+    ),
+    "GlobalState": (("fused",), "runs that go apart share the process, and its globals"),
+    "ClassCounter": (("fused",), "runs that go apart share the process, and the class"),
 }
 
 
