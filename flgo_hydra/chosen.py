@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
-from flgo_hydra.help import group_choices
 
 _NODES = {"task": "task", "task/partition": "task.partition", "model": "model", "algorithm": "algorithm"}
 """Each group that names something, with the key under which its choice stands."""
@@ -62,6 +61,8 @@ def check_identities(cfg: DictConfig, hydra: Any) -> None:
 
 
 def _compare(group: str, choice: str, found: _Identity, own: _Identity, folders: Sequence[str]) -> None:
+    from flgo_hydra.help import group_choices  # of mistakes only
+
     is_open = own.target in (None, _OPEN)
     others = set(group_choices(group, folders)) - {choice}
     if found.name != own.name and (not is_open or found.name in others):

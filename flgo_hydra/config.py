@@ -89,8 +89,8 @@ class OptionConf:
     proportion: float = 0.2
     # how a cohort is drawn: uniform (without replacement), md (with replacement, by data volume), full (everyone)
     sample: str = "uniform"
-    # weights of a cohort's updates: other (the algorithm's own; FedAvg: by data volume), uniform,
-    # weighted_com, weighted_scale
+    # weights of a cohort's updates: other (the algorithm's own; FedAvg: by data volume; with sample=md, which has drawn
+    # by volume, even ones), uniform, weighted_com, weighted_scale
     aggregate: str = "other"
     # passes over a client's training samples in a round
     num_epochs: int = 5

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -267,3 +268,88 @@ def test_a_run_goes_on_in_the_form_it_began_with_or_begins_anew(make_conf, tmp_p
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert ("begins anew" in caplog.text) is bool(changed)
     assert ("going on after round" in caplog.text) is (not changed)
+
+
+ENDING = """
+import sys
+
+from torch import nn
+
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.sources import digits
+
+
+class Leaves(nn.Linear):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(64, num_outputs)
+        sys.exit(0)
+
+
+class Done(nn.Linear):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(64, num_outputs)
+
+    def forward(self, x):
+        if not self.training and bool(self.weight.abs().sum() != self.first):
+            raise StopIteration
+        return super().forward(x.flatten(1))
+
+    @property
+    def first(self):
+        self.__dict__.setdefault("_first", self.weight.abs().sum().clone())
+        return self.__dict__["_first"]
+
+
+def source(**_):
+    raise SystemExit
+
+
+def metrics(model):
+    raise GeneratorExit("no reason")
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["model=custom", "model._target_=ending.Leaves"], "has raised SystemExit: 0"),
+        (["model=custom", "model._target_=ending.Done"], "has raised StopIteration"),
+        (["task=custom", "task.source._target_=ending.source"], "has raised SystemExit"),
+        (["metrics=ending.metrics"], "has raised GeneratorExit: no reason"),
+    ],
+)
+def test_an_end_that_is_none_is_a_failure(make_conf, empty_folder, overrides, words):
+    (empty_folder / "ending.py").write_text(ENDING)
+    with pytest.raises(RuntimeError, match=words):
+        app.run(make_conf(*SMALL, *overrides), empty_folder / "run")
+    failure = read_failure(RunPaths(empty_folder / "run"))
+    assert failure is not None and failure.kind == "RuntimeError" and "ending.py" in failure.traceback
+    assert not RunPaths(empty_folder / "run").result.exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ([], None),
+        (["optimizer=momentum"], None),
+        (["algorithm=scaffold"], None),
+        (["algorithm=scaffold", "weight_decay=0.1", "aggregate=weighted_com"], None),
+        (["algorithm=scaffold", "optimizer=adam"], "SCAFFOLD with `optimizer=adam`.*diverge.*Use optimizer=sgd"),
+        (["algorithm=scaffold", "momentum=0.5"], "SCAFFOLD with `optimizer=sgd momentum=0.5`"),
+        (["algorithm=scaffold", "clip_grad=1"], "SCAFFOLD with `clip_grad=1.0`.*biased"),
+        (["sample=md"], None),
+        (["sample=md", "aggregate=uniform", "algorithm=fedprox"], None),
+        (["sample=md", "aggregate=weighted_scale"], "volume twice"),
+    ],
+)
+def test_settings_that_break_a_law_are_named(make_conf, tmp_path, caplog, overrides, words):
+    result = app.run(make_conf(*SMALL, "lr=0.01", *overrides), tmp_path / "run")
+    again = read_result(RunPaths(tmp_path / "run"))
+    assert again is not None and again.warnings == result.warnings
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told == result.warnings
+    if words is None:
+        assert result.warnings == []
+    else:
+        (text,) = result.warnings
+        assert re.search(words, text)

@@ -169,3 +169,10 @@ def test_prepare_may_be_called_again() -> None:
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_is_ours(is_ours: bool) -> None:
     assert compose.is_ours(_compose() if is_ours else OmegaConf.create({"lr": 0.1})) is is_ours
+
+
+def test_an_algorithms_own_number_is_not_named_lr() -> None:
+    own = ("algorithm=custom", "algorithm._target_=mine.Algorithm")
+    with pytest.raises(ValueError, match=r"`algorithm\.lr=0\.5`.*`lr` of each round.*server_lr"):
+        _conf(*own, "+algorithm.lr=0.5")
+    assert _conf(*own, "+algorithm.momentum=0.5", "+algorithm.server_lr=1").algorithm["momentum"] == 0.5

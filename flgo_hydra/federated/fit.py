@@ -9,7 +9,7 @@ model and the process's generators are as they were afterwards.
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
+from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.evaluation import CHUNK
 from flgo_hydra.federated.model import make_model, require_weights
 from flgo_hydra.federated.outputs import hold_form
@@ -39,8 +39,6 @@ class FittingModel:
     model: nn.Module
     takes_integers: bool
     """the task's inputs are integers, and it wants them so"""
-    tried: nn.Module
-    """for whoever wants to try more: a copy, where trying may leave a trace"""
 
 
 def build_fitting_model(
@@ -66,7 +64,7 @@ def build_fitting_model(
     model = build()
     if str(parameters["_target_"]).startswith(_OURS):
         require_weights(model, parameters)
-        return FittingModel(model, False, model)
+        return FittingModel(model, False)
     before = _names(model)
     sizes = _batch_sizes(task, work)
 
@@ -79,7 +77,7 @@ def build_fitting_model(
         trial.train(tried, sizes, takes_integers, has_own_loss)
         return takes_integers, tried
 
-    with generators_kept(), _outside_kept(model):
+    with generators_kept(), outside_kept(model=model):
         try:
             takes_integers, tried = try_copies(_Trial(task, dtype, device, build))
         except torch.OutOfMemoryError:
@@ -89,7 +87,7 @@ def build_fitting_model(
     if before != _names(tried):  # parts that are made in the first forward pass: now, with the seed of the weights
         x = torch.from_numpy(np.array(task.x_train[: sizes[-1]]))
         model = build(x if takes_integers else x.float())
-    return FittingModel(model, takes_integers, tried)
+    return FittingModel(model, takes_integers)
 
 
 class _Trial:
@@ -190,19 +188,6 @@ class _Trial:
                 f"The model takes integers, but the task gives it {_form(x)}. Let the source return x_train and x_test "
                 "as int64: floating-point x stays so, and uint8 is read as intensities."
             ) from error
-
-
-@contextlib.contextmanager
-def _outside_kept(model: nn.Module) -> Iterator[None]:
-    """Leaves what a copy shares with the model (globals of its module, attributes of its class) as it was."""
-    kept: PythonState | None = None
-    with contextlib.suppress(TooMuch):
-        kept = PythonState(model=model)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            kept.put_back_outside()
 
 
 def _failure(model: nn.Module, x: Tensor) -> Exception | None:

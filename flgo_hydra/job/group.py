@@ -139,6 +139,10 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
             first_line = str(error).strip().partition("\n")[0]
             raise reporter.RunApart(f"their program failed: {type(error).__name__}: {first_line}") from error
 
+    try:
+        backend.prepare(first.hyper)
+    except (CannotFuse, ValueError) as error:
+        raise reporter.RunApart(str(error)) from None
     run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
     if stopped:
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from flgo_hydra.record.result import RunResult
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
 
-    from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
     from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.data import Data
     from flgo_hydra.federated.rounds import Run, RunState, Status
@@ -38,6 +38,8 @@ class ReadyRun:
     data: "Data"
     model: "torch.nn.Module"
     algorithm: "Algorithm"
+    hyper: "Hyper"
+    """the algorithm's numbers and the first learning rate"""
     backend: "ChosenBackend"
     state: "RunState"
     watcher: Watcher
@@ -130,13 +132,14 @@ def prepare(
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
     state = RunState(server, clients, patience=Patience(conf.followed))
+    hyper = {**numbers, "lr": conf.lr}
+    if form is None:
+        backend.prepare(server, hyper)
     rounding = {**backend.form, **(form or {})}
     watcher = Watcher(conf, paths, device, line, is_interrupted, rounding, task.data_sha256)
-    if form is None:
-        backend.prepare(server, {**numbers, "lr": conf.lr})
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, backend, state, watcher, steps, warnings)
+    return ReadyRun(conf, paths, device, data, model, algorithm, hyper, backend, state, watcher, steps, warnings)

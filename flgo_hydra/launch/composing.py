@@ -27,8 +27,8 @@ class SweepComposer:
         """Args:
         config: the sweep's own config; what `${now:}` has answered in it, it answers in every job.
         """
-        self._loader = loader
-        self._config = config
+        self.loader = loader
+        self.config = config
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
         self._group_options: dict[str, list[str]] = {}
@@ -40,7 +40,7 @@ class SweepComposer:
             config = self._set_values(overrides)
             if config is not None:
                 return config
-        return self._loader.load_sweep_config(self._config, list(overrides))
+        return self.loader.load_sweep_config(self.config, list(overrides))
 
     def find_unknown_key(self, lines: Sequence[str]) -> tuple[str, DictConfig] | None:
         """Returns the first plain key that the config does not have, with that config; None where Hydra must say."""
@@ -56,7 +56,7 @@ class SweepComposer:
     def group_options(self, key: str) -> list[str]:
         """Returns the choices of a config group; none where the key is not a group."""
         if key not in self._group_options:
-            self._group_options[key] = self._loader.get_group_options(key)
+            self._group_options[key] = self.loader.get_group_options(key)
         return self._group_options[key]
 
     def split(self, lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str | int | float | bool | None]] | None:
@@ -85,7 +85,7 @@ class SweepComposer:
         if key not in self._bases:
             if len(self._bases) >= _MOST_BASES:
                 del self._bases[next(iter(self._bases))]
-            self._bases[key] = pickle.dumps(self._loader.load_sweep_config(self._config, list(key)))
+            self._bases[key] = pickle.dumps(self.loader.load_sweep_config(self.config, list(key)))
         config: DictConfig = pickle.loads(self._bases[key])
         return config
 

@@ -80,7 +80,7 @@ def read_result(paths: RunPaths) -> RunResult | None:
         for metrics in ("best", "last"):
             values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
         values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
-        return RunResult(**{**values, "monitor": Monitor.from_json(values["monitor"])})
+        return RunResult(**{**values, "monitor": Monitor.from_json(values.get("monitor"))})
     except (KeyError, TypeError, AttributeError):
         return None
 

@@ -4,12 +4,14 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+
+from flgo_hydra.overrides import as_text, override
 
 Value = str | int | float | bool | None
 
@@ -141,6 +143,45 @@ def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
     return tuple(points)
 
 
+def write_axis(key: str, values: Any) -> str:
+    """An axis of `hydra.sweeper.params` as an override: a text is Hydra's grammar (`"0.1,0.01"`, `"range(5)"`); of a
+    list each item is a value, and keeps its type: `"true"` is a text, `null` is none.
+
+    Raises:
+        ValueError: the list is empty, or an item cannot stand in a config.
+    """
+    if isinstance(values, list | tuple):
+        if not values:
+            raise ValueError(f"`hydra.sweeper.params` has no values for `{key}`.")
+        return f"{key}={','.join(map(as_text, values))}"
+    return f"{key}={values}" if isinstance(values, str) else override(key, values)
+
+
+def refuse_twice(grid: Grid) -> None:
+    """Refuses a key that listed points set and that is set, or varies, besides: one of the two would never run.
+
+    Raises:
+        ValueError: there is one; or a point sets a key twice.
+    """
+    besides = {_name(text): text for text in grid.fixed}
+    besides |= {axis.name: f"{axis.key}={','.join(axis.values)}" for axis in grid.axes}
+    besides |= {interval.name: interval.line for interval in grid.intervals}
+    for point in grid.listed:
+        names = [_name(text) for text in point]
+        for name, text in zip(names, point, strict=True):
+            if name in besides:
+                raise ValueError(
+                    f"`hydra.sweeper.points` sets `{name}` (`{text}`), and so does `{besides[name]}`: only one of them "
+                    "would count. Drop one of the two."
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"The point `{' '.join(point)}` of `hydra.sweeper.points` sets `{name}` twice.")
+
+
+def _name(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
+
+
 def read_grid(overrides: Iterable[Override]) -> Grid:
     """Splits parsed overrides into what varies and what is fixed. Of a key given twice the last one counts.
 
@@ -150,32 +191,32 @@ def read_grid(overrides: Iterable[Override]) -> Grid:
     fixed: dict[str, str] = {}
     axes: dict[str, Axis] = {}
     intervals: dict[str, Interval] = {}
-    for override in overrides:
-        key = override.get_key_element()
+    for one in overrides:
+        key = one.get_key_element()
         for earlier in (fixed, axes, intervals):
             earlier.pop(key, None)
-        line = override.input_line
+        line = one.input_line
         assert line is not None
-        if not override.is_sweep_override():
+        if not one.is_sweep_override():
             fixed[key] = line
             continue
-        sweep: Any = override.value()
-        unread: set[str] = getattr(sweep, "tags", set()) - ({"log"} if override.is_interval_sweep() else set())
+        sweep: Any = one.value()
+        unread: set[str] = getattr(sweep, "tags", set()) - ({"log"} if one.is_interval_sweep() else set())
         if unread:
             raise ValueError(
                 f"`{line}` has the tag {', '.join(sorted(unread))}, which means nothing here. "
                 f"There is one tag: `{key}=tag(log,interval(0.001,0.1))`."
             )
-        if override.is_interval_sweep():
+        if one.is_interval_sweep():
             intervals[key] = _read_interval(key, sweep, line)
             continue
-        values = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        values = tuple(dict.fromkeys(one.sweep_string_iterator()))
         if not values:
             raise ValueError(f"`{line}` has no values.")
-        if len(values) == 1 and not override.is_range_sweep():
+        if len(values) == 1 and not one.is_range_sweep():
             fixed[key] = f"{key}={values[0]}"
         else:
-            axes[key] = Axis(key, values, is_range=override.is_range_sweep())
+            axes[key] = Axis(key, values, is_range=one.is_range_sweep())
     return Grid(tuple(fixed.values()), tuple(axes.values()), tuple(intervals.values()))
 
 
@@ -216,6 +257,19 @@ def _scalar(value: Any) -> Value:
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
     return str(value)
+
+
+def read_choices(
+    points: Iterable[Sequence[str]], group_options: Callable[[str], Sequence[str]]
+) -> dict[str, list[Value]]:
+    """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
+    choices: dict[str, dict[tuple[str, Value], None]] = {}
+    for point in points:
+        for key, value in parse_point(point).items():
+            if key not in choices:
+                choices[key] = {("str", option): None for option in group_options(key)}
+            choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
+    return {key: [value for _, value in values] for key, values in choices.items()}
 
 
 def label(point: Sequence[str]) -> str:

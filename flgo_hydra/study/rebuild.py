@@ -2,16 +2,17 @@
 
 Run folders are the truth. A run's overrides say which point it is (composed again, as the sweep did), its result.json
 and rounds.jsonl or failure.json what became of it. A study made anew has one trial a point, in the order of the run
-folders; earlier attempts and times of day are not recorded there, and so not in it.
+folders; earlier attempts, points that a sampler chose again, points that broke a law and times of day are not recorded
+there, and so not in it.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,17 +22,25 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from flgo_hydra import compose
-from flgo_hydra.config import Conf
+from flgo_hydra.config import Conf, SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result, read_rounds
+from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result
 from flgo_hydra.study import recorded
 from flgo_hydra.study.data_sets import DataSets
-from flgo_hydra.study.grid import Value, parse_point
+from flgo_hydra.study.folders import RunFolders
+from flgo_hydra.study.grid import Axis, Grid, parse_point, read_choices, read_grid, read_points, write_axis
+from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
+from flgo_hydra.study.replicates import identity_of, split_replicates
+from flgo_hydra.study.sweep import description
+from flgo_hydra.study.trials import Trials
 from flgo_hydra.study.typed_points import TypedPoints
+
+if TYPE_CHECKING:  # imports optuna
+    from flgo_hydra.study.study import SweepStudy
 
 
 @dataclass(frozen=True)
@@ -88,109 +97,172 @@ def rebuild(
         where = storage or str(paths.study)
         if not is_forced and (paths.study.exists() if storage is None else storages.exists(storage, name)):
             raise ValueError(f"There is a study {name!r} in {where}. To overwrite it: --force.")
-        runs = _read_runs(paths, hydra)
-        if not runs:
-            raise ValueError(f"{folder} has no run folder with a result.json or a failure.json.")
-        made: Path | str = paths.folder / ".study.journal.new"
-        if storage is not None:
-            made = storage
-            storages.delete(storage, name)
-        else:
-            Path(made).unlink(missing_ok=True)
-        _fill(SweepStudy(made, name), runs, _axes(runs, hydra))
-        if storage is None:
-            Path(made).replace(paths.study)
-    return name, len(runs), where
+        with _composer(hydra) as composer:
+            runs = _read_runs(paths, composer, hydra.get("output_subdir"))
+            if not runs:
+                raise ValueError(f"{folder} has no run folder with a result.json or a failure.json.")
+            command = _read_command(hydra, composer)
+            made: Path | str = paths.folder / ".study.journal.new"
+            if storage is not None:
+                made = storage
+                storages.delete(storage, name)
+            else:
+                Path(made).unlink(missing_ok=True)
+            num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths)
+            if storage is None:
+                Path(made).replace(paths.study)
+    return name, num_trials, where
 
 
-def _fill(study: Any, runs: Sequence[_Run], axes: Sequence[str]) -> None:
-    common = Common(axes)
-    swept = [tuple(text for text in run.overrides if _key(text) in axes) for run in runs]
-    grid: dict[str, list[str]] = {key: [] for key in axes}
-    choices: dict[str, list[Value]] = {}
-    for run, point in zip(runs, swept, strict=True):
+@dataclass(frozen=True)
+class _Recorded:
+    """What the last command asked for."""
+
+    settings: SweeperConf
+    space: Grid
+    """without the replicate keys"""
+    replicates: list[tuple[str, ...]]
+    swept: frozenset[str]
+    """keys that it varied, listed points included"""
+
+
+def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
+    known = {field.name for field in fields(SweeperConf)}
+    sweeper = {key: value for key, value in hydra["sweeper"].items() if key in known}
+    settings = SweeperConf(**sweeper)
+    written = [write_axis(key, value) for key, value in (sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=composer.loader)
+    grid = read_grid(parser.parse_overrides([*written, *hydra["overrides"]["task"]]))
+    grid = replace(grid, listed=read_points(sweeper.get("points") or []))
+    space, replicates = split_replicates(grid, settings.replicate_keys)
+    listed = {_key(text) for point in grid.listed for text in point}
+    return _Recorded(settings, space, replicates, frozenset({*grid.keys(), *listed}))
+
+
+def _fill(
+    study: "SweepStudy", runs: Sequence[_Run], command: _Recorded, composer: SweepComposer, paths: SweepPaths
+) -> int:
+    """Puts a trial for each point into the study, with the sweep's own code; returns how many."""
+    listed = {_key(text) for point in command.space.listed for text in point}
+    swept = _swept(runs, command)
+    space = _grown(command, runs, [key for key in swept if key not in listed])
+    common = Common([*space.keys(), *command.settings.replicate_keys])
+    points = []
+    for run in runs:
         common.add(compose.settings(run.conf), run.conf.followed)
-        study.follow(common.monitor)
-        for text in point:
-            key, _, value = text.partition("=")
-            grid[key] = list(dict.fromkeys([*grid[key], value]))
-        for key, typed in parse_point(point).items():
-            values = choices.setdefault(key, [])
-            if not any(typed == value and type(typed) is type(value) for value in values):
-                values.append(typed)
-    study.describe({"grid": grid, "fixed": common.values})
-    study.declare(choices)
-    identities = [
-        Point(
-            point,
-            compose.fingerprint(run.conf),
-            compose.group(run.conf),
-            how=compose.not_deciding(run.conf),
-            task=compose.hash_of(compose.deciding(run.conf)["task"]),
-            data_sha256=run.ended.data_sha256 if isinstance(run.ended, RunResult) else "",
-        )
-        for run, point in zip(runs, swept, strict=True)
+        overrides = tuple(text for text in run.overrides if _key(text) in swept or _replicates(command, text))
+        how = compose.not_deciding(run.conf)
+        task = compose.hash_of(compose.deciding(run.conf)["task"])
+        data_sha256 = run.ended.data_sha256 if isinstance(run.ended, RunResult) else ""
+        fingerprint, group = compose.fingerprint(run.conf), compose.group(run.conf)
+        points.append(Point(overrides, fingerprint, group, how=how, task=task, data_sha256=data_sha256))
+    apart = keys_apart(points)
+    points = [tell_apart(point, apart) for point in points]
+    study.follow(common.monitor)
+    study.describe(description({}, space, common.values))
+    DataSets({}, apart, f"{study.name!r}", study.describe).add(points)
+    for name, value in {
+        "apart": sorted(apart),
+        "sampler": None if command.settings.sampler == "grid" else command.settings.sampler,
+        "replicates": [list(more) for more in command.replicates] if command.settings.replicate_keys else None,
+    }.items():
+        if value:
+            study.describe({name: value})
+    jobs = [
+        Job(run.job, point, str(run.paths.folder.relative_to(paths.folder)), run.ended)
+        for run, point in zip(runs, points, strict=True)
     ]
-    apart = keys_apart(identities)
-    if apart:
-        study.describe({"apart": sorted(apart)})
-    DataSets({}, apart, f"{study.name!r}", study.describe).add(identities)
-    for run, point, known in zip(runs, swept, identities, strict=True):
-        told = tell_apart(known, apart)
-        attributes = {
-            **({"fingerprint": told.fingerprint} if told.fingerprint else {}),
-            "identity": told.identity,
-            "job": run.job,
-            "overrides": list(point),
-            "attempt": 1,
-            "group": told.group,
-        }
-        values_of = parse_point(point)
-        number = study.start(values_of, {key: choices[key] for key in values_of}, attributes)
-        if isinstance(run.ended, Failure):
-            study.fail(number, f"{run.ended.kind}: {run.ended.message}", read_rounds(run.paths))
+    trials = Trials(study, paths, RunFolders(composer, composer.config, paths, ()))
+    made = _trials(jobs, command)
+    choices = read_choices([trial.overrides for trial in made], composer.group_options)
+    if command.settings.sampler == "grid":
+        study.declare(choices)
+    for choice, trial in enumerate(made):
+        if command.settings.sampler == "grid":
+            trials.open(trial, choices)
         else:
-            study.finish(number, run.ended, read_rounds(run.paths))
+            trial.number = study.ask_again(space, parse_point(trial.overrides), None)
+            study.annotate(trial.number, {**trials.attributes(trial), "choice": choice})
+        trials.close(trial)
     study.close()
+    return len(made)
 
 
-def _axes(runs: Sequence[_Run], hydra: dict[str, Any]) -> list[str]:
-    """The keys that a sweep varied: in its last command, or from run folder to run folder."""
-    written = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-    parser = OverridesParser.create()
-    axes: list[str] = []
-    for text in [*written, *hydra["overrides"]["task"]]:
-        key = _key(text)
-        seen = {next((t for t in run.overrides if _key(t) == key), None) for run in runs}
-        if key not in axes and (len(seen) > 1 or parser.parse_override(text).is_sweep_override()):
-            axes.append(key)
-    first = runs[0].overrides
+def _trials(jobs: Sequence[Job], command: _Recorded) -> list[PointTrial]:
+    """A trial a job; with replicates one for each point that has all of them."""
+    if not command.settings.replicate_keys:
+        return [PointTrial(job.point.overrides, job.point.identity, (job,)) for job in jobs]
+    by_point: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        point = tuple(text for text in job.point.overrides if not _replicates(command, text))
+        by_point.setdefault(point, []).append(job)
+    made = []
+    for point, own in by_point.items():
+        there = {tuple(text for text in job.point.overrides if _replicates(command, text)) for job in own}
+        if there >= set(command.replicates):
+            made.append(PointTrial(point, identity_of([job.point.identity for job in own]), tuple(own), True))
+    return made
+
+
+def _replicates(command: _Recorded, text: str) -> bool:
+    return _key(text).lstrip("+") in command.settings.replicate_keys
+
+
+def _swept(runs: Sequence[_Run], command: _Recorded) -> list[str]:
+    """The keys that points are told apart by: varied by the last command, or from run folder to run folder."""
+    keys = [*command.space.keys(), *command.swept]
+    first = set(runs[0].overrides)
     for run in runs:  # what earlier commands varied, and the last one leaves out
-        for text in {*run.overrides}.symmetric_difference(first):
-            if _key(text) not in axes:
-                axes.append(_key(text))
-    return axes
+        keys += [_key(text) for text in run.overrides if text not in first]
+        keys += [_key(text) for text in runs[0].overrides if text not in run.overrides]
+    return [key for key in dict.fromkeys(keys) if not _replicates(command, key)]
 
 
-def _read_runs(paths: SweepPaths, hydra: dict[str, Any]) -> list[_Run]:
-    numbers = sorted(int(path.name) for path in paths.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Grid:
+    """The last command's space, with what earlier commands varied."""
+    intervals = {interval.key for interval in command.space.intervals}
+    written = {axis.key: axis for axis in command.space.axes}
+    axes = []
+    for key in keys:
+        if key not in intervals:
+            ran = [text.partition("=")[2] for run in runs for text in run.overrides if _key(text) == key]
+            axis = written.get(key, Axis(key, ()))
+            # In the order of the sweeps: runs tell it, unless they were chosen at random, or lack the key.
+            is_told = command.settings.sampler == "grid" and len(ran) == len(runs)
+            values = (*ran, *axis.values) if is_told else (*axis.values, *ran)
+            axes.append(replace(axis, values=tuple(dict.fromkeys(values))))
+    return replace(command.space, axes=tuple(axes))
+
+
+def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None) -> list[_Run]:
+    """Finished run folders, by job number."""
     runs = []
-    with _composer(hydra) as composer:
-        typed = TypedPoints(composer)
-        for number in numbers:
-            run = paths.run(number)
-            ended = read_result(run) or read_failure(run)
-            overrides = recorded.read_overrides(run.folder)
-            if ended is None or overrides is None:
-                continue
-            conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
-            if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
-                raise ValueError(
-                    f"{run.folder} has the result of another config than its overrides make today: a preset or "
-                    "default has changed since. Use the version it was made with."
-                )
-            runs.append(_Run(number, run, tuple(overrides), conf, ended))
-    return runs
+    typed = TypedPoints(composer)
+    for run in map(RunPaths, sorted(_folders(paths.folder))):
+        ended = read_result(run) or read_failure(run)
+        if ended is None:
+            continue
+        number, overrides = recorded.read_job(run.folder, record)
+        conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
+        if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
+            raise ValueError(
+                f"{run.folder} has the result of another config than its overrides make today: a preset or "
+                "default has changed since. Use the version it was made with."
+            )
+        runs.append(_Run(number, run, tuple(overrides), conf, ended))
+    return sorted(runs, key=lambda run: run.job)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Run folders below a sweep's: they need not lie directly in it (`hydra.sweep.subdir`)."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            if any((path / name).is_file() for name in ("result.json", "failure.json")):
+                # A point that broke a law has no record of Hydra's: it never ran.
+                if (path / "result.json").is_file() or (path / "rounds.jsonl").is_file() or (path / ".hydra").is_dir():
+                    yield path
+            else:
+                yield from _folders(path)
 
 
 def _compose(composer: SweepComposer, typed: TypedPoints, overrides: list[str], run: RunPaths) -> Conf:

@@ -29,10 +29,18 @@ def config_dir(hydra: dict[str, Any]) -> Path | None:
     return Path(paths[-1]) if paths else None
 
 
-def read_overrides(run: Path) -> list[str] | None:
-    """The overrides that a run was composed from, fixed ones included; None where Hydra recorded none."""
+def read_job(run: Path, record: str | None) -> tuple[int, list[str]]:
+    """A run's job number, and the overrides that it was composed from, fixed ones included.
+
+    Args:
+        record: the folder in the run's where Hydra recorded it (`hydra.output_subdir`).
+    Raises:
+        ValueError: Hydra recorded none, or it cannot be read.
+    """
+    if record is None:
+        raise ValueError(f"{run} does not say which point it is: it ran with `hydra.output_subdir=null`.")
+    hydra = read_hydra(run / record / "hydra.yaml")
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"), resolve=False)
-    except Exception:  # whatever a damaged YAML makes its reader raise
-        return None
-    return [str(text) for text in content] if isinstance(content, list) else None
+        return int(hydra["job"]["num"]), [str(text) for text in hydra["overrides"]["task"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run / record / 'hydra.yaml'} is of no job of a sweep.") from error

@@ -28,7 +28,7 @@ from flgo_hydra.report.table import Row
 from flgo_hydra.study.changed_code import ChangedCode, sentence
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, Value, give_axes, parse_point
+from flgo_hydra.study.grid import Grid, Value, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
@@ -119,7 +119,7 @@ class Sweep:
         for point in points:
             self._data_sets.check(point)
         files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
-        self._study.describe(_description(earlier, self._space, plan.common.values))
+        self._study.describe(description(earlier, self._space, plan.common.values))
         self._data_sets.add(points)
         if self._apart:
             self._study.describe({"apart": sorted(self._apart)})
@@ -149,7 +149,7 @@ class Sweep:
             by_point: dict[tuple[str, ...], list[Point]] = {}
             for point in points:
                 by_point.setdefault(point.overrides[: len(point.overrides) - num_keys], []).append(point)
-            self._choices = self._read_choices(list(by_point))
+            self._choices = read_choices(list(by_point), self._composer.group_options)
             self._study.declare(self._choices)
             return GridSource(self._trials, list(by_point.items()), bool(settings.replicate_keys), self._is_again)
         from flgo_hydra.study.samplers import chosen_at_random
@@ -405,18 +405,8 @@ class Sweep:
         self._trials.settle(job)
         self._tables.has_news = True
 
-    def _read_choices(self, points: Sequence[tuple[str, ...]]) -> dict[str, list[Value]]:
-        """Every value that a swept key may take: a group's all choices, so that a study can grow by one later."""
-        choices: dict[str, dict[tuple[str, Value], None]] = {}
-        for point in points:
-            for key, value in parse_point(point).items():
-                if key not in choices:
-                    choices[key] = {("str", option): None for option in self._composer.group_options(key)}
-                choices[key][(type(value).__name__, value)] = None  # 1, 1.0 and True are equal
-        return {key: [value for _, value in values] for key, values in choices.items()}
 
-
-def _description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
     grid = {key: values if isinstance(values, str) else list(values) for key, values in earlier.get("grid", {}).items()}
     for axis in space.axes:

@@ -18,7 +18,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, read_grid, read_points
+from flgo_hydra.study.grid import Grid, read_grid, read_points, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import PointChecker, check_points
@@ -62,7 +62,7 @@ class StudySweeper(Sweeper):
             sampler_seed=sampler_seed,
             replicate=_as_plain(replicate),
         )
-        self._params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
+        self._params: dict[str, Any] = {str(key): _as_plain(value) for key, value in (params or {}).items()}
         self._points = read_points(_as_plain(points) or [])
         self.outcome: Outcome | None = None
         self._config: DictConfig | None = None
@@ -169,16 +169,11 @@ class StudySweeper(Sweeper):
     def _read_grid(self, arguments: Sequence[str]) -> Grid:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        written = [f"{key}={_as_text(value)}" for key, value in self._params.items()]
-        return replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
+        written = [write_axis(key, value) for key, value in self._params.items()]
+        grid = replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
+        refuse_twice(grid)
+        return grid
 
 
 def _as_plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _as_text(value: Any) -> str:
-    """A grid written in YAML: `0.1,0.01`, or a list of values."""
-    if OmegaConf.is_list(value) or isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
-    return str(value)

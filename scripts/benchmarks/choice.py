@@ -141,25 +141,15 @@ class Found:
 def measure(case: Case, rounds: int, repeats: int) -> Found | None:
     data = data_of(case)
     sizes = np.diff(data.offsets)
-    work = LocalWork(case.batch, case.epochs, None, seed=0)
     cohorts = []
     for number in range(rounds):
         rng = np.random.default_rng([7, number])
         cohorts.append(sample_cohort(sizes, case.cohort / NUM_CLIENTS, "uniform", "other", "samples", rng))
 
-    def build(name: str) -> ChosenBackend:
-        torch.manual_seed(0)
-        shape, make = MODELS[case.model]
-        model = make(shape, NUM_CLASSES)
-        arrange_for_cpu(model)
-        step = LocalStep(FedAvg(), build_optimizer("sgd"))
-        engine = EngineConf(name, "auto" if case.compiles else "off")
-        return build_backend(engine, model, data, step, work, case.cohort, math.inf)
-
-    chosen = build("auto")
+    chosen = build(case, data, "auto")
     seconds, setup = {}, {}
     for name in ("loop", "vmap"):
-        backend = build(name)
+        backend = build(case, data, name)
         times = [least(partial(trainer(backend, sizes), cohort, n), repeats) for n, cohort in enumerate(cohorts)]
         seconds[name] = sum(again for _, again in times)
         setup[name] = sum(first - again for first, again in times)
@@ -168,6 +158,17 @@ def measure(case: Case, rounds: int, repeats: int) -> Found | None:
             return None
     per_round = {name: value / rounds for name, value in seconds.items()}
     return Found(case, per_round, setup, chosen.amounts, chosen.setup, chosen.choice)
+
+
+def build(case: Case, data: Data, name: str) -> ChosenBackend:
+    torch.manual_seed(0)
+    shape, make = MODELS[case.model]
+    model = make(shape, NUM_CLASSES)
+    arrange_for_cpu(model)
+    step = LocalStep(FedAvg(), build_optimizer("sgd"))
+    work = LocalWork(case.batch, case.epochs, None, seed=0)
+    engine = EngineConf(name, "auto" if case.compiles else "off")
+    return build_backend(engine, model, data, step, work, case.cohort, math.inf)
 
 
 def trainer(backend: ChosenBackend, sizes: np.ndarray) -> Callable[[Cohort, int], None]:

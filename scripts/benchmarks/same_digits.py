@@ -121,7 +121,7 @@ def read(folder: Path) -> tuple[Rounds, set[str]]:
             del line["seconds"]
         found[result["option"]["lr"], result["seed"]] = lines
         engine = result["engine"]
-        kept = {key: engine.get(key) for key in ("backend", "fuse", "num_threads", "compiled_batch_sizes")}
+        kept = {key: engine.get(key) for key in ("backend", "num_threads", "compiled_batch_sizes")}
         engines.add(", ".join(f"{key} {value}" for key, value in kept.items() if value is not None))
     return found, engines
 
@@ -151,7 +151,7 @@ def main() -> None:
     given.task = [f"num_rounds={given.rounds}", "checkpoint_interval=10", *overrides]
     print(f"{machine()}\n{versions('torch', 'numpy')}")
     print(f"{len(LRS)} learning rates x {len(SEEDS)} seeds, {given.rounds} rounds, {' '.join(overrides) or 'defaults'}")
-    print(f"{'':15}{'seconds':>8}{'lines':>7}  {'engine':55}{'digits':20}", flush=True)
+    print(f"{'':15}{'seconds':>8}{'lines':>7}  {'engine':60}{'digits':20}", flush=True)
     wrong = 0
     expected: dict[bool, tuple[Rounds, set[str]]] = {}
     alone_s = 30.0
@@ -180,7 +180,7 @@ def main() -> None:
                 "as " + ("alone" if "fused" not in way else "fused") if reference[0] is not rounds else ""
             )
             verdict += f" ({num_killed} processes killed)" if num_killed else ""
-            print(f"{way:15}{seconds:>8.1f}{num_lines:>7}  {' | '.join(sorted(engines)):55}{verdict}", flush=True)
+            print(f"{way:15}{seconds:>8.1f}{num_lines:>7}  {' | '.join(sorted(engines)):60}{verdict}", flush=True)
     print("the same digits" if not wrong else f"{wrong} ways differ")
     sys.exit(1 if wrong else 0)
 

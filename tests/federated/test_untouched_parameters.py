@@ -92,7 +92,7 @@ def train(form, build, data, algorithm, hyper, settings, clip_grad=0.0, num_roun
         member = Member(
             algorithm, settings["name"], settings["momentum"], settings["weight_decay"], clip_grad, work, loop
         )
-        backend = FusedBackend(model, data, {0: member, 1: member}, False)
+        backend = FusedBackend(model, data, {0: member, 1: member}, 8)
     else:
         backend = FORMS[form](model, data, step, work)
     others, other_clients = server, ClientStates(algorithm.init_client(server.params), len(data.offsets) - 1)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import pty
 import re
@@ -196,3 +197,16 @@ def test_on_a_terminal_log_lines_stay_whole():
         assert f"[log line {i}]" in lines and f"<printed line {i}>" in lines
     assert "[after the table]" in lines
     assert any("queued" in line for line in lines)
+
+
+@pytest.mark.parametrize("monitor, best", [(None, 0.25), ("test_loss", 0.25), ("test_accuracy", 0.75), ("own", 0.75)])
+def test_the_best_is_what_the_monitor_calls_so(monitor: str | None, best: float) -> None:
+    tally = Tally(3)
+    jobs = [make_job(num) for num in range(3)]
+    for job, value in zip(jobs, (0.5, 0.25, 0.75), strict=True):
+        values: dict[str, object] = {"best": value, "metrics": {"best": -9.0, "valid_loss": value}}
+        if monitor is not None:
+            values["monitor"] = {"metric": monitor, "is_maximized": monitor in ("test_accuracy", "own")}
+        for told in (values, {**values, "best": math.nan}):
+            tally.count(Event("report", job, told))
+    assert tally.best == best and tally.best_job is jobs[1 if best == 0.25 else 2]

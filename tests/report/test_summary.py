@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,14 @@ def test_of_thousands_of_curves_the_best_and_some_others_are_drawn(tmp_path: Pat
     assert set(range(1951, 2000)) <= set(jobs)
     assert 50 < len([job for job in jobs if job < 1000]) < 200
     assert rows_to_draw(rows[:300], rows[7]) == rows[:300]
+
+
+def test_a_warning_is_printed_once_for_all_its_jobs(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [_completed(paths, job, [0.5, 0.1 + job]) for job in range(4)]
+    rows = [replace(row, warnings=["volume is counted twice"] if row.job % 2 else ()) for row in rows]
+    rows[3] = replace(rows[3], warnings=[*rows[3].warnings, "it may diverge"])
+    _print(paths, rows)
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == 2
+    assert "warning: volume is counted twice\n  2 of 4 jobs: 1, 3\n" in out
+    assert "warning: it may diverge\n  1 of 4 jobs: 3\n" in out

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flgo_hydra.study.grid import parse_point, read_grid, read_points
+from flgo_hydra.study.grid import parse_point, read_grid, read_points, refuse_twice, write_axis
 
 
 def grid(*overrides):
@@ -78,3 +78,70 @@ def test_values_are_typed(text, value):
     key = text.split("=")[0].lstrip("+")
     assert parse_point([text]) == {key: value}
     assert type(parse_point([text])[key]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [None, 3],
+        ["true", True, "1", 1, 1.0, "1.5", "null", "none", ""],
+        [
+            "a,b",
+            "x=y",
+            "a b",
+            " a",
+            "it's",
+            'say "no"',
+            "a\\",
+            "[1]",
+            "{a:1}",
+            "range(3)",
+            "${",
+            "$",
+            "tag(x,1)",
+            "é",
+            "a#b",
+        ],
+        [[200], [200, 100], []],
+        [{"name": "median", "n_warmup_steps": 5}, None],
+        [1e-05, float("inf"), -3, 10**20],
+        ["glob(*)", "(", ")", "a:b", "\\'", "~x", "+x", "2026-11-27", "1e3", "off", "TRUE", "nan"],
+    ],
+)
+def test_items_of_a_preset_keep_their_types(items):
+    line = write_axis("key", items)
+    (axis,) = grid(line).axes
+    values = [OverridesParser.create().parse_override(f"key={text}").value() for text in axis.values]
+    assert values == items and [type(value) for value in values] == [type(item) for item in items]
+
+
+@pytest.mark.parametrize("written, line", [("0.1,0.01", "k=0.1,0.01"), ("range(3)", "k=range(3)"), (None, "k=null")])
+def test_a_text_of_a_preset_is_a_grid_as_on_the_command_line(written, line):
+    assert write_axis("k", written) == line
+
+
+def test_an_axis_without_values_is_refused():
+    with pytest.raises(ValueError, match="`hydra.sweeper.params` has no values for `lr`"):
+        write_axis("lr", [])
+
+
+@pytest.mark.parametrize(
+    "points, besides, says",
+    [
+        (["lr=0.1", "lr=0.2"], ["lr=0.5,0.6"], "sets `lr` (`lr=0.1`), and so does `lr=0.5,0.6`"),
+        (["lr=0.1", "seed=1"], ["seed=5"], "sets `seed` (`seed=1`), and so does `seed=5`"),
+        (["seed=1", "lr=0.1"], ["lr=interval(0.1,0.2)"], "and so does `lr=interval(0.1,0.2)`"),
+        (["algorithm=fedprox"], ["algorithm=fedavg"], "sets `algorithm`"),
+        (["+algorithm.beta=1"], ["++algorithm.beta=2,3"], "sets `algorithm.beta`"),
+        (["lr=0.1"], ["~lr"], "and so does `~lr`"),
+        (["seed=0 lr=0.1 lr=0.2"], [], "The point `seed=0 lr=0.1 lr=0.2` of `hydra.sweeper.points` sets `lr` twice"),
+    ],
+)
+def test_what_listed_points_set_is_set_nowhere_else(points, besides, says):
+    with pytest.raises(ValueError) as error:
+        refuse_twice(replace(grid(*besides), listed=read_points(points)))
+    assert says in str(error.value)
+
+
+def test_listed_points_may_set_parts_of_what_is_chosen_besides():
+    refuse_twice(replace(grid("algorithm=fedprox", "seed=0,1"), listed=read_points(["algorithm.mu=1 lr=2"])))

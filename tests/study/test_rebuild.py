@@ -43,7 +43,7 @@ def content(study):
 
     return {
         "study": study.user_attrs,
-        "best": (study.best_value, study.best_params, study.best_trial.user_attrs["best_round"]),
+        "best": (study.best_value, study.best_params, study.best_trial.user_attrs.get("best_round")),
         **{
             trial.user_attrs["job"]: (
                 *(trial.state.name, trial.value, trial.params, trial.user_attrs),
@@ -91,3 +91,76 @@ def test_what_it_cannot_do(tmp_path, capfd):
     script, env = root / "scripts" / "rebuild_study", {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, script, tmp_path / "none"], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and "no sweep folder" in done.stderr
+
+
+SMALL = ("num_rounds=2", "num_steps=1", "model=logistic", "task.num_clients=5", "monitor=test_accuracy")
+BASIC = "hydra/launcher=basic"
+SEARCH = ("hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4", "lr=tag(log,interval(0.001,0.3))")
+# With the worse rate a run waits in round 2 until it hears that it is pruned.
+PATIENT = """
+import time
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.launch import reporter
+
+class Patient(FedAvg):
+    num_rounds = 0
+    def update_server(self, params, server, message, participation, hyper):
+        self.num_rounds += 1
+        deadline = time.monotonic() + 60
+        while self.num_rounds == 2 and hyper["lr"] < 0.01 and reporter.prune_reason() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return super().update_server(params, server, message, participation, hyper)
+"""
+PRUNED = ("algorithm=custom", "algorithm._target_=patient.Patient", "num_rounds=4", "hydra.launcher.slots=1")
+PRUNER = "hydra.sweeper.pruner={name: median, n_startup_trials: 1}"
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [("lr=0.1,0.001", "algorithm=fedavg,fedprox", BASIC)],
+        [("lr=0.1,0.001", "seed=0,1", "hydra.sweeper.replicate=seed", BASIC)],
+        [(*SEARCH, "early_stop=int(interval(1,3))", "algorithm=fedavg,scaffold", BASIC)],
+        [(*SEARCH, "seed=0,1", "hydra.sweeper.replicate=[seed]", BASIC)],
+        [('hydra.sweeper.points=["algorithm=fedprox lr=0.1","algorithm=fedavg lr=0.2"]', "seed=0,1", BASIC)],
+        [("lr=0.1,0.001", PRUNER, *PRUNED)],
+        [("lr=0.1,0.001", "hydra.launcher.fuse=2", "monitor=valid_loss")],
+        [("lr=0.1,0.001", "hydra.sweep.subdir=runs/${lr}", BASIC), ("lr=0.2", "hydra.sweep.subdir=runs/${lr}", BASIC)],
+        [("lr=0.1,0.2", BASIC), ("lr=0.1", "algorithm=fedavg,fedprox", BASIC)],
+        [("engine.backend=loop,vmap", BASIC)],
+        [("early_stop=null,1", "save_best=true,false", "model.hidden=[10],[20,10]", "model=mlp", BASIC)],
+    ],
+    ids=["grid", "replicates", "search", "search of replicates", "points", "pruned", "fused", "subdir", "grown"]
+    + ["apart", "types"],
+)
+def test_trial_by_trial_whatever_the_sweep(command, empty_folder, commands):
+    (empty_folder / "patient.py").write_text(PATIENT)
+    for arguments in commands:
+        done = command("-m", *SMALL, *arguments, "hydra.sweep.dir=sweep")
+        assert done.status == 0, done.err
+    folder = empty_folder / "sweep"
+    name = "_".join(folder.parts[-2:])
+    before = open_study(str(folder / "study.journal"), name)
+    expected, kinds = content(before), distributions(before)
+    if commands[0][1] == PRUNER:
+        assert sorted(trial.state.name for trial in before.trials) == ["COMPLETE", "PRUNED"]
+    assert main([str(folder), "--force"]) == 0
+    after = open_study(str(folder / "study.journal"), name)
+    assert content(after) == expected
+    if len(commands) == 1:
+        assert distributions(after) == kinds and [t.number for t in after.trials] == [t.number for t in before.trials]
+    # The sweep goes on with it, and has nothing to do.
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    assert command("-m", *SMALL, *commands[-1], "hydra.sweep.dir=sweep").status == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == times
+
+
+def distributions(study):
+    return {trial.user_attrs["job"]: trial.distributions for trial in study.trials}
+
+
+def test_a_run_that_does_not_say_which_point_it_is(command, empty_folder, capfd):
+    assert command("-m", *SMALL, "lr=0.1,0.2", "hydra.output_subdir=null", "hydra.sweep.dir=sweep", BASIC).status == 0
+    assert main([str(empty_folder / "sweep"), "--force"]) == 1
+    assert "it ran with `hydra.output_subdir=null`" in capfd.readouterr().err

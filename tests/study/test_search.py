@@ -128,7 +128,7 @@ def test_tpe_tries_so_many_points_and_comes_close(parabola, capfd):
     assert all(-1 <= call["x"] <= 1 and call["x"] == float(f"{call['x']:.6g}") for call in ran)
     assert {call["kind"] for call in ran} == {"a", "b"}
     assert study().best_value < 0.01
-    assert f"best valid_loss:     {study().best_value:.6g}" in capfd.readouterr().out
+    assert f"best value:          {study().best_value:.6g}" in capfd.readouterr().out
 
 
 SPACE = ("x=interval(-1,1)", "n=int(interval(0,4))")
@@ -335,7 +335,7 @@ def test_the_value_of_a_point_is_the_mean_over_its_replicates(parabola, capfd):
     out = capfd.readouterr().out
     best = study().best_trial
     assert f"optimal combination: x={best.params['x']}\n" in out
-    assert f"best valid_loss:     {best.value:.6f} ± 0.010000 over 3 replicates" in out
+    assert f"best value:          {best.value:.6f} ± 0.010000 over 3 replicates" in out
 
 
 def test_another_seed_runs_alone_and_makes_a_new_trial(parabola):

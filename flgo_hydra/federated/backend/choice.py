@@ -33,7 +33,7 @@ from flgo_hydra.federated.backend.cost import (
     vmap_setup,
 )
 from flgo_hydra.federated.backend.expected import expected_sizes
-from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
 from flgo_hydra.federated.backend.profile import take_profile
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
@@ -95,6 +95,7 @@ def build_backend(
         work=work,
         extent=extent_of_sizes(np.array(every), work, visits, lanes),
         cohort=cohort,
+        recorded=paying_sizes(np.array(every), work, visits) if compiles else frozenset(),
         compiles=compiles,
         has_dual=dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
     )
@@ -144,7 +145,7 @@ class ChosenBackend:
     @property
     def form(self) -> dict[str, Any]:
         """What decides how numbers are rounded: a run goes on in the form in which it began."""
-        return {**self._engine, **self._backend.form}
+        return {**self._engine, **self._backend.form, **self.loop.kept_by_python}
 
     @property
     def note(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ model is the faster one. Those of GPUs are guesses.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,8 @@ class Workload:
     extent: Extent
     cohort: Sequence[int]
     """samples of each client of a round, as they may be expected (`expected.py`)"""
+    recorded: Collection[int]
+    """batch sizes whose steps are recorded in the loop"""
     compiles: bool
     has_dual: bool
     """dense layers may be kept in their dual form"""
@@ -66,9 +68,8 @@ def loop_amounts(load: Workload) -> Amounts:
         for size in batch_sizes(n, *load.work.size(n)):
             steps[size] = steps.get(size, 0) + 1
     for size, count in steps.items():
-        is_recorded = load.compiles and size in load.extent.sizes
         amount = load.profile.at(size)
-        form = "loop" if is_recorded else "plain"
+        form = "loop" if size in load.recorded else "plain"
         _add(total, _of_step(form, amount, load.moved(size, load.param_bytes), 1), count)
     _add(total, {"loop_client": 1.0, "loop_client_bytes": load.param_bytes}, len(load.cohort))
     return total
@@ -105,8 +106,8 @@ def vmap_amounts(load: Workload, lanes: int) -> Amounts:
 
 def loop_setup(load: Workload) -> Amounts:
     """What recording costs, once."""
-    sizes = {size for n in load.cohort for size in batch_sizes(n, *load.work.size(n))} & load.extent.sizes
-    return {"loop_record": load.compiles * sum(load.profile.at(size).ops for size in sizes)}
+    sizes = {size for n in load.cohort for size in batch_sizes(n, *load.work.size(n))} & set(load.recorded)
+    return {"loop_record": sum(load.profile.at(size).ops for size in sizes)}
 
 
 def vmap_setup(load: Workload, lanes: int) -> Amounts:
@@ -148,42 +149,42 @@ MARGIN = 0.95
 """The loop is left for what takes at most this share of its time: it asks the least of a model."""
 
 _CPU = {
-    "loop_step": 2.7e-05,
-    "loop_op": 5.22e-07,
-    "loop_layer": 2.71e-05,
-    "loop_conv_op": 8.08e-05,
-    "loop_dense": 2.07e-11,
-    "loop_conv": 2.46e-11,
-    "loop_bytes": 3.53e-11,
-    "plain_step": 0.000167,
-    "plain_op": 5.8e-06,
-    "plain_layer": 3.3e-06,
-    "plain_conv_op": 0.000117,
-    "plain_dense": 0,
-    "plain_conv": 3.57e-11,
-    "plain_bytes": 7.48e-11,
-    "vmap_step": 5.11e-05,
-    "vmap_op": 0,
-    "vmap_layer": 7.69e-05,
-    "vmap_conv_op": 0.000146,
-    "vmap_dense": 2.14e-11,
-    "vmap_conv": 3.1e-11,
-    "vmap_bytes": 4.49e-11,
-    "plain_vmap_step": 0.00158,
-    "plain_vmap_op": 3.19e-06,
-    "plain_vmap_layer": 4.99e-05,
-    "plain_vmap_conv_op": 3.3e-05,
-    "plain_vmap_dense": 9.13e-11,
-    "plain_vmap_conv": 1.2e-10,
-    "plain_vmap_bytes": 1.04e-10,
-    "loop_client": 0.000226,
-    "loop_client_bytes": 1.78e-10,
-    "loop_record": 0.000953,
-    "vmap_chunk": 0.00116,
-    "vmap_chunk_bytes": 1.69e-10,
-    "vmap_masked": 3.55e-05,
+    "loop_step": 3.73e-06,
+    "loop_op": 2.37e-06,
+    "loop_layer": 2.17e-05,
+    "loop_conv_op": 9.1e-05,
+    "loop_dense": 2.74e-11,
+    "loop_conv": 2.99e-11,
+    "loop_bytes": 2.21e-11,
+    "plain_step": 8.21e-05,
+    "plain_op": 1.23e-05,
+    "plain_layer": 2.65e-05,
+    "plain_conv_op": 0.000115,
+    "plain_dense": 4e-12,
+    "plain_conv": 2.9e-11,
+    "plain_bytes": 7.54e-11,
+    "vmap_step": 0,
+    "vmap_op": 1.23e-06,
+    "vmap_layer": 9.61e-05,
+    "vmap_conv_op": 0.000141,
+    "vmap_dense": 2.52e-11,
+    "vmap_conv": 3.58e-11,
+    "vmap_bytes": 4.34e-11,
+    "plain_vmap_step": 0.000934,
+    "plain_vmap_op": 2.42e-05,
+    "plain_vmap_layer": 0.000176,
+    "plain_vmap_conv_op": 9.04e-05,
+    "plain_vmap_dense": 8.64e-11,
+    "plain_vmap_conv": 4.13e-11,
+    "plain_vmap_bytes": 1.64e-10,
+    "loop_client": 0.000252,
+    "loop_client_bytes": 1.62e-10,
+    "loop_record": 0.00123,
+    "vmap_chunk": 0.00188,
+    "vmap_chunk_bytes": 1.54e-11,
+    "vmap_masked": 4.87e-05,
     "vmap_masked_bytes": 0,
-    "vmap_record": 0.00169,
+    "vmap_record": 0.00221,
 }
 # A launch takes about 10 us whatever it computes, plain autograd three times as many; products and bytes are two orders
 # of magnitude cheaper than on a core of a CPU.

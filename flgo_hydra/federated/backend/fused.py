@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
-from flgo_hydra.federated.backend.habits import one_line
+from flgo_hydra.federated.backend.habits import copied, one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
@@ -291,6 +291,17 @@ class FusedBackend:
         assert self._lanes is not None
         return self._lanes
 
+    def prepare(self, hyper: Hyper) -> None:
+        """Before the runs' first evaluation: whether what their models and algorithms do can be done at once.
+
+        Raises:
+            CannotFuse: it cannot.
+        """
+        first = next(iter(self._members.values()))
+        habits = first.loop.habits(self._untrained, hyper)
+        if why_not := habits.why_apart or habits.why_not_fused or self._why_not_models():
+            raise CannotFuse(why_not)
+
     def _why_not_models(self) -> str:
         """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
         first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
@@ -301,6 +312,8 @@ class FusedBackend:
         algorithm = self._recipe.algorithm
         if type(algorithm).update_server is Algorithm.update_server:
             return ""
+        # Of copies: an algorithm may change a server in place.
+        chunk = replace(chunk, works=[replace(work, server=copied(work.server)) for work in chunk.works])
         servers, hypers = chunk.servers(), [work.hyper for work in chunk.works]
         if why_not := chunk.members[0].loop.habits(servers[0], hypers[0]).why_not_fused:
             return why_not
@@ -325,10 +338,11 @@ class FusedBackend:
         for row in {0, len(servers) - 1}:
             work = chunk.works[row]
             one = {s: {n: t.clone() for n, t in ts.items()} for s, ts in messages[row].items()}
+            before = copied(servers[row])
             alone = finish_round(servers[row], algorithm, one, {}, work.cohort, hypers[row])
-            wrong = difference(servers[row].params, alone.params, found[row].params)
+            wrong = difference(before.params, alone.params, found[row].params)
             for key, tensors in alone.state.items():
-                wrong = wrong or difference(servers[row].state[key], tensors, found[row].state[key])
+                wrong = wrong or difference(before.state[key], tensors, found[row].state[key])
             if wrong is not None:
                 return f"`update_server` of several runs at once: {wrong}"
         return ""

@@ -45,6 +45,8 @@ class Habits:
     """why clients side by side do not"""
     why_not_fused: str = ""
     """why the servers of several runs do not"""
+    keeps: str = ""
+    """what Python keeps from step to step, which no checkpoint has"""
 
 
 def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper) -> Habits:
@@ -94,11 +96,11 @@ class _Trial:
         if python_noise() != noise:
             return _plain("it draws random numbers from Python or numpy", self._found)
         if changed:
-            return _plain(f"`{changed}` changes while it computes", self._found)
+            return replace(_plain(f"`{changed}` changes while it computes", self._found), keeps=changed)
         return self._found
 
     def _try(self, loop: "LoopBackend") -> None:
-        server = ServerState(_cloned(self._given.params), _cloned(self._given.buffers), _clone(self._given.state))
+        server = copied(self._given)
         loop.load(server)
         loop.model.train()
         # Not zero: a client's state of zeros would hide what is done with it.
@@ -290,8 +292,10 @@ def _cloned(tensors: Tensors) -> Tensors:
     return {name: t.detach().clone() for name, t in tensors.items()}
 
 
-def _clone(state: State) -> State:
-    return {key: _cloned(tensors) for key, tensors in state.items()}
+def copied(server: ServerState) -> ServerState:
+    """The same numbers in tensors of their own."""
+    state = {key: _cloned(tensors) for key, tensors in server.state.items()}
+    return ServerState(_cloned(server.params), _cloned(server.buffers), state)
 
 
 class _TorchNoise:

@@ -5,6 +5,7 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 
 import copy
 import logging
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,6 +102,13 @@ class LoopBackend:
     def form(self) -> dict[str, Any]:
         """What decides how numbers are rounded, whatever a model then allows."""
         return {"backend": self.name}
+
+    @property
+    def kept_by_python(self) -> dict[str, str]:
+        """What a model or an algorithm keeps beside its tensors, if any: no checkpoint has it, nor another process."""
+        if self._habits is None or not self._habits.keeps:
+            return {}
+        return {"kept by Python": f"{self._habits.keeps} of process {uuid.uuid4()}"}
 
     @property
     def note(self) -> dict[str, Any]:

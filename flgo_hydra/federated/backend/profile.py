@@ -7,18 +7,16 @@ those have one profile.
 """
 
 import copy
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.backend.operations import is_random, is_view, short_name
+from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.tape import Op, record
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.randomness import generators_kept
 
 _LARGE, _SMALL = 8, 4
 """Samples of the passes. Not one, which batch normalisation refuses."""
@@ -65,7 +63,7 @@ class Profile:
 
 def take_profile(model: nn.Module, data: Data) -> Profile:
     """Raises whatever the model does when it is copied, or called with a small batch."""
-    with _untouched_generators(data.x_train.device):
+    with generators_kept(), outside_kept(model=model):
         (small, _), (large, draws) = (_amount(copy.deepcopy(model), data, size) for size in (_SMALL, _LARGE))
     difference = large.plus(small, -1.0)
     step = Amount(*(max(0.0, value / (_LARGE - _SMALL)) for value in vars(difference).values()))
@@ -107,15 +105,3 @@ def _amount_of(op: Op) -> Amount:
 
 def _per_weight(outputs: Tensor, weight: Tensor) -> float:
     return float(outputs.numel() * weight[0].numel())
-
-
-@contextmanager
-def _untouched_generators(device: torch.device) -> Iterator[None]:
-    """Inside, random numbers are drawn as usual, and nobody outside can tell."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)

@@ -189,6 +189,19 @@ class PythonState:
                     self._undo.append(functools.partial(function.__globals__.__setitem__, name, value))
 
 
+@contextlib.contextmanager
+def outside_kept(**roots: Any) -> Iterator[None]:
+    """Leaves what a copy shares with these objects (globals of their modules, attributes of classes) as it was."""
+    kept: PythonState | None = None
+    with contextlib.suppress(TooMuch):
+        kept = PythonState(**roots)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            kept.put_back_outside()
+
+
 class _Identity:
     """Is equal where it is the same thing."""
 

@@ -188,16 +188,16 @@ class Writer:
         """Adds sums of which none reads what another changes."""
         matrices = [one for one in sums if one.is_joint and one.products]
         for one in matrices:  # one at a time: what they add is as large as they are
-            into, rest = self._begin_joint(one)
+            into, rest, scale = self._begin_joint(one)
+            self._add_products(one, into, None, scale)
             for term in rest:
                 self._add_term(into, term)
-            self._add_products(one, into, None)
             self._end_joint([(one, into)])
         others = [one for one in sums if not (one.is_joint and one.products)]
         totals = {id(one): self._begin_joint(one) for one in others if one.is_joint}
         added: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for one in others:
-            into, rest = totals.get(id(one), (one.state, one.rest))
+            into, rest, _ = totals.get(id(one), (one.state, one.rest, ""))
             mask = None if one.is_joint else one.mask
             if not one.keeps:
                 self._call(torch.Tensor.mul_, self._name(one.state), self._own_factor(one))
@@ -224,19 +224,29 @@ class Writer:
                 self._add_products(one, one.state, one.mask)
         self._end_joint([(one, totals[id(one)][0]) for one in others if one.is_joint])
 
-    def _begin_joint(self, one: Sum) -> tuple[Tensor, list[Term]]:
-        """Where what a sum adds is summed first, with a first part of it; and the terms that are still to be added."""
+    def _begin_joint(self, one: Sum) -> tuple[Tensor, list[Term], str]:
+        """Where what a sum adds is summed first, with a first part of it; the terms that are still to be added; and
+        what the part is still to be multiplied with, by the first product."""
         total = self._places.take(one.state)
         out, rest = f"out={self._name(total)}", list(one.rest)
-        plain = next((t for t in rest if not t.factor.tensors and t.value.shape == one.state.shape), None)
+        parts = [Term(factor, one.state) for factor in one.own] + rest
+        parts = [t for t in parts if not t.factor.tensors and t.value.shape == one.state.shape]
+        if one.products and len(one.own) < 2 and len(parts) > 1:
+            a, b = parts[:2]
+            is_own = not one.own or a.value is one.state
+            if is_own and a.factor.names == b.factor.names and a.factor.number != 0:
+                # (w - w_t) and (c - c_i) are one operation, whose factor the product takes along.
+                ratio = b.factor.number / a.factor.number
+                self._call(torch.add, self._name(a.value), self._name(b.value), f"alpha={ratio!r}", out)
+                return total, [term for term in rest if term is not a and term is not b], a.factor.code
         if one.own:
             self._call(torch.mul, self._name(one.state), self._sum_of(one.own, one.state, 0.0)[0], out)
-        elif plain is not None:
-            rest = [term for term in rest if term is not plain]
-            self._call(torch.mul, self._name(plain.value), plain.factor.code, out)
+        elif parts:
+            rest = [term for term in rest if term is not parts[0]]
+            self._call(torch.mul, self._name(parts[0].value), parts[0].factor.code, out)
         else:
             self._call(torch.Tensor.zero_, self._name(total))
-        return total, rest
+        return total, rest, ""
 
     def _end_joint(self, sums: Sequence[tuple[Sum, Tensor]]) -> None:
         """Adds to the states what was summed."""
@@ -252,7 +262,8 @@ class Writer:
         for one, _ in sums:
             self._places.give_back(one.state)
 
-    def _add_products(self, one: Sum, into: Tensor, mask: Tensor | None) -> None:
+    def _add_products(self, one: Sum, into: Tensor, mask: Tensor | None, scale: str = "") -> None:
+        """Adds a sum's products; the first after it has multiplied what is there with `scale`."""
         for product in one.products:
             function = torch.Tensor.addmm_ if one.state.dim() == 2 else torch.Tensor.baddbmm_
             turned = into.mT if product.is_transposed else into
@@ -261,7 +272,8 @@ class Writer:
                 a = self._scaled(product.a, product.factor, mask)
             else:
                 b = self._scaled(product.b, product.factor, mask)
-            self._call(function, self._constant(turned), a, b, f"alpha={product.factor.code}")
+            beta = [f"beta={scale}"] if scale and product is one.products[0] else []
+            self._call(function, self._constant(turned), a, b, *beta, f"alpha={product.factor.code}")
 
     def _own_factor(self, one: Sum) -> str:
         """What a state that is not kept is multiplied with: the sum of `own`, and 1 where the mask says no."""

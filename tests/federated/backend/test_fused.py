@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
+from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
@@ -62,7 +63,7 @@ class Runs:
         server = server_state(model, algorithm)
         state = RunState(server, ClientStates(algorithm.init_client(server.params), len(self.data.offsets) - 1))
         watcher = Watcher()
-        numbers = {name: values.get(name, value) for name, value in self.numbers.items()}
+        numbers = values.get("own") or {name: values.get(name, value) for name, value in self.numbers.items()}
         run = rounds(loop, self.data, algorithm, numbers, conf, state, watcher)
         member = Member(algorithm, conf.optimizer, conf.momentum, conf.weight_decay, conf.clip_grad, work, loop)
         return run, member, state, watcher, model
@@ -140,6 +141,36 @@ def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, sha
         assert_same(runs.alone(values), one)
     assert backend.note.items() >= {"backend": "fused", "runs": 3, "runs_at_once": 3}.items()
     assert backend.note["dual_layers"] == (["0.weight"] if dual and has_dual_form(algorithm, shared) else [])
+
+
+class Namesakes(Algorithm):
+    """Has numbers of its own that are named as the optimizer's are, and uses all that it is given, everywhere."""
+
+    def correct(self, grads, params, client, hyper):
+        assert set(hyper) == {"lr", "momentum", "weight_decay", "clip_grad"}
+        pull = 0.1 * hyper["momentum"] + sum(hyper.values()) / 100
+        return {name: g + pull * (params[name] - client.anchor[name]) for name, g in grads.items()}
+
+    def finish(self, params, client, num_steps, hyper):
+        sent, kept = super().finish(params, client, num_steps, hyper)
+        return {"update": {name: hyper["weight_decay"] * u for name, u in sent["update"].items()}}, kept
+
+    def update_server(self, params, server, message, participation, hyper):
+        factor = hyper["clip_grad"] + 0 * sum(hyper.values())
+        return {name: p + factor * message["update"][name] for name, p in params.items()}, server
+
+
+@pytest.mark.parametrize(
+    "shared", [{}, {"optimizer": "momentum", "momentum": 0.5, "weight_decay": 0.01, "clip_grad": 0.7}]
+)
+def test_an_algorithms_own_momentum_is_not_the_optimizers(ragged, shared):
+    runs = Runs(ragged, Namesakes, **shared)
+    runs.own = [{"momentum": 3.0, "weight_decay": 0.5, "clip_grad": 1.5}, {"momentum": 1.0}, {"clip_grad": 0.5}]
+    points = [{**values, "own": {**runs.own[0], **own}} for values, own in zip(POINTS, runs.own, strict=True)]
+    together, backend = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+    assert backend.note["runs_at_once"] == 3
 
 
 def test_frozen_parameters_are_each_runs_own(ragged):
@@ -291,3 +322,83 @@ def test_a_runs_digits_do_not_depend_on_whom_it_runs_with(make_ragged_task, algo
             assert one[2] == expected[i][2]
             for name, tensor in expected[i][1].server.params.items():
                 assert torch.equal(tensor, one[1].server.params[name])
+
+
+class Masked(nn.Module):
+    """Keeps a random mask as a plain attribute, which is each run's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.mask = nn.Linear(5, 3), (torch.rand(5) > 0.5).double()
+
+    def forward(self, x):
+        return self.line(x * self.mask)
+
+
+def test_what_python_keeps_of_each_run_is_not_another_runs(ragged):
+    """The first and the last run are of one seed; the one between is not."""
+    with pytest.raises(CannotFuse, match="`model.mask` differs from run to run"):
+        Runs(ragged, FedAvg, Masked).together([{"seed": 0}, {"seed": 1}, {"seed": 0}])
+
+
+class NoisyServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        params, server = super().update_server(params, server, message, participation, hyper)
+        return {name: w + 0.01 * torch.randn_like(w) for name, w in params.items()}, server
+
+
+class DecidingServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        params, server = super().update_server(params, server, message, participation, hyper)
+        norm = sum(w.square().sum() for w in params.values())
+        return ({name: w / norm for name, w in params.items()} if norm > 1 else params), server
+
+
+class CountingServer(FedAvg):
+    rounds = 0
+
+    def update_server(self, params, server, message, participation, hyper):
+        self.rounds += 1
+        return super().update_server(params, server, message, participation, hyper)
+
+
+@pytest.mark.parametrize(
+    "algorithm, why", [(NoisyServer, "random"), (DecidingServer, "data-dependent"), (CountingServer, "rounds` changes")]
+)
+def test_servers_that_cannot_take_a_step_at_once_run_apart(ragged, algorithm, why):
+    with pytest.raises(CannotFuse, match=why):
+        Runs(ragged, algorithm).together([{}, {"lr": 0.2}])
+
+
+def test_a_group_is_tried_before_anything_is_evaluated(ragged):
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * (1 - 0.5**self.calls)
+
+    models = []
+
+    def prepare(backend):
+        models.extend(member.loop.model for member in backend._members.values())
+        backend.prepare({"lr": 0.1})
+
+    with pytest.raises(CannotFuse, match="`model.calls` changes"):
+        Runs(ragged, FedAvg, lambda: Counting(5, 3)).together([{}, {"lr": 0.2}], prepare=prepare)
+    assert [model.calls for model in models] == [0, 0]
+
+
+class InPlaceServer(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        for name, w in params.items():
+            w += 0.9 * message["update"][name]
+        return params, server
+
+
+def test_servers_changed_in_place_are_tried_on_copies(ragged):
+    runs = Runs(ragged, InPlaceServer)
+    points = [{}, {"lr": 0.02, "seed": 1}]
+    together, _ = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)

@@ -10,7 +10,8 @@ from flgo_hydra.record.result import read_rounds
 
 from . import runs
 
-FORMS = [*runs.ENGINES, "fused"]
+QUICK = ["auto", "recorded", "vmap", "fused"]
+SLOW = [form for form in runs.ENGINES if form not in QUICK]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 """Largest difference between ours and the plain loop after some 20 steps, as a share of the number where it is above 1.
 float32 rounds to 6e-8, and each step's rounding is carried on and grows: what is more than rounding is 1e-3 and more.
@@ -23,11 +24,14 @@ def unfixed(name, form, known):
     return [pytest.mark.xfail(strict=True, reason=reason)] if form in forms else []
 
 
-def each(zoo, known, forms=FORMS):
-    """A parameter for each entry and form."""
-    return pytest.mark.parametrize(
-        "name, form", [pytest.param(n, f, id=f"{n}-{f}", marks=unfixed(n, f, known)) for n in zoo for f in forms]
-    )
+def each(zoo, known):
+    """A parameter for each entry and form; the plainer forms are slow tests."""
+
+    def one(name, form):
+        slow = [] if form in QUICK else [pytest.mark.slow]
+        return pytest.param(name, form, id=f"{name}-{form}", marks=[*unfixed(name, form, known), *slow])
+
+    return pytest.mark.parametrize("name, form", [one(name, form) for name in zoo for form in [*QUICK, *SLOW]])
 
 
 def hold(case, form, folder, monkeypatch, dtype="float64", expect="exact", comes_on=False, keeps=None):

@@ -1046,7 +1046,7 @@ class MadeLate(Body):
 
 # Outputs of other shapes.
 
-SHAPES = "outputs?.*shape|shape.*output"
+SHAPES = r"must return a floating-point tensor of shape .* but it returns float\d\d of shape"
 
 
 @zoo("one output of shape (b,) where the targets are (b, 1)", samples.one_target, SHAPES)
@@ -1065,13 +1065,13 @@ def too_many_targets(input_shape, num_outputs):
     return nn.Linear(6, 3)
 
 
-@zoo("the outputs in a tuple", expect="tuple")
+@zoo("the outputs in a tuple", expect="must return .* but it returns a tuple of 2")
 class Tuple(Body):
     def forward(self, x):
         return super().forward(x), x
 
 
-@zoo("the outputs in a dict", expect="dict")
+@zoo("the outputs in a dict", expect="must return .* but it returns a dict with 'logits'")
 class Dict(Body):
     def forward(self, x):
         return {"logits": super().forward(x)}
@@ -1088,7 +1088,7 @@ def too_few_classes(input_shape, num_outputs):
     return nn.Linear(6, num_outputs - 1)
 
 
-@zoo("the tuple in evaluation only", expect="tuple")
+@zoo("the tuple in evaluation only", expect="must return .* but it returns a tuple of 2")
 class TupleInEval(Body):
     def forward(self, x):
         y = super().forward(x)
@@ -1107,7 +1107,7 @@ class OneRow(Body):
         return super().forward(x).mean(0, keepdim=True)
 
 
-@zoo("classes in the outputs' place", expect="floating-point")
+@zoo("classes in the outputs' place", expect="must return a floating-point tensor .* but it returns int64")
 class IntegerOutputs(Body):
     def forward(self, x):
         return super().forward(x).argmax(1, keepdim=True).expand(-1, 3)
@@ -1581,7 +1581,7 @@ class SetsEval(Body):
         return y
 
 
-@zoo("a model that replaces one of its parameters in forward", expect="make its parameters")
+@zoo("a model that replaces one of its parameters in forward", expect="must make its parameters before it trains")
 class ReplacesParameter(Body):
     def forward(self, x):
         if self.training:

@@ -146,12 +146,13 @@ def _local_steps(model, arrays, batches, algorithm, client, hyper, conf) -> None
         optimizer.zero_grad(set_to_none=True)
         algorithm.loss(model(x), y, arrays.criterion).mean().backward()
         with torch.no_grad():
-            # A hook sees every parameter; the optimizer then leaves those alone that the batch gave no gradient.
+            # A hook sees every parameter; the optimizer then leaves those alone that the batch gave no gradient, or
+            # that the hook leaves out.
             has_grad = {name for name, p in own.items() if p.grad is not None}
             grads = {n: torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for n, p in own.items()}
             found = algorithm.correct(grads, {n: p.detach() for n, p in own.items()}, client, hyper)
             for name, p in own.items():
-                p.grad = found[name].clone() if name in has_grad else None
+                p.grad = found[name].clone() if name in has_grad and name in found else None
         if conf.clip_grad > 0:
             nn.utils.clip_grad_norm_(list(own.values()), conf.clip_grad)
         optimizer.step()

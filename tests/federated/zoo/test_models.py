@@ -2,12 +2,20 @@
 
 import pytest
 
-from .checks import each, hold
+from .checks import QUICK, SLOW, each, hold
 from .models import MODELS
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # torch's, of vmap
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # torch's, in any loop
+]
 
-KNOWN = {}
+EVERY = (*QUICK, *SLOW)
+KNOWN = {
+    "ComplexParameter": (EVERY, "the model is cast to the run's dtype, complex parameters too"),
+    "GlobalState": (("auto", "fused"), "trials count, and do not see a global of the model's module"),
+    "ClassCounter": (("auto", "fused"), "trials count, and do not see an attribute of the class"),
+}
 
 
 @each(MODELS, KNOWN)
