@@ -159,6 +159,7 @@ print(hash_of(Model), hash_of(factory(4)), hash_of(factory(5)))
 """
 
 
+@pytest.mark.slow
 def test_another_process_says_the_same_wherever_the_text_stands(tmp_path):
     said = []
     for number, space in enumerate(("", "# moved down\n\n\n")):

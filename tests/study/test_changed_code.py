@@ -77,6 +77,7 @@ def test_runs_of_other_code_are_named_and_run_again_if_asked(run):
     assert "jobs 0, 1, 2 ran before my_model.py changed" in run(*SWEEP, "lr=0.3")
 
 
+@pytest.mark.slow
 def test_in_searches_and_replicates_too(run):
     search = ("hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=2", "lr=interval(0.1,0.2)")
     several = ("seed=0,1", "hydra.sweeper.replicate=seed")
@@ -89,6 +90,7 @@ def test_in_searches_and_replicates_too(run):
     assert [result(job)["option"]["lr"] for job in range(4)] == points and not Path("sweep/4").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_with_other_code_says_so(run):
     metrics = "def broken(model, data, task, record):\n    if len(record) > 2: raise OSError\n    return {}\n"
     Path("my_metrics.py").write_text(metrics)

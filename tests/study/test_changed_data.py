@@ -75,17 +75,18 @@ def hashes(root="sweep"):
     [
         (["lr=0.1"], ["lr=0.1,0.2"]),
         (["lr=0.1"], ["lr=0.1"]),
-        (["lr=0.1,0.15"], ["lr=0.2"]),
+        pytest.param(["lr=0.1,0.15"], ["lr=0.2"], marks=pytest.mark.slow),
         (["lr=0.1"], ["lr=0.1,0.2", "task.data_dir=./."]),
-        (["task.num_clients=2,3"], ["task.num_clients=2,3", "lr=0.1,0.2"]),
-        (["lr=0.1"], ["lr=0.1", "seed=0,1", "hydra.sweeper.replicate=seed"]),
+        pytest.param(["task.num_clients=2,3"], ["task.num_clients=2,3", "lr=0.1,0.2"], marks=pytest.mark.slow),
+        pytest.param(["lr=0.1"], ["lr=0.1", "seed=0,1", "hydra.sweeper.replicate=seed"], marks=pytest.mark.slow),
         (
             ["lr=interval(0.1,0.2)", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=1"],
             ["lr=interval(0.1,0.2)", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=2"],
         ),
-        (
+        pytest.param(
             ["task.train_holdout=interval(0.1,0.5)", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=1"],
             ["task.train_holdout=interval(0.1,0.5)", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=2"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -69,6 +69,7 @@ def search(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_killed_search_tries_the_points_of_an_undisturbed_one(search, sampler):
     undisturbed = search(sampler)

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_ends_as_undisturbed():
     script = Path(__file__).parents[2] / "scripts" / "benchmarks" / "kills.py"
     command = [sys.executable, script, "--points", "6", "--kills", "2", "--seed", "1"]

@@ -44,6 +44,7 @@ def test_two_folders_of_data_are_two_points(command, folders, more):
     assert noisy["best_valid_loss"] == pytest.approx(alone["best_valid_loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_such_a_sweep_goes_on_and_grows(command, folders):
     sweep = ("-m", "hydra/launcher=basic", "hydra.sweep.dir=sweep", "task.num_clients=2", "num_rounds=1", "num_steps=1")
     assert command(*sweep, "save_best=true").status == 0  # a single point: no key of its identity
