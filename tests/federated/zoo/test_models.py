@@ -12,7 +12,6 @@ pytestmark = [
 
 EVERY = (*QUICK, *SLOW)
 KNOWN = {
-    "ComplexParameter": (EVERY, "the model is cast to the run's dtype, complex parameters too"),
     "GlobalState": (("auto", "fused"), "trials count, and do not see a global of the model's module"),
     "ClassCounter": (("auto", "fused"), "trials count, and do not see an attribute of the class"),
 }
