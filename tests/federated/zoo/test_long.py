@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 ORDINARY = [name for name, model in MODELS.items() if model.forms]
-KNOWN = {"ComplexParameter", "GlobalState", "ClassCounter"}
+KNOWN = {"GlobalState", "ClassCounter"}
 """what test_models.py knows not to hold"""
 CHAOTIC = {
     "HalfInside": "bfloat16 rounds to 4e-3",
@@ -38,9 +38,7 @@ def test_models_in_float32(name, form, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["auto", "recorded", "vmap", "fused"])
 @pytest.mark.parametrize("name", [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC])
-def test_algorithms_in_float32(name, form, tmp_path, monkeypatch, request):
-    if form == "fused" and name in ("WorstHalf", "InPlaceServer"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="see test_algorithms.py"))
+def test_algorithms_in_float32(name, form, tmp_path, monkeypatch):
     hold(ALGORITHMS[name].case, form, tmp_path, monkeypatch, "float32")
 
 
