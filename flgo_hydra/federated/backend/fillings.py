@@ -31,7 +31,8 @@ def filled_batches(
         sizes: of the smaller batches that the run takes.
         width: B, of the largest.
     Returns:
-        of each the number of its own samples, and rows of the training samples, (B,), its own first.
+        of each the number of its own samples, and rows of the training samples, (B,), its own first. Those
+        that are filled up alike are side by side, those with the batch's own first sample first.
     """
     ascending = sorted(sizes)
     if not ascending:
@@ -46,9 +47,9 @@ def filled_batches(
     for size in sorted({ascending[0], ascending[len(ascending) // 2], ascending[-1]}):
         own = inner[np.linspace(0, len(inner) - 1, size).astype(np.int64)]
         others = np.setdiff1d(some, own) if most > size else some
-        for filling in (own[:1], *ends[:, np.newaxis], others):
-            found.append((size, np.concatenate([own, np.resize(filling, width - size)])))
-    return found
+        fillings = [np.resize(filling, width - size) for filling in (own[:1], others, *ends[:, np.newaxis])]
+        found.append([(size, np.concatenate([own, filling])) for filling in fillings])
+    return [one for of_sizes in zip(*found, strict=True) for one in of_sizes]
 
 
 def _ends(loop: "LoopBackend", server: ServerState, rows: np.ndarray) -> np.ndarray:

@@ -49,6 +49,8 @@ from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
+_FILLINGS = 8
+"""Of smaller batches, that a trial of masked steps takes at least."""
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
 
@@ -482,10 +484,11 @@ class Lanes:
     ) -> Difference | None:
         """The worst difference between a plain step on a smaller batch and masked ones, whatever fills them up.
 
-        The lanes of a run take them at once, as many as there are.
+        The lanes of a run take them at once, as many as there are, and some more steps where there are few.
         """
         kept, k = self._kept_at_trial(), self._clients
         tried = filled_batches(plain[0], servers[0], self._extent.partial, self._extent.width)
+        tried = tried[: max(k, _FILLINGS)]
         firsts = {size: torch.from_numpy(rows[:size]).to(self._device) for size, rows in tried}
         ends: dict[tuple[int, int], tuple[Tensors, Tensors | None]] = {}
         for run, loop in plain.items():

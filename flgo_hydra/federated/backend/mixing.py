@@ -27,6 +27,8 @@ _SCALES = (1.0, 3.0)
 _FAR = 100.0
 """Outputs far from others: e^100 is finite, and so are their losses."""
 _CORNERS = 4
+_WIDTH = 16
+"""Of the batches: what mixes so many samples mixes more, and a trial is cheap."""
 _SHARE = {torch.float64: 1e-9}
 """Of the largest loss: a difference up to this is rounding."""
 
@@ -41,6 +43,17 @@ def why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int],
     """
     if not sizes or not plain.has_users_code:
         return ""
+    if width > _WIDTH:
+        try:
+            return _why_mixed(plain, server, {min(size, _WIDTH - 1) for size in sizes}, _WIDTH, min(least, _WIDTH - 1))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a model may take batches of some sizes only: those of the run
+            pass
+    return _why_mixed(plain, server, sizes, width, least)
+
+
+def _why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
     loop, server = _in_float64(plain, server, width)
     batches: dict[int, list[Tensor]] = {}
     for size, rows in filled_batches(loop, server, sizes, width):

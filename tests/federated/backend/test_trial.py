@@ -935,6 +935,23 @@ def test_what_mixes_the_samples_of_a_batch_is_found_whatever_fills_it_up(make_ra
         assert_alike(data, build, atol, None, "differs by", **more)
 
 
+class Fives(Line):
+    """Takes batches of 5, 10, 15… samples only, and mixes each five: a batch's own among themselves."""
+
+    def forward(self, x):
+        if not self.training:
+            return self.line(x)
+        return self.line(x + 0.1 * x.view(-1, 5, 5).mean(1).repeat_interleave(5, 0))
+
+
+@named([(Line, WorstHalf), (Line, ClipsByMax), (Ranks, FedAvg), (Fives, WorstHalf), (Fives, FedAvg)])
+def test_what_mixes_the_samples_of_a_large_batch_is_found(make_ragged_task, build, algorithm):
+    data = to_data(make_ragged_task((25, 30, 40, 20)), CPU, torch.float64)
+    more = {"backends": ("vmap", "vmap, plain"), "algorithm": algorithm(), "batch_size": -1}
+    why_not = "" if (build, algorithm) == (Fives, FedAvg) else "differs by"
+    assert_alike(data, build, 1e-12, None, why_not, **more)
+
+
 @named([one for one in MIXING if one[1] is not ByClass])
 def test_what_mixes_the_samples_of_a_batch_may_where_none_is_filled_up(make_ragged_task, build, algorithm):
     data = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64)
