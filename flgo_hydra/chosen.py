@@ -84,12 +84,13 @@ def _identity(cfg: DictConfig | None, group: str) -> _Identity:
     node: Any = None if cfg is None else OmegaConf.select(cfg, _NODES[group], throw_on_missing=False)
     holder = node
     if group == "task" and OmegaConf.is_dict(node):
-        holder = node._get_node("source")
+        holder = node._get_node("source", validate_access=False)
     return _Identity(_written_value(node, "name"), _written_value(holder, "_target_"))
 
 
 def _written_value(node: Any, key: str) -> Any:
-    found = node._get_node(key) if OmegaConf.is_dict(node) and not node._is_missing() else None
+    is_there = OmegaConf.is_dict(node) and not node._is_missing()
+    found = node._get_node(key, validate_access=False) if is_there else None
     return None if found is None else found._value()
 
 

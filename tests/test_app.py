@@ -166,8 +166,6 @@ import signal
 import torch
 from torch import nn
 
-from flgo_hydra.federated.algorithm.scaffold import Scaffold
-
 
 class Noisy(nn.Sequential):
     """Everything whose state is easily forgotten: running statistics, dropout, a frozen parameter."""
@@ -180,16 +178,11 @@ class Noisy(nn.Sequential):
         self[1].bias.requires_grad_(False)
 
 
-class Dying(Scaffold):
-    """Sends this process a signal in the middle of a round, when DIE_AT says so."""
-
-    rounds = 0
-
-    def update_server(self, *args):
-        Dying.rounds += 1
-        if os.environ.get("DIE_AT") == str(Dying.rounds):
-            os.kill(os.getpid(), getattr(signal, os.environ["DIE_OF"]))
-        return super().update_server(*args)
+def dying(record):
+    """Sends this process a signal at the end of a round, when DIE_AT says so."""
+    if os.environ.get("DIE_AT") == str(record[-1]["round"]):
+        os.kill(os.getpid(), getattr(signal, os.environ["DIE_OF"]))
+    return {"alive": 1.0}
 '''
 
 
@@ -199,9 +192,8 @@ def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Compl
         "task.num_clients=5",
         "model=custom",
         "model._target_=mine.Noisy",
-        "algorithm=custom",
-        "algorithm._target_=mine.Dying",
-        "+algorithm.eta=1.0",
+        "algorithm=scaffold",
+        "metrics=mine.dying",
         "num_rounds=6",
         "checkpoint_interval=2",
         *overrides,

@@ -45,7 +45,7 @@ from flgo_hydra.launch.view import View, open_view
 from flgo_hydra.launch.worker import Assignment
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure as FailureRecord
-from flgo_hydra.record.result import read_failure, write_failure
+from flgo_hydra.record.result import forget_failure, read_failure, write_failure
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +203,7 @@ class PackingLauncher(Launcher):
             self._configs.pop(num, None)
             queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
             return job
-        with contextlib.suppress(OSError):  # where the folder cannot be used the job says so
-            RunPaths(folder).failure.unlink(missing_ok=True)  # of an earlier sweep
+        forget_failure(RunPaths(folder))  # of an earlier sweep
         self._configs[num] = composed
         queue.submit(job)
         return job

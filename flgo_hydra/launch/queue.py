@@ -8,7 +8,6 @@ Everything that waits is in `next_event`: for pipes of the pool, and with a dead
 decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
-import contextlib
 import errno
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import forget_failure
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
@@ -465,8 +465,7 @@ class Queue:
             # A later attempt goes on from a checkpoint.
             if running.number == 1 and running.group_size == 1 and not job.is_pruned:
                 self.estimates.learn_duration(job.duration_signature, seconds)
-            with contextlib.suppress(OSError):
-                RunPaths(job.folder).failure.unlink(missing_ok=True)  # of an earlier sweep in this folder
+            forget_failure(RunPaths(job.folder))  # of an earlier sweep in it
             return self._end(job, "done", None)
         retry = None if self.stop_level or running.ended_for else decide(job.attempts, self.max_retries, self.backoff_s)
         if retry is None:

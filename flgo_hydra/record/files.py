@@ -109,10 +109,10 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a file of lines; a torn last line is left out, a missing file is empty."""
+    """Returns the objects of a file of lines; a torn last line is left out, what cannot be read is empty."""
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return []
     values = []
     for line in lines:

@@ -30,6 +30,15 @@ class RunPaths:
     def best_model(self) -> Path:
         return self.folder / "best_model.safetensors"
 
+    def newest_log(self) -> Path:
+        """The log of the last attempt; without one Hydra's, or where the failure is told."""
+        try:
+            attempts = sorted(self.folder.glob("attempt-*.log"), key=lambda path: path.stat().st_mtime)
+            logs = attempts or sorted(self.folder.glob("*.log"))
+        except OSError:  # a folder that cannot be looked into
+            logs = []
+        return logs[-1] if logs else self.failure
+
     def attempt_log(self, attempt: int) -> Path:
         return self.folder / f"attempt-{attempt}.log"
 

@@ -1,5 +1,6 @@
 """What a run comes to: one result, read back from its folder."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -105,6 +106,12 @@ class Failure:
 
 def write_failure(paths: RunPaths, failure: Failure) -> None:
     write_json(paths.failure, asdict(failure))
+
+
+def forget_failure(paths: RunPaths) -> None:
+    """Removes what an earlier attempt says of its failure; a folder that cannot be used says so when it is."""
+    with contextlib.suppress(OSError):
+        paths.failure.unlink()
 
 
 def read_failure(paths: RunPaths) -> Failure | None:

@@ -61,7 +61,7 @@ def print_summary(
         if listed:
             print(f"\n{status}: {len(listed)} of {len(rows)}")
         for row in listed[:_MOST_LISTED]:
-            where = f"  {_log_of(row)}" if status == "failed" else ""
+            where = f"  {_relative(RunPaths(row.folder).newest_log())}" if status == "failed" else ""
             print(f"  job {row.job}  {' '.join(row.overrides)}  {row.message.partition(chr(10))[0]}{where}")
         if len(listed) > _MOST_LISTED:
             print(f"  … and {len(listed) - _MOST_LISTED} more in {_relative(paths.results)}")
@@ -175,13 +175,6 @@ def _draw(
         return False
     draw_curves(path, curves, metric, len(rows) - len(drawn), list(names.values()))
     return True
-
-
-def _log_of(row: Row) -> str:
-    """The job's newest log."""
-    attempts = sorted(row.folder.glob("attempt-*.log"), key=lambda path: path.stat().st_mtime)
-    logs = attempts or sorted(row.folder.glob("*.log"))
-    return _relative(logs[-1] if logs else row.folder / "failure.json")
 
 
 def resume_command(folder: Path, is_ours: bool, *more: str) -> str:

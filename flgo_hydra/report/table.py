@@ -75,7 +75,7 @@ class Row:
             result.message,
             result.option.get("num_rounds"),
             result.monitor,
-            result.warnings,
+            tuple(result.warnings),
         )
 
     @staticmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.report.comparison import Difference
 from flgo_hydra.report.formats import Interval, KeyValue, Spread, Table, number_text
 from flgo_hydra.report.groups import Group, Point, point_of
@@ -93,7 +94,7 @@ def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
             run.name,
             *(KeyValue(run.values.get(key, ABSENT)) for key in question.keys),
             run.row.message.partition("\n")[0],
-            relative(log_of(run.row.folder)),
+            relative(RunPaths(run.row.folder).newest_log()),
         )
         for run in runs
         if run.row.status == "failed"
@@ -101,13 +102,6 @@ def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
     return (
         Table(f"failed: {len(rows)} of {len(runs)}", ("job", *question.keys, "reason", "log"), rows) if rows else None
     )
-
-
-def log_of(folder: Path) -> Path:
-    """The newest log of a run."""
-    attempts = sorted(folder.glob("attempt-*.log"), key=lambda path: path.stat().st_mtime)
-    logs = attempts or sorted(folder.glob("*.log"))
-    return logs[-1] if logs else folder / "failure.json"
 
 
 def relative(path: Path) -> str:

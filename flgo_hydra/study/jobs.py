@@ -4,6 +4,7 @@ A trial is a point. Usually it is one job; with replicates (`replicates.py`) a j
 several trials: a sampler may choose the same point twice, and a point that gets another seed keeps the jobs it has.
 """
 
+import os
 from dataclasses import dataclass, field
 
 from flgo_hydra.record.paths import SweepPaths
@@ -122,7 +123,7 @@ class Jobs:
         """The folder of the next free number. One may be left from a sweep that was killed before its trial was
         stored; where the number does not name it, it is this point's."""
         folder = self._folder(self._next, point)
-        while self._paths.run(folder).folder.exists():
+        while os.path.lexists(self._paths.run(folder).folder):
             after = self._folder(self._next + 1, point)
             if after == folder:
                 break

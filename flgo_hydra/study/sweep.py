@@ -21,7 +21,7 @@ from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
-from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.report import curves
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
@@ -365,14 +365,14 @@ class Sweep:
         """A job will run: what an earlier sweep says of it does not count any more."""
         self._note(job)
         run = self._trials.run(job)
-        run.failure.unlink(missing_ok=True)
+        forget_failure(run)
         if job.is_outdated:
             run.result.unlink(missing_ok=True)
 
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
         """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
         if not self._trials.harvest(job):
-            if job.is_outdated and self._trials.run(job).result.exists():
+            if job.is_outdated and os.path.exists(self._trials.run(job).result):
                 self._trials.run(job).result.unlink()
                 changed = "its data changed while the sweep ran: it trained on others than the study has"
                 self._trials.fail(job, ValueError(changed))

@@ -1,5 +1,7 @@
 """Keeps a study in step with the run folders: which trial waits for which jobs, and what it is closed with."""
 
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -105,7 +107,7 @@ class Trials:
                 job.is_outdated = True
                 return False
             job.outcome = result
-        elif job.point.identity in self._values and run.folder.exists() and not run.rounds.exists():
+        elif job.point.identity in self._values and os.path.exists(run.folder) and not os.path.exists(run.rounds):
             job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
         return job.outcome is not None
 
@@ -125,8 +127,9 @@ class Trials:
         failure = read_failure(run)
         if failure is None:
             failure = Failure(type(error).__name__, str(error))
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_failure(run, failure)
+            with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
+                run.folder.mkdir(parents=True, exist_ok=True)
+                write_failure(run, failure)
         job.outcome = failure
 
     def settle(self, job: Job) -> None:

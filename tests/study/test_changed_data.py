@@ -75,7 +75,7 @@ def hashes(root="sweep"):
     [
         (["lr=0.1"], ["lr=0.1,0.2"]),
         (["lr=0.1"], ["lr=0.1"]),
-        (["lr=0.1"], ["lr=0.2"]),
+        (["lr=0.1,0.15"], ["lr=0.2"]),
         (["lr=0.1"], ["lr=0.1,0.2", "task.data_dir=./."]),
         (["task.num_clients=2,3"], ["task.num_clients=2,3", "lr=0.1,0.2"]),
         (["lr=0.1"], ["lr=0.1", "seed=0,1", "hydra.sweeper.replicate=seed"]),

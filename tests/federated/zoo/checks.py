@@ -24,14 +24,14 @@ def unfixed(name, form, known):
     return [pytest.mark.xfail(strict=True, reason=reason)] if form in forms else []
 
 
-def each(zoo, known):
+def each(zoo, known, forms=(*QUICK, *SLOW)):
     """A parameter for each entry and form; the plainer forms are slow tests."""
 
     def one(name, form):
         slow = [] if form in QUICK else [pytest.mark.slow]
         return pytest.param(name, form, id=f"{name}-{form}", marks=[*unfixed(name, form, known), *slow])
 
-    return pytest.mark.parametrize("name, form", [one(name, form) for name in zoo for form in [*QUICK, *SLOW]])
+    return pytest.mark.parametrize("name, form", [one(name, form) for name in zoo for form in forms])
 
 
 def hold(case, form, folder, monkeypatch, dtype="float64", expect="exact", comes_on=False, keeps=None):

@@ -309,7 +309,7 @@ def differences(plain: End, ours: End) -> dict[str, float]:
     found = {
         "params": _difference(plain.params, ours.params),
         "buffers": _difference(plain.buffers, {name: ours.buffers.get(name) for name in plain.buffers}),
-        "losses": _distance(torch.tensor(plain.losses), torch.tensor(ours.losses)),
+        "losses": _distance(*(torch.tensor(end.losses, dtype=torch.float64) for end in (plain, ours))),
     }
     for key, tensors in plain.state.items():
         found[f"server's {key}"] = _difference(tensors, ours.state[key])

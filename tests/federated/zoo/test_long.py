@@ -6,7 +6,7 @@ import pytest
 
 from . import runs
 from .algorithms import ALGORITHMS
-from .checks import TOLERANCE, hold
+from .checks import QUICK, TOLERANCE, each, hold
 from .models import MODELS
 
 pytestmark = [
@@ -26,18 +26,17 @@ CHAOTIC = {
     "SignSteps": "the sign of what float32 rounds to either side of 0",
 }
 
+EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in KNOWN and n not in CHAOTIC]
+EXACT_ALGORITHMS = [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC]
 
-@pytest.mark.parametrize("form", ["auto", "recorded", "vmap", "fused"])
-@pytest.mark.parametrize(
-    "name", [n for n, m in MODELS.items() if m.expect == "exact" and n not in KNOWN and n not in CHAOTIC]
-)
+
+@each(EXACT_MODELS, {}, QUICK)
 def test_models_in_float32(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     hold(model.case, form, tmp_path, monkeypatch, "float32", "exact", form in model.forms)
 
 
-@pytest.mark.parametrize("form", ["auto", "recorded", "vmap", "fused"])
-@pytest.mark.parametrize("name", [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC])
+@each(EXACT_ALGORITHMS, {}, QUICK)
 def test_algorithms_in_float32(name, form, tmp_path, monkeypatch):
     hold(ALGORITHMS[name].case, form, tmp_path, monkeypatch, "float32")
 
@@ -70,11 +69,12 @@ def test_optimizers_are_torchs(name, options, form, tmp_path, monkeypatch):
     hold(case, form, tmp_path, monkeypatch, comes_on=form in model.forms)
 
 
-@pytest.mark.parametrize(
-    "name", [*ORDINARY[:4], "batch_norm", "BufferAssigned", "Embeds", "CountsInList", "RareBranch"]
-)
+@pytest.mark.parametrize("name", [*ORDINARY[:4], "BufferAssigned", "Embeds", "CountsInList", "RareBranch"])
 def test_thousands_of_steps(name, tmp_path, monkeypatch):
-    """3,000 and more, by default settings of the engine, whatever they choose."""
+    """3,000 and more, by default settings of the engine, whatever they choose.
+
+    Not batch norm: on pairs of samples it is chaotic, 1e-14 after 10 rounds is 1e-6 after 120, in whichever form.
+    """
     case, num_rounds = MODELS[name].case, 250
     ours = runs.alone(case, tmp_path, monkeypatch, num_rounds=num_rounds)
     plain = runs.plain(case, num_rounds=num_rounds)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .checks import QUICK, SLOW, each, hold
+from .checks import each, hold
 from .models import MODELS
 
 pytestmark = [
@@ -10,10 +10,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # torch's, in any loop
 ]
 
-EVERY = (*QUICK, *SLOW)
 KNOWN = {
-    "GlobalState": (("auto", "fused"), "trials count, and do not see a global of the model's module"),
-    "ClassCounter": (("auto", "fused"), "trials count, and do not see an attribute of the class"),
+    "GlobalState": (("fused",), "runs that go apart share the process, and its globals"),
+    "ClassCounter": (("fused",), "runs that go apart share the process, and the class"),
 }
 
 
