@@ -18,6 +18,7 @@ A user's own, in `my_models.py` of the current folder, run by
             super().__init__(nn.Flatten(), nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, num_outputs))
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from flgo_hydra import reference
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
+from flgo_hydra.federated.refused import Refused
 
 
 def build_model(
@@ -81,7 +83,45 @@ def make_model(
             with torch.no_grad():
                 model(first_batch.clone())
             model.train(was_training)
+    _refuse_what_cannot_train(model)
     return to_dtype(model, dtype)
+
+
+def _refuse_what_cannot_train(model: nn.Module) -> None:
+    """Raises Refused where a trained parameter is complex, or lies in memory that has another name too.
+
+    Before a cast, which would tell names apart in one dtype and not in the other. The server averages each name on its
+    own, so what the names of one memory hold would depend on which is written last. The same `Parameter` under several
+    names is one parameter, and the weights of a recurrent layer, side by side in one storage, overlap nowhere.
+    """
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided:
+            continue
+        if tensor.requires_grad and tensor.is_complex():
+            raise Refused(
+                f"The model's parameters must be real numbers, which optimizers and clipping take steps of, but "
+                f"`{name}` is complex: hold it as `torch.view_as_real` gives it, and call `torch.view_as_complex` in "
+                "forward."
+            )
+        if tensor.numel():
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for named in by_storage.values():
+        for (first, one), (second, other) in itertools.combinations(named, 2):
+            if (one.requires_grad or other.requires_grad) and _overlap(one, other):
+                raise Refused(
+                    f"A trained parameter must have its memory to itself, but `{first}` and `{second}` lie in the same "
+                    "one: assign the same `nn.Parameter` to share it between layers, or register a copy (`.clone()`)."
+                )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors in one storage have an element in common."""
+    if a.itemsize != b.itemsize:
+        return True
+    cells = torch.arange(a.untyped_storage().nbytes() // a.itemsize)
+    of_a, of_b = (cells.as_strided(t.shape, t.stride(), t.storage_offset()) for t in (a, b))
+    return bool(torch.isin(of_a, of_b).any())
 
 
 def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:

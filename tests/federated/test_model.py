@@ -4,6 +4,7 @@ from torch import nn
 
 from flgo_hydra import reference
 from flgo_hydra.federated.model import build_model
+from flgo_hydra.federated.refused import Refused
 
 MLP = {"_target_": "flgo_hydra.federated.model.mlp", "name": "mlp", "hidden": [200]}
 CNN = {"_target_": "flgo_hydra.federated.model.cnn", "name": "cnn", "channels": [32, 64], "hidden": 512}
@@ -61,14 +62,100 @@ def test_complex_numbers_keep_their_imaginary_parts(dtype, complex_dtype):
         def __init__(self):
             super().__init__(4, 2)
             self.register_buffer("turns", torch.tensor([1 + 2j, 3j]))
-            self.phase = nn.Parameter(torch.tensor([4j]))
+            self.phase = nn.Parameter(torch.tensor([4j]), requires_grad=False)
             self.register_buffer("calls", torch.tensor(0))
 
     reference.give("given_in_python.turning", Turning)
     model = build_model({"_target_": "given_in_python.turning"}, (4,), 2, seed=0, dtype=getattr(torch, dtype))
     assert model.turns.tolist() == [1 + 2j, 3j] and model.turns.dtype == complex_dtype
-    assert model.phase.tolist() == [4j] and isinstance(model.phase, nn.Parameter) and model.phase.requires_grad
+    assert model.phase.tolist() == [4j] and isinstance(model.phase, nn.Parameter)
     assert model.calls.dtype == torch.int64 and model.weight.dtype == getattr(torch, dtype)
+
+
+class Sharing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.share()
+
+    def forward(self, x):
+        return self.other(self.line(x))
+
+
+class TwoParameters(Sharing):
+    def share(self):
+        self.other.weight = nn.Parameter(self.line.weight.data)
+
+
+class BufferIsParameter(Sharing):
+    def share(self):
+        self.register_buffer("seen", self.line.weight)
+
+
+class ViewOfRow(Sharing):
+    def share(self):
+        self.register_buffer("row", self.line.weight.data[1])
+
+
+class FrozenView(Sharing):
+    def share(self):
+        self.other.weight = nn.Parameter(self.line.weight.data.T, requires_grad=False)
+
+
+class OtherDtype(Sharing):
+    def share(self):
+        self.register_buffer("bits", self.line.weight.data.view(torch.float64))
+
+
+class ComplexView(Sharing):
+    def share(self):
+        self.register_buffer("pairs", torch.view_as_complex(self.line.weight.data.view(4, 2, 2)))
+
+
+class OneParameter(Sharing):
+    def share(self):
+        self.other.weight = self.line.weight
+
+
+class Halves(Sharing):
+    """Of one storage, which nothing of both holds: as cuDNN lays a recurrent layer's weights out."""
+
+    def share(self):
+        both = torch.randn(4, 8)
+        self.line.weight, self.other.weight = nn.Parameter(both[:, :4]), nn.Parameter(both[:, 4:])
+
+
+class FrozenTwice(Sharing):
+    def share(self):
+        table = torch.arange(4.0)
+        self.register_buffer("table", table)
+        self.other.register_buffer("table", table.view(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [TwoParameters, BufferIsParameter, ViewOfRow, FrozenView, OtherDtype, ComplexView])
+def test_a_trained_parameter_has_its_memory_to_itself(kind, dtype):
+    reference.give("given_in_python.sharing", kind)
+    with pytest.raises(Refused, match=r"`line.weight` and `.*` lie in the same one: assign the same `nn.Parameter`"):
+        build_model({"_target_": "given_in_python.sharing"}, (4,), 4, seed=0, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", [OneParameter, Halves, FrozenTwice])
+def test_one_parameter_of_two_names_and_neighbours_in_a_storage_are_welcome(kind):
+    reference.give("given_in_python.sharing", kind)
+    build_model({"_target_": "given_in_python.sharing"}, (4,), 4, seed=0)
+
+
+@pytest.mark.parametrize("make", [lambda: torch.zeros(2, dtype=torch.complex64), lambda: torch.tensor(1j)])
+def test_complex_parameters_are_not_trained(make):
+    class Turns(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 2)
+            self.turn = nn.Parameter(make())
+
+    reference.give("given_in_python.turns", Turns)
+    with pytest.raises(Refused, match="`turn` is complex: hold it as `torch.view_as_real`"):
+        build_model({"_target_": "given_in_python.turns"}, (4,), 2, seed=0)
 
 
 @pytest.mark.parametrize("parameters", [CNN, RESNET])

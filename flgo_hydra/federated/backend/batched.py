@@ -161,10 +161,12 @@ def extent_of_sizes(num_samples: np.ndarray, work: LocalWork, visits: float, lan
     patterns = Counter(batch_sizes(int(n), *work.size(int(n))) for n in num_samples)
     sizes = _shared_sizes(patterns, visits * len(num_samples) / lanes, lanes)
     first = next(iter(patterns))
+    width = max(size for _, size, _ in by_client)
     is_masked = len(patterns) > 1 or not sizes.issuperset(first)
     return Extent(
-        width=max(size for _, size, _ in by_client),
+        width=width,
         least=min(min(pattern) for pattern in patterns),
+        partial=frozenset(size for pattern in patterns for size in pattern if size < width),
         most_steps=max(map(len, patterns)),
         least_steps=min(map(len, patterns)),
         most_samples=max(min(n, size * num_steps) for n, size, num_steps in by_client),

@@ -16,6 +16,7 @@ from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.mixing import why_mixed
 from flgo_hydra.federated.backend.trial import Difference, few, is_wide, verdict, widened
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import generators_kept
@@ -61,6 +62,10 @@ def find_lanes(
                 return None, why_not
             with exact_convolutions():
                 why_not = _verdict(lanes, make, extent, loops, plain, servers, tried, is_compiled, is_dual)
+                if not why_not and MASKED in extent.kinds:
+                    mixed = why_mixed(plain[0], servers[0], extent.partial, extent.width, extent.least)
+                    if mixed:  # it is so in all forms
+                        return None, mixed
             if not why_not:
                 lanes.capture(servers, tried)
                 lanes.why_plainer = before

@@ -31,6 +31,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
+from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
@@ -48,6 +49,8 @@ from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
+_FILLINGS = 8
+"""Of smaller batches, that a trial of masked steps takes at least."""
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
 
@@ -60,6 +63,8 @@ class Extent:
     """samples of the largest batch"""
     least: int
     """samples of the smallest batch"""
+    partial: frozenset[int]
+    """sizes of the batches that are filled up"""
     most_steps: int
     least_steps: int
     most_samples: int
@@ -468,6 +473,53 @@ class Lanes:
                     before = {**server.params, **server.buffers}
                     if (found := difference(before, theirs, ours, noise)) is not None:
                         return found
+            return self._filling_differs(plain, servers, numbers, is_rounded) if MASKED in self._kinds else None
+
+    def _filling_differs(
+        self,
+        plain: Mapping[int, LoopBackend],
+        servers: Sequence[ServerState],
+        numbers: Sequence[Numbers],
+        is_rounded: bool,
+    ) -> Difference | None:
+        """The worst difference between a plain step on a smaller batch and masked ones, whatever fills them up.
+
+        The lanes of a run take them at once, as many as there are, and some more steps where there are few.
+        """
+        kept, k = self._kept_at_trial(), self._clients
+        tried = filled_batches(plain[0], servers[0], self._extent.partial, self._extent.width)
+        tried = tried[: max(k, _FILLINGS)]
+        firsts = {size: torch.from_numpy(rows[:size]).to(self._device) for size, rows in tried}
+        ends: dict[tuple[int, int], tuple[Tensors, Tensors | None]] = {}
+        for run, loop in plain.items():
+            state = {s: {name: t[run * k] for name, t in ts.items()} for s, ts in kept.items()}
+            client = Client(servers[run].params, servers[run].state, state)
+            for size, rows in firsts.items():
+                end = loop.after([rows], servers[run], client, numbers[run].hyper)
+                noise = loop.after([rows], rounded(servers[run]), client, numbers[run].hyper) if is_rounded else None
+                ends[run, size] = end, noise
+        for begin in range(0, len(tried), k):
+            some = [tried[i % len(tried)] for i in range(begin, begin + k)]
+            orders = [Order(rows, (len(rows),)) for _, rows in some] * (self.size // k)
+            weights = np.zeros((self.size, self._extent.width))
+            for lane in range(self.size):
+                size, _ = some[lane % k]
+                weights[lane, :size] = 1.0 / size
+            step = StepArrays(MASKED, np.stack([order.rows for order in orders]), weights, np.ones(self.size, np.bool_))
+            self.begin(servers, numbers, orders, kept)
+            self._run(self._to_device([step]))
+            self.put_weights()
+            for run, size in ends:
+                lanes = [run * k + i for i, (of_lane, _) in enumerate(some) if of_lane == size]
+                ours = {n: t.detach()[lanes] for n, t in {**self.tensors.params, **self.tensors.buffers}.items()}
+                theirs, noise = (
+                    None if end is None else {n: end[n].expand(len(lanes), *end[n].shape) for n in ours}
+                    for end in ends[run, size]
+                )
+                before = {**servers[run].params, **servers[run].buffers}
+                assert theirs is not None
+                if lanes and (found := difference(before, theirs, ours, noise)) is not None:
+                    return found
         return None
 
     def finish_differs(

@@ -23,6 +23,7 @@ from flgo_hydra.federated.backend.trial import Difference, difference, few, is_w
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.model import to_dtype
 from flgo_hydra.federated.optimizer import StepCounts, is_zero
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
 from flgo_hydra.federated.training import (
@@ -96,7 +97,14 @@ class LoopBackend:
         """Plain steps in a copy of the working model, of the algorithm and of what they keep."""
         # Together: a model and an algorithm may hold the same thing.
         model, step = copy.deepcopy((self.model, self.step))
-        return LoopBackend(model.to(dtype), data or self.data, step, self._work, compiles=False)
+        return LoopBackend(
+            to_dtype(model, dtype) if dtype else model, data or self.data, step, self._work, compiles=False
+        )
+
+    @property
+    def has_users_code(self) -> bool:
+        """A model or an algorithm of the user's computes."""
+        return self._work.has_users_code
 
     @property
     def form(self) -> dict[str, Any]:

@@ -106,7 +106,10 @@ def widened(server: ServerState) -> ServerState:
     """The server in float64."""
 
     def all_of(tensors: Tensors) -> Tensors:
-        return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        return {
+            name: t.to(torch.promote_types(t.dtype, torch.float64)) if is_number(t) else t
+            for name, t in tensors.items()
+        }
 
     state: State = {key: all_of(tensors) for key, tensors in server.state.items()}
     return ServerState(all_of(server.params), all_of(server.buffers), state)

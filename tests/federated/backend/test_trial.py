@@ -21,7 +21,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.evaluation import metrics_of
-from flgo_hydra.federated.model import resnet
+from flgo_hydra.federated.model import resnet, to_dtype
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -321,6 +321,23 @@ class Complex(nn.Module):
         return self.line(torch.fft.rfft(x).abs())
 
 
+class Turns(nn.Module):
+    """By angles that are complex buffers, one of which learns and one of which is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 3)
+        self.register_buffer("turns", torch.polar(torch.ones(3), torch.arange(3.0)))
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.complex64))
+        self.phase = nn.Parameter(torch.tensor(0.5 + 0.5j), requires_grad=False)
+
+    def forward(self, x):
+        z = torch.fft.rfft(x) * self.turns * self.phase
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * z[0]
+        return self.line((z - self.mean).real)
+
+
 class HalfInside(Line):
     def forward(self, x):
         return self.line(x).to(torch.bfloat16).to(x.dtype) + self.line(x)
@@ -385,6 +402,7 @@ MODELS = {
     Spectral: ("", None),
     WeightNorm: ("", None),
     Complex: ("", ""),
+    Turns: ("", ""),
     HalfInside: ("", ""),
     Recurrent: (None, None),
     cumulative: ("reads numbers", ".item()"),
@@ -408,7 +426,7 @@ def train(name, data, build, algorithm=None, optimizer="sgd", batch_size=4, num_
     algorithm = algorithm or FedAvg()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build().to(data.x_train.dtype)
+        model = to_dtype(build(), data.x_train.dtype)
     step = LocalStep(algorithm, build_optimizer(optimizer))
     backend = BACKENDS[name](model, data, step, LocalWork(batch_size, epochs, None, seed=3))
     server = server_state(model, algorithm)
@@ -808,6 +826,149 @@ def test_a_small_fault_is_not_taken_for_rounding(data32):
 
     *_, note = train("vmap", data32, Mixes)
     assert "differs by" in note["why_not_vmap"] and "in float64" in note["why_not_vmap"]
+
+
+class WorstHalf(Algorithm):
+    """Of a batch of two all counts, whoever they are; of two and a filling, that depends."""
+
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return losses * (losses >= losses.median())
+
+
+class DropsOutliers(Algorithm):
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return losses * (losses <= 1.5 * losses.mean())
+
+
+class Hardest(Algorithm):
+    """The loss of the two with the largest, and nothing of the others."""
+
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        most = losses.topk(min(2, len(losses))).values.min()
+        return losses * (losses >= most)
+
+
+class Contrasts(Algorithm):
+    def loss(self, outputs, targets, criterion):
+        unit = functional.normalize(outputs, dim=1)
+        near = (unit @ unit.T).logsumexp(1)
+        return criterion(outputs, targets) + 0.1 * near
+
+
+class ByClass(Algorithm):
+    """As `bincount` would, in what vmap takes."""
+
+    def loss(self, outputs, targets, criterion):
+        same = (targets.unsqueeze(0) == targets.unsqueeze(1)).sum(1)
+        return criterion(outputs, targets) / same
+
+
+class ClipsByMax(Algorithm):
+    """Almost never: only where one loss is far above the mean of all."""
+
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return torch.where(losses.max() > 2 * losses.mean(), 0.5 * losses, losses)
+
+
+class Focal(Algorithm):
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return (1 - torch.exp(-losses)) ** 2 * losses
+
+
+class MaxNormalised(Line):
+    def forward(self, x):
+        return self.line(x / x.abs().amax(0))
+
+
+class MaxOfHidden(Line):
+    def make(self):
+        self.hidden = nn.Linear(5, 5)
+
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        return self.line(h / h.abs().amax().detach())
+
+
+class Centres(Line):
+    def forward(self, x):
+        return self.line(x - x.mean(0))
+
+
+class Ranks(Line):
+    """Below the batch's median, a feature counts half."""
+
+    def forward(self, x):
+        return self.line(torch.where(x < x.median(0).values, 0.5 * x, x))
+
+
+class Sorts(Line):
+    def forward(self, x):
+        return self.line(x + 0.01 * x.sort(0).values.flip(0)[:1])
+
+
+MIXING = [
+    *((Line, one) for one in (WorstHalf, DropsOutliers, Hardest, Contrasts, ByClass, ClipsByMax)),
+    *((one, FedAvg) for one in (MaxNormalised, MaxOfHidden, Centres, Ranks, Sorts)),
+]
+
+
+def named(values):
+    return pytest.mark.parametrize("build, algorithm", values, ids=lambda one: one.__name__)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@named(MIXING)
+def test_what_mixes_the_samples_of_a_batch_is_found_whatever_fills_it_up(make_ragged_task, build, algorithm, seed):
+    """Whichever samples are tried, and in a dtype that rounds."""
+    task = make_ragged_task((7, 6, 12))
+    order = np.random.default_rng(seed).permutation(len(task.x_train))
+    for name in ("x_train", "y_train"):
+        object.__setattr__(task, name, np.asarray(getattr(task, name))[order])
+    for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        data = to_data(task, CPU, dtype)
+        more = {"backends": ("vmap", "vmap, plain"), "algorithm": algorithm()}
+        assert_alike(data, build, atol, None, "differs by", **more)
+
+
+class Fives(Line):
+    """Takes batches of 5, 10, 15… samples only, and mixes each five: a batch's own among themselves."""
+
+    def forward(self, x):
+        if not self.training:
+            return self.line(x)
+        return self.line(x + 0.1 * x.view(-1, 5, 5).mean(1).repeat_interleave(5, 0))
+
+
+@named([(Line, WorstHalf), (Line, ClipsByMax), (Ranks, FedAvg), (Fives, WorstHalf), (Fives, FedAvg)])
+def test_what_mixes_the_samples_of_a_large_batch_is_found(make_ragged_task, build, algorithm):
+    data = to_data(make_ragged_task((25, 30, 40, 20)), CPU, torch.float64)
+    more = {"backends": ("vmap", "vmap, plain"), "algorithm": algorithm(), "batch_size": -1}
+    why_not = "" if (build, algorithm) == (Fives, FedAvg) else "differs by"
+    assert_alike(data, build, 1e-12, None, why_not, **more)
+
+
+@named([one for one in MIXING if one[1] is not ByClass])
+def test_what_mixes_the_samples_of_a_batch_may_where_none_is_filled_up(make_ragged_task, build, algorithm):
+    data = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64)
+    assert_alike(data, build, 1e-12, None, "", backends=("vmap", "vmap, plain"), algorithm=algorithm())
+
+
+def test_what_mixes_may_where_clients_differ_in_the_number_of_whole_batches(make_ragged_task):
+    data = to_data(make_ragged_task((8, 4, 12)), CPU, torch.float64)
+    assert_alike(data, Centres, 1e-12, None, "", backends=("vmap", "vmap, plain"), algorithm=WorstHalf())
+
+
+@named([(Line, Focal), (Line, FedAvg), (batch_norm, FedAvg), (batch_norm, Focal)])
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_what_does_not_mix_is_side_by_side(make_ragged_task, build, algorithm, dtype, atol):
+    """Batch normalisation counts those samples that are the batch's own."""
+    data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)
+    assert_alike(data, build, atol, None, "", backends=("vmap", "vmap, plain"), algorithm=algorithm())
 
 
 def test_the_next_plainer_form_is_taken(data, monkeypatch):

@@ -370,7 +370,7 @@ class Properties(nn.Module):
         return x @ self.weight.T
 
 
-@zoo("two parameters in one memory")
+@zoo("two parameters in one memory", expect="`first.weight` and `second.weight` lie in the same")
 class SharedStorage(nn.Module):
     def __init__(self, num_outputs):
         super().__init__()
@@ -383,7 +383,7 @@ class SharedStorage(nn.Module):
         return self.output(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
-@zoo("a buffer in a parameter's memory")
+@zoo("a buffer in a parameter's memory", expect="`hidden.weight` and `seen` lie in the same")
 class BufferInWeights(Body):
     def __init__(self, input_shape, num_outputs):
         super().__init__(input_shape, num_outputs)
@@ -1188,7 +1188,7 @@ class Fourier(nn.Module):
         return self.output(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=16).flatten(1))
 
 
-@zoo("a complex parameter", samples.signals)
+@zoo("a complex parameter", samples.signals, "`filter` is complex")
 class ComplexParameter(nn.Module):
     def __init__(self, num_outputs):
         super().__init__()

@@ -7,12 +7,8 @@ from .checks import each, hold
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
-KNOWN = {
-    "WorstHalf": (("fused",), "whether mixed samples are found depends on which samples are tried (seed 1)"),
-}
 
-
-@each(ALGORITHMS, KNOWN)
+@each(ALGORITHMS, {})
 def test_the_numbers_are_the_plain_loops(name, form, tmp_path, monkeypatch):
     entry = ALGORITHMS[name]
     kind = "vmap" if form.startswith("vmap") else form

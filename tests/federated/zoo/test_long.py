@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 ORDINARY = [name for name, model in MODELS.items() if model.forms]
-KNOWN = {"ComplexParameter", "GlobalState", "ClassCounter"}
+KNOWN = {"GlobalState", "ClassCounter"}
 """what test_models.py knows not to hold"""
 CHAOTIC = {
     "HalfInside": "bfloat16 rounds to 4e-3",
@@ -26,25 +26,17 @@ CHAOTIC = {
     "SignSteps": "the sign of what float32 rounds to either side of 0",
 }
 
-
-SIDE_BY_SIDE = ("auto", "vmap", "fused")
-IN_ONE_MEMORY = "one memory under two names, which clients side by side have apart (float64 separates them as well)"
-UNFIXED = {
-    "SharedStorage": (SIDE_BY_SIDE, IN_ONE_MEMORY),
-    "BufferInWeights": (SIDE_BY_SIDE, IN_ONE_MEMORY),
-    "WorstHalf": (("auto", "vmap", "fused"), "whether mixed samples are found depends on which samples are tried"),
-}
 EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in KNOWN and n not in CHAOTIC]
 EXACT_ALGORITHMS = [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC]
 
 
-@each(EXACT_MODELS, UNFIXED, QUICK)
+@each(EXACT_MODELS, {}, QUICK)
 def test_models_in_float32(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     hold(model.case, form, tmp_path, monkeypatch, "float32", "exact", form in model.forms)
 
 
-@each(EXACT_ALGORITHMS, UNFIXED, QUICK)
+@each(EXACT_ALGORITHMS, {}, QUICK)
 def test_algorithms_in_float32(name, form, tmp_path, monkeypatch):
     hold(ALGORITHMS[name].case, form, tmp_path, monkeypatch, "float32")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .checks import QUICK, SLOW, each, hold
+from .checks import each, hold
 from .models import MODELS
 
 pytestmark = [
@@ -10,12 +10,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # torch's, in any loop
 ]
 
-EVERY = (*QUICK, *SLOW)
 KNOWN = {
-    "ComplexParameter": (
-        EVERY,
-        "complex parameters train, but not by torch.optim's numbers; an update is cast to real",
-    ),
     "GlobalState": (("fused",), "runs that go apart share the process, and its globals"),
     "ClassCounter": (("fused",), "runs that go apart share the process, and the class"),
 }
