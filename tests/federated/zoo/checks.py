@@ -10,7 +10,8 @@ from flgo_hydra.record.result import read_rounds
 
 from . import runs
 
-QUICK = ["auto", "recorded", "vmap", "fused"]
+QUICK = ["auto", "fused"]
+FASTER = ["auto", "recorded", "vmap", "fused"]
 SLOW = [form for form in runs.ENGINES if form not in QUICK]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 """Largest difference between ours and the plain loop after some 20 steps, as a share of the number where it is above 1.
@@ -25,7 +26,7 @@ def unfixed(name, form, known):
 
 
 def each(zoo, known, forms=(*QUICK, *SLOW)):
-    """A parameter for each entry and form; the plainer forms are slow tests."""
+    """A parameter for each entry and form; what `auto` and `fused` do not take is a slow test."""
 
     def one(name, form):
         slow = [] if form in QUICK else [pytest.mark.slow]

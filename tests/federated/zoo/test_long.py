@@ -6,7 +6,7 @@ import pytest
 
 from . import runs
 from .algorithms import ALGORITHMS
-from .checks import QUICK, TOLERANCE, each, hold
+from .checks import FASTER, TOLERANCE, each, hold
 from .models import MODELS
 
 pytestmark = [
@@ -30,13 +30,13 @@ EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in
 EXACT_ALGORITHMS = [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC]
 
 
-@each(EXACT_MODELS, {}, QUICK)
+@each(EXACT_MODELS, {}, FASTER)
 def test_models_in_float32(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     hold(model.case, form, tmp_path, monkeypatch, "float32", "exact", form in model.forms)
 
 
-@each(EXACT_ALGORITHMS, {}, QUICK)
+@each(EXACT_ALGORITHMS, {}, FASTER)
 def test_algorithms_in_float32(name, form, tmp_path, monkeypatch):
     hold(ALGORITHMS[name].case, form, tmp_path, monkeypatch, "float32")
 
