@@ -96,7 +96,7 @@ ANYWHERE = {
     )
     + ("study/", "launch/", "api/", "job/group.py"),
     "flgo": (),
-    "cloudpickle": ("api/shipped.py",),
+    "cloudpickle": ("api/shipped.py", "launch/task_reference.py"),
     "sklearn": (),
     "mlxtend": (),
     "matplotlib": (),

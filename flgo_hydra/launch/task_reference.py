@@ -11,12 +11,14 @@ import ast
 import base64
 import importlib
 import importlib.util
+import io
 import os
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 MAIN = "__mp_main__"
@@ -121,9 +123,9 @@ def _count_wrappers(function: Any, module: Any, qualname: str | None) -> int | N
 
 
 def _pickle(function: Callable[..., Any], name: str, has_file: bool) -> str:
-    for module_name in ("pickle", "cloudpickle"):
+    for module_name, dumps in (("pickle", pickle.dumps), ("cloudpickle", _dumps_by_value)):
         try:
-            data = importlib.import_module(module_name).dumps(function)
+            data = dumps(function)
         except Exception:  # whatever keeps it from travelling this way, the next may do
             continue
         if has_file or b"__main__" not in data or module_name == "cloudpickle":
@@ -133,6 +135,30 @@ def _pickle(function: Callable[..., Any], name: str, has_file: bool) -> str:
         "function, in a notebook, or behind a decorator without functools.wraps. Move it to the top level of a module, "
         "or `pip install cloudpickle`."
     )
+
+
+def _dumps_by_value(function: Callable[..., Any]) -> bytes:
+    """Pickles with cloudpickle, and keeps where code stands, which its versions from 3.1.3 on leave out: a worker's
+    traceback shall say it."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+    with io.BytesIO() as file:
+        Pickler(file).dump(function)
+        return file.getvalue()
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    import cloudpickle
+
+    _, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _make_code, (parts, code.co_filename)
+
+
+def _make_code(parts: tuple[Any, ...], file: str) -> CodeType:
+    return CodeType(*parts).replace(co_filename=file)
 
 
 def _check_is_guarded(path: str) -> None:

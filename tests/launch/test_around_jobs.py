@@ -14,7 +14,7 @@ LONG = "x" * 260
     [
         ("hydra.job.name=exp/first", "Unable to configure handler"),
         ("hydra.job_logging.handlers.file.filename=/nonexistent/x.log", "Unable to configure handler"),
-        ('+hydra.job.env_set.X="${lr}"', "Interpolation key 'lr' not found"),
+        ('+hydra.job.env_set.X="${nowhere}"', "Interpolation key 'nowhere' not found"),
         (f"hydra.sweep.subdir={LONG}${{hydra.job.num}}", "File name too long"),
         (f"hydra.output_subdir={LONG}", "File name too long"),
     ],

@@ -92,3 +92,15 @@ def test_the_program_stands_for_main(tmp_path, monkeypatch):
     assert load_task(reference)(None) == task_reference.MAIN
     kind = pickle.loads(b"c__main__\nConf\n.")  # as the launcher pickles a class of its own program
     assert kind is sys.modules[task_reference.MAIN].Conf
+
+
+def test_a_function_that_travels_by_value_keeps_its_file_in_tracebacks():
+    def fail():
+        def inner():
+            raise ValueError("in the worker")
+
+        inner()
+
+    with pytest.raises(ValueError, match="in the worker") as error:
+        load_task(find_task(fail))()
+    assert [entry.path.name for entry in error.traceback[-2:]] == ["test_task_reference.py"] * 2
