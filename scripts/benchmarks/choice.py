@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/choice.py            # the whole table, some minutes on one core
     python scripts/benchmarks/choice.py --quick    # a part of it
+    python scripts/benchmarks/choice.py --random 150   # as many cases that no constant was fitted to
     python scripts/benchmarks/choice.py --fit      # and constants for `flgo_hydra/federated/backend/cost.py`
 
 A case is a model, how many samples its clients have and how differently, a cohort, a batch size and local epochs. Both
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend import cost
 from flgo_hydra.federated.backend.choice import ChosenBackend, build_backend
+from flgo_hydra.federated.backend.expected import expected_sizes
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort, sample_cohort
 from flgo_hydra.federated.data import Data, Samples
@@ -38,6 +41,10 @@ from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 NUM_CLIENTS, NUM_CLASSES = 60, 10
+NUM_FITTED = 150
+"""random cases that constants are fitted to, beside the table's"""
+CLIENTS = 20
+"""trained in a case's rounds, at least: what one small cohort takes is luck"""
 SPREADS = {"even": 0.0, "by one": 0.0, "uneven": 0.5, "wild": 1.0}
 """sigma of log-normal sizes"""
 NEAR_BEST, WORST, WANTED = 1.1, 1.5, 0.9
@@ -87,7 +94,14 @@ def cases(is_quick: bool) -> list[Case]:
     for model in MODELS:
         if model in LARGE:
             base = Case(model, samples=20, cohort=4, epochs=1)
-            others = [{"cohort": 10}, {"spread": "wild"}, {"batch": 4}, {"batch": 20}, {"epochs": 4, "samples": 8}]
+            others = [
+                {"cohort": 2},
+                {"cohort": 10},
+                {"spread": "wild"},
+                {"batch": 4},
+                {"batch": 20},
+                {"epochs": 4, "samples": 8},
+            ]
         else:
             base = Case(model)
             others = [
@@ -100,6 +114,27 @@ def cases(is_quick: bool) -> list[Case]:
             ]
         few = others[:: 3 if model in LARGE else 4] if is_quick else others
         found += [base, *(dataclasses.replace(base, **one) for one in few)]
+    return found
+
+
+def random_cases(num: int, seed: int) -> list[Case]:
+    """Cases drawn from a wider range than the table's."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(num):
+        model = rng.choice(list(MODELS))
+        is_large = model in LARGE
+        found.append(
+            Case(
+                model,
+                samples=rng.choice((8, 12, 20)) if is_large else rng.choice((10, 25, 40, 64, 100, 200)),
+                spread=rng.choice(list(SPREADS)),
+                cohort=rng.choice((2, 4, 8)) if is_large else rng.choice((2, 3, 5, 10, 20, 40)),
+                batch=rng.choice((4, 8, 16)) if is_large else rng.choice((4, 8, 16, 32, 64, -1)),
+                epochs=rng.choice((1, 2)) if is_large else rng.choice((1, 2, 5)),
+                compiles=rng.random() < 0.9,
+            )
+        )
     return found
 
 
@@ -129,6 +164,8 @@ class Found:
     amounts: dict[str, cost.Amounts]
     setup: dict[str, cost.Amounts]
     choice: str
+    cohort: list[int]
+    """samples of the clients that the model saw"""
 
     def modelled(self, name: str, constants: dict[str, float]) -> float:
         return cost.seconds_of(self.amounts[name], constants)
@@ -138,8 +175,9 @@ class Found:
         return self.seconds[self.choice] / min(self.seconds.values())
 
 
-def measure(case: Case, rounds: int, repeats: int) -> Found | None:
+def measure(case: Case, repeats: int) -> Found | None:
     data = data_of(case)
+    rounds = max(2, -(-CLIENTS // case.cohort))
     sizes = np.diff(data.offsets)
     cohorts = []
     for number in range(rounds):
@@ -157,7 +195,8 @@ def measure(case: Case, rounds: int, repeats: int) -> Found | None:
             print(f"{case} left out: {backend.note}", flush=True)
             return None
     per_round = {name: value / rounds for name, value in seconds.items()}
-    return Found(case, per_round, setup, chosen.amounts, chosen.setup, chosen.choice)
+    expected = expected_sizes(sizes, case.cohort)
+    return Found(case, per_round, setup, chosen.amounts, chosen.setup, chosen.choice, expected)
 
 
 def build(case: Case, data: Data, name: str) -> ChosenBackend:
@@ -200,7 +239,7 @@ def fit(found: list[Found], before: dict[str, float]) -> dict[str, float]:
     rows = [(one.amounts[name], seconds) for one in found for name, seconds in one.seconds.items()]
     names = sorted({name for amounts, _ in rows for name in amounts})
     a = np.array([[amounts.get(name, 0.0) / seconds for name in names] for amounts, seconds in rows])
-    scale = np.linalg.norm(a, axis=0)
+    scale = np.maximum(np.linalg.norm(a, axis=0), 1e-300)
     a = a / scale
     x = np.array([before.get(name, 0.0) for name in names]) * scale
     weights = np.ones(len(rows))
@@ -236,9 +275,10 @@ def report(found: list[Found], constants: dict[str, float]) -> tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--random", type=int, metavar="N", help="so many random cases in place of the table's")
+    parser.add_argument("--seed", type=int, default=1, help="of the random cases")
+    parser.add_argument("--fit", action="store_true", help="to the table's cases and random ones of seed 0")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", type=Path, help="keep what was measured, to fit it together with others")
     given = parser.parse_args()
@@ -246,9 +286,10 @@ def main() -> None:
     print(f"{machine()}\n{versions('torch', 'numpy')}", flush=True)
     constants = dict(cost.SECONDS["cpu"])
     found = []
-    for case in cases(given.quick):
+    chosen = random_cases(given.random, given.seed) if given.random else cases(given.quick)
+    for case in chosen + random_cases(NUM_FITTED, 0) if given.fit else chosen:
         if case.model in given.models:
-            one = measure(case, given.rounds, given.repeats)
+            one = measure(case, given.repeats)
             found += [one] if one is not None else []
             if given.save:
                 given.save.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
@@ -256,7 +297,7 @@ def main() -> None:
         constants = fit(found, constants)
         for one in found:
             times = {name: one.modelled(name, constants) for name in one.seconds}
-            one.choice = "vmap" if times["vmap"] < cost.MARGIN * times["loop"] else "loop"
+            one.choice = cost.faster(times, one.cohort)
     share, worst = report(found, constants)
     if given.fit:
         print(json.dumps(constants, indent=4))

@@ -22,10 +22,10 @@ from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes, extent_of_sizes
 from flgo_hydra.federated.backend.cost import (
-    MARGIN,
     SECONDS,
     Amounts,
     Workload,
+    faster,
     loop_amounts,
     loop_setup,
     seconds_of,
@@ -87,6 +87,7 @@ def build_backend(
         chosen.choose("loop", "the model draws random numbers, for each client its own")
         return chosen
     cohort = expected_sizes(np.diff(data.offsets), cohort_size)
+    recorded = {size for sizes in (every, cohort) for size in paying_sizes(np.array(sizes), work, visits)}
     load = Workload(
         profile=profile,
         shapes=[tuple(p.shape) for p in loop.params.values()],
@@ -95,7 +96,7 @@ def build_backend(
         work=work,
         extent=extent_of_sizes(np.array(every), work, visits, lanes),
         cohort=cohort,
-        recorded=paying_sizes(np.array(every), work, visits) if compiles else frozenset(),
+        recorded=recorded if compiles else frozenset(),
         compiles=compiles,
         has_dual=dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
     )
@@ -140,7 +141,7 @@ class ChosenBackend:
             name: seconds + seconds_of(self.setup[name], constants) / num_rounds
             for name, seconds in self._seconds.items()
         }
-        self.choose("vmap" if total["vmap"] < MARGIN * total["loop"] else "loop", "cost model")
+        self.choose(faster(total, load.cohort), "cost model")
 
     @property
     def form(self) -> dict[str, Any]:

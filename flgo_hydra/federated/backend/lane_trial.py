@@ -6,6 +6,7 @@ side by side. All kinds of steps that a run can take are made ready and tried be
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.mixing import why_mixed
-from flgo_hydra.federated.backend.trial import Difference, few, is_wide, verdict, widened
+from flgo_hydra.federated.backend.trial import Difference, Differs, few, is_wide, verdict, widened
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
@@ -93,23 +94,19 @@ def _verdict(
     def native(is_rounded: bool) -> Difference | None:
         return lanes.differs(plain, servers, numbers, is_rounded)
 
-    def wide() -> Difference | str | None:
+    def wide() -> Differs | None:
         data = few(loops[0].data, 2 * extent.width + 1)
-        try:
-            theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
-            model = copy.deepcopy(theirs[0].model)
-            model.train()
-            if not is_wide(model, data.x_train[:2]):
-                return "the model does not run in float64"
-            clients = min(lanes.size // len(loops), 3 if len(ends) == 1 and MASKED in extent.kinds else 2)
-            ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
-            why_not = ours.record(extent.kinds, [numbers[run] for run in ends])
-            some = [widened(servers[run]) for run in ends]
-            return why_not or ours.differs(theirs, some, [numbers[run] for run in ends], is_rounded=False)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return one_line(error)
+        theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
+        model = copy.deepcopy(theirs[0].model)
+        model.train()
+        if not is_wide(model, data.x_train[:2]):
+            return None
+        clients = min(lanes.size // len(loops), 3 if len(ends) == 1 and MASKED in extent.kinds else 2)
+        ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
+        if ours.record(extent.kinds, [numbers[run] for run in ends]):
+            return None
+        some = [widened(servers[run]) for run in ends]
+        return partial(ours.differs, theirs, some, [numbers[run] for run in ends])
 
     try:
         found = verdict(native, wide, next(iter(loops[0].params.values())).dtype)

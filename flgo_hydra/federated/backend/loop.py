@@ -7,6 +7,7 @@ import copy
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.traced import TracedSteps
-from flgo_hydra.federated.backend.trial import Difference, difference, few, is_wide, rounded, verdict, widened
+from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
@@ -276,18 +277,14 @@ class LoopBackend:
         def native(is_rounded: bool) -> Difference | None:
             return self._differs(plain, sizes, server, hyper, is_rounded)
 
-        def wide() -> Difference | str | None:
+        def wide() -> Differs | None:
             data, wide_server = few(self.data, 2 * max(sizes)), widened(server)
-            try:
-                ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
-                ours.load(wide_server)
-                ours.model.train()
-                if not is_wide(ours.model, data.x_train[:2]):
-                    return "the model does not run in float64"
-                why_not = ours._record(sizes, wide_server, hyper)
-                return why_not or ours._differs(theirs, sizes, wide_server, hyper, is_rounded=False)
-            except Exception as error:
-                return one_line(error)
+            ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
+            ours.load(wide_server)
+            ours.model.train()
+            if not is_wide(ours.model, data.x_train[:2]) or ours._record(sizes, wide_server, hyper):
+                return None
+            return partial(ours._differs, theirs, sizes, wide_server, hyper)
 
         try:
             found = verdict(native, wide, self._param_list[0].dtype)

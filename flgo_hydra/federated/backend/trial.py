@@ -1,12 +1,14 @@
 """Does a faster form of a step compute what the plain step computes?
 
 Both take the same steps from the same state. Where they differ by no more than a few roundings, they are the same.
-Where they differ by more it may still be rounding that a deep model has blown up: then both are tried again in
-float64, on copies; where a model does not run in float64, against what a rounding of the parameters makes of the plain
-steps themselves. What is left is a fault of the form, or a model that makes large numbers of roundings (a bias before a
-normalisation has a gradient of nothing else, and Adam takes whole steps along it): the next plainer form is taken.
+Where they differ by more it may still be rounding, which a deep model blows up: then both are tried again in float64,
+on copies. And a parameter may change by nothing but rounding (a bias before a normalisation has no other gradient), so
+what is left is measured against what a rounding of the parameters makes of the plain steps themselves. What is more
+than that is a fault of the form, or large numbers made of roundings (Adam takes whole steps along such a gradient): the
+next plainer form is taken.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,14 +20,22 @@ from flgo_hydra.federated.algorithm.base import State, Tensors
 from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.training import ServerState
 
+_log = logging.getLogger(__name__)
+
 _SHARE = {torch.float64: 1e-9, torch.float32: 2e-5}
 """Of the change that the steps make: a difference up to this is rounding."""
 _ROUNDINGS = 8
 """Of the largest number: a difference up to this is rounding, however little the steps change."""
 _BLOWN_UP = 30
 """Times the difference that a rounding of the parameters makes: a difference up to this is rounding, blown up."""
-_MOST = 1e-2
+_MOST = {torch.float64: 1e-10}
 """But never more than this share of the largest change of all."""
+_MOST_OF_OTHERS = 1e-2
+"""The same, in other dtypes."""
+
+
+Differs = Callable[[bool], "Difference | None"]
+"""Compares a form with the plain steps; True: what a rounding of the parameters makes is no difference."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def difference(before: Tensors, plain: Tensors, ours: Tensors, noise: Tensors | 
     for name, a in plain.items():
         blown_up = 0.0
         if noise is not None and name in changes:
-            most = _MOST * max(changes.values())
+            most = _MOST.get(a.dtype, _MOST_OF_OTHERS) * max(changes.values())
             blown_up = min(_BLOWN_UP * _largest(a - noise[name]), most)
         found = _difference_of(name, a, ours[name], changes.get(name, 0.0), blown_up)
         if found is not None and (worst is None or found.share > worst.share):
@@ -150,20 +160,27 @@ def is_wide(model: nn.Module, x: Tensor) -> bool:
     return all(t.dtype == torch.float64 for t in outputs)
 
 
-def verdict(
-    native: Callable[[bool], Difference | None], wide: Callable[[], Difference | str | None], dtype: torch.dtype
-) -> str:
+def verdict(native: Differs, wide: Callable[[], Differs | None], dtype: torch.dtype) -> str:
     """Says what was found of a form in the run's dtype and, where that may be rounding, in float64; or nothing.
 
     Args:
-        native: compares; True: against the rounding of the plain steps.
-        wide: the same in float64; a text where that cannot be.
+        native: compares.
+        wide: makes the same for float64, or None where that cannot be. What it raises says that, too.
     """
     found = native(False)
-    if found is None or dtype == torch.float64:
-        return str(found or "")
-    again = wide()
-    if isinstance(again, Difference):
-        return f"{again}, in float64"
-    found = native(True) if again else None
-    return str(found or "")
+    if found is None:
+        return ""
+    compares, where = native, ""
+    if dtype != torch.float64:
+        try:
+            in_float64 = wide()
+            if in_float64 is not None:
+                found = in_float64(False)
+                compares, where = in_float64, ", in float64"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _log.debug("no trial in float64: %s", error)
+    if found is not None:
+        found = compares(True)
+    return f"{found}{where}" if found is not None else ""

@@ -817,6 +817,36 @@ def test_rounding_is_not_taken_for_a_fault(make_ragged_task, lr):
     assert note["backend"] == "vmap", note
 
 
+def of_rounding(seed, norm):
+    """A model with parameters whose gradient is of roundings only: biases before a normalisation."""
+
+    def build():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(5, 32), norm(32), nn.ReLU(), nn.Linear(32, 32), norm(32), nn.Linear(32, 3))
+
+    return build
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.GroupNorm, 32)], ids=["batch", "alone"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_a_gradient_of_nothing_but_rounding_is_no_fault(make_ragged_task, dtype, atol, norm, optimizer):
+    """Which form trains a run must not be the luck of its weights."""
+    data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)
+    for seed in range(6):
+        build = of_rounding(seed, norm)
+        assert_alike(data, build, atol, backends=["recorded", "vmap"], epochs=1, optimizer=optimizer, lr=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_large_numbers_made_of_roundings_take_one_form_whatever_the_seed(make_ragged_task, dtype):
+    """Adam moves such a bias as far as any other, each form another way."""
+    data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)
+    for name in ("recorded", "vmap"):
+        notes = [train(name, data, of_rounding(seed, nn.BatchNorm1d), optimizer="adam")[2] for seed in range(6)]
+        assert len({(note["backend"], *note["compiled_batch_sizes"]) for note in notes}) == 1
+
+
 def test_a_small_fault_is_not_taken_for_rounding(data32):
     """A mean over the batch that counts a thousandth."""
 
