@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -23,7 +23,9 @@ from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import PointChecker, check_points
 from flgo_hydra.study.replicates import split_replicates
-from flgo_hydra.study.sweep import Outcome, Plan, Sweep
+
+if TYPE_CHECKING:  # Hydra imports this module for single runs too
+    from flgo_hydra.study.sweep import Outcome, Plan
 
 set_up_listeners: list[Callable[["StudySweeper"], None]] = []
 """Called with each sweeper when it has its launcher: how a Python program reaches the one that Hydra makes for it."""
@@ -115,12 +117,14 @@ class StudySweeper(Sweeper):
             self._check_folders(plan, paths)
             if not is_old:  # nothing is made before everything is checked
                 stack.enter_context(owning(paths))
+            from flgo_hydra.study.sweep import Sweep
+
             sweep = Sweep(self._config, self._settings, self.job_launcher, self._composer, plan, paths)
             stack.callback(sweep.close)
             self.outcome = sweep.outcome()
             return sweep.run()
 
-    def _plan(self, grid: Grid) -> Plan:
+    def _plan(self, grid: Grid) -> "Plan":
         """What may run, checked: every point of a grid, the edges of a search's space."""
         assert self._config is not None
         name = self._settings.sampler
@@ -144,9 +148,11 @@ class StudySweeper(Sweeper):
         # Workers may begin with their imports while the other points are checked.
         warm = self._launcher.warm if isinstance(self._launcher, PackingLauncher) else lambda: None
         checked = check_points(checker, [(*point, *more) for point in points for more in replicates], warm)
+        from flgo_hydra.study.sweep import Plan
+
         return Plan(space, replicates, checked, common, frozenset(checker.apart))
 
-    def _check_folders(self, plan: Plan, paths: SweepPaths) -> None:
+    def _check_folders(self, plan: "Plan", paths: SweepPaths) -> None:
         """Each job of a grid has a folder of its own, below the sweep's; of a search that shows point by point."""
         assert self._config is not None
         folders = RunFolders(self._composer, self._config, paths, plan.space.fixed)
