@@ -262,6 +262,32 @@ def test_a_run_goes_on_in_the_form_it_began_with_or_begins_anew(make_conf, tmp_p
     assert ("going on after round" in caplog.text) is (not changed)
 
 
+COUNTING = """
+from mine import Noisy
+
+
+class Counting(Noisy):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) / (1 + 0.1 * self.calls)
+"""
+
+
+def test_what_python_keeps_is_in_no_checkpoint_and_such_a_run_begins_anew(tmp_path):
+    (tmp_path / "mine.py").write_text(MODELS)
+    (tmp_path / "counting.py").write_text(COUNTING)
+    counting = "model._target_=counting.Counting"
+    assert start(tmp_path, "hydra.run.dir=whole", counting).returncode == 0
+    killed = start(tmp_path, "hydra.run.dir=run", counting, DIE_AT="4", DIE_OF="SIGKILL")
+    assert killed.returncode == -signal.SIGKILL
+    again = start(tmp_path, "hydra.run.dir=run", counting)
+    assert again.returncode == 0, again.stderr
+    assert "begins anew" in again.stdout and "it has `model.calls`, which Python keeps" in again.stdout
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
 ENDING = """
 import sys
 

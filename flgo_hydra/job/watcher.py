@@ -68,8 +68,7 @@ class Watcher:
         files.remove_leftovers(self._paths.checkpoint)
         saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device, self.data_sha256)
         if saved is not None and saved["form"] != self._form:
-            differences = _differences(saved["form"] or {}, self._form or {})
-            _log.warning("the run begins anew, not to mix two ways of rounding: %s", differences)
+            _log.warning("the run begins anew%s", _reason(saved["form"] or {}, self._form or {}))
             saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
@@ -157,7 +156,13 @@ def _line(state: "RunState") -> dict[str, float]:
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`backend was loop, is vmap`."""
+def _reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`, not to mix two ways of rounding: backend was loop, is vmap`."""
+    from flgo_hydra.federated.backend.loop import KEPT_BY_PYTHON
+
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)
+    if KEPT_BY_PYTHON in keys:
+        kept = str(now.get(KEPT_BY_PYTHON) or before[KEPT_BY_PYTHON]).partition(" of process ")[0]
+        return f": it has `{kept}`, which Python keeps and no checkpoint has"
+    changes = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys)
+    return f", not to mix two ways of rounding: {changes}"

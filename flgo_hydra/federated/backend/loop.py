@@ -40,6 +40,8 @@ from flgo_hydra.federated.training import (
 )
 from flgo_hydra.federated.transfer import to_device
 
+KEPT_BY_PYTHON = "kept by Python"
+"""In a run's `form`: what no checkpoint has."""
 _log = logging.getLogger(__name__)
 PAYS_AFTER = 100
 """Steps of a run after which recording a program has paid: it takes as long as 20 to 60 plain steps (measured on an
@@ -117,7 +119,7 @@ class LoopBackend:
         """What a model or an algorithm keeps beside its tensors, if any: no checkpoint has it, nor another process."""
         if self._habits is None or not self._habits.keeps:
             return {}
-        return {"kept by Python": f"{self._habits.keeps} of process {uuid.uuid4()}"}
+        return {KEPT_BY_PYTHON: f"{self._habits.keeps} of process {uuid.uuid4()}"}
 
     @property
     def note(self) -> dict[str, Any]:
