@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,8 +69,17 @@ def write_points(path: Path, rows: Sequence[PointRow]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str]) -> None:
-    """Rewrites best.yaml; there is none while no point has a mean."""
+def write_best_point(
+    path: Path,
+    rows: Sequence[PointRow],
+    fixed: Sequence[str],
+    apart: Sequence[tuple[Mapping[str, str], Sequence[PointRow]]] = (),
+) -> None:
+    """Rewrites best.yaml; there is none while no point has a mean.
+
+    Args:
+        apart: points by condition, the best first, where conditions were swept.
+    """
     ranked = sort_points(rows)
     if not ranked:
         return
@@ -84,11 +93,23 @@ def write_best_point(path: Path, rows: Sequence[PointRow], fixed: Sequence[str])
         "replicates": list(best.values),
         "jobs": list(best.jobs),
     }
+    if len(apart) > 1:
+        content["best_under"] = [
+            {
+                "condition": dict(condition),
+                "overrides": list(own[0].overrides),
+                f"mean_{best.monitor.column}": own[0].mean,
+                "jobs": list(own[0].jobs),
+            }
+            for condition, own in apart
+            if own
+        ]
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
-def print_best_point(best: PointRow) -> None:
-    print("optimal combination:", best.name)
+def print_best_point(best: PointRow, under: str = "") -> None:
+    """Args: under: which condition, if those vary."""
+    print(f"optimal combination{under}:", best.name)
     print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicates ({best.of_jobs})")
 
 

@@ -9,8 +9,8 @@ from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
-from flgo_hydra.report.optimum import print_optimum
-from flgo_hydra.report.points import PointRow, print_best_point, print_points, sort_points
+from flgo_hydra.report.optimum import print_optimal_point, print_optimum
+from flgo_hydra.report.points import PointRow, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
 from flgo_hydra.report.table import Row, best_row
 
@@ -46,7 +46,7 @@ def print_summary(
     is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
     print()
     if ranked:
-        print_best_point(ranked[0])
+        print_optimal_point(rows, ranked)
     elif best is not None:
         print_optimum(rows, best)
     elif rows:

@@ -117,8 +117,17 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
-    """Rewrites best.yaml; there is none while no job has a valid result."""
+def write_best(
+    path: Path,
+    rows: Sequence[Row],
+    fixed: Sequence[str],
+    apart: Sequence[tuple[Mapping[str, str], Sequence[Row]]] = (),
+) -> None:
+    """Rewrites best.yaml; there is none while no job has a valid result.
+
+    Args:
+        apart: rows by condition, where conditions were swept.
+    """
     best = best_row(rows)
     if best is None:
         return
@@ -132,6 +141,18 @@ def write_best(path: Path, rows: Sequence[Row], fixed: Sequence[str]) -> None:
         "job": best.job,
         "folder": _below(path.parent, best.folder),
     }
+    if len(apart) > 1:
+        content["best_under"] = [
+            {
+                "condition": dict(condition),
+                "overrides": list(found.overrides),
+                found.monitor.column: found.value,
+                "best_round": found.best_round,
+                "job": found.job,
+            }
+            for condition, own in apart
+            if (found := best_row(own)) is not None
+        ]
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 

@@ -4,7 +4,8 @@ import time
 
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
-from flgo_hydra.report.points import PointRow, write_best_point, write_points
+from flgo_hydra.report.optimum import conditions_apart, points_apart
+from flgo_hydra.report.points import PointRow, sort_points, write_best_point, write_points
 from flgo_hydra.report.table import RETURNED, Row, write_best, write_results
 from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
@@ -76,9 +77,9 @@ class SweepTables:
         if self._has_points:
             points = self.point_rows()
             write_points(self._paths.points, points)
-            write_best_point(self._paths.best, points, self._fixed)
+            write_best_point(self._paths.best, points, self._fixed, points_apart(rows, sort_points(points)))
         else:
-            write_best(self._paths.best, rows, self._fixed)
+            write_best(self._paths.best, rows, self._fixed, conditions_apart(rows))
         self.has_news = False
         self._written = time.monotonic()
         self._cost = self._written - begin
