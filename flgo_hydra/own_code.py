@@ -49,8 +49,8 @@ def behind(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: `task`, `model`, `algorithm` and `option` as plain values.
     Returns:
-        `sha256` of all, empty where nothing is the user's own, and `files` with the hash of each; an object that a
-        Python program gave stands there by its name, which ends in its hash.
+        `sha256` of all, empty where nothing is the user's own, and `files` with the hash of each, of
+        `initial_weights` too; an object that a Python program gave stands there by its name, which ends in its hash.
     """
     task, algorithm = config["task"], config["algorithm"]
     parts = (task.get("source"), task.get("partition"), config["model"], algorithm)
@@ -59,7 +59,16 @@ def behind(config: Mapping[str, Any]) -> dict[str, Any]:
     targets += [str(config["option"].get("metrics") or "")]
     given = {target: target.rpartition("_")[2] for target in targets if target.startswith(f"{GIVEN}.")}
     files = {**hash_files(target for target in targets if target and target not in given), **given}
+    weights = config["option"].get("initial_weights")
+    if weights and (path := Path(weights)).is_file():
+        files[str(weights)] = _hash_weights(path, path.stat().st_mtime_ns)
     return {"sha256": combine(files), "files": files}
+
+
+@functools.lru_cache(maxsize=100)
+def _hash_weights(path: Path, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(targets: Iterable[str]) -> dict[str, str]:

@@ -241,6 +241,19 @@ def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undistur
     assert losses(tmp_path / "run") == undisturbed
 
 
+def test_the_weights_a_run_began_with_are_known_by_their_content(make_conf, tmp_path):
+    from flgo_hydra.study.changed_code import ChangedCode
+
+    app.run(make_conf(*SMALL, "save_best=true"), tmp_path / "first")
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(RunPaths(tmp_path / "first").best_model.read_bytes())
+    result = app.run(make_conf(*SMALL, f"initial_weights={weights}"), tmp_path / "next")
+    assert list(result.code["files"]) == [str(weights)] and ChangedCode().of(result) == []
+    app.run(make_conf(*SMALL, "save_best=true", "seed=1"), tmp_path / "other")
+    weights.write_bytes(RunPaths(tmp_path / "other").best_model.read_bytes())
+    assert ChangedCode().of(result) == [str(weights)]
+
+
 @pytest.mark.parametrize("changed", ["", "engine.backend=loop", "engine.dual=off", "num_threads=2"])
 def test_a_run_goes_on_in_the_form_it_began_with_or_begins_anew(make_conf, tmp_path, monkeypatch, caplog, changed):
     """Float32 numbers of another form differ in the last digits: no run is a mixture of two."""

@@ -24,9 +24,8 @@ class ChangedCode:
         if "files" not in result.code:
             return []
         config = {"task": result.task, "model": result.model, "algorithm": result.algorithm, "option": result.option}
-        key = repr(
-            [_targets(config["task"]), result.model.get("_target_"), result.algorithm, result.option.get("metrics")]
-        )
+        option = [result.option.get(key) for key in ("metrics", "initial_weights")]
+        key = repr([_targets(config["task"]), result.model.get("_target_"), result.algorithm, option])
         if key not in self._now:
             self._now[key] = own_code.behind(config)["files"]
         versions = [result.code, *result.code.get("before", [])]
