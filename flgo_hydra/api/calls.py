@@ -12,7 +12,7 @@ from typing import Any
 
 from flgo_hydra import app, chosen, compose, explain
 from flgo_hydra.api.alone import one_at_a_time
-from flgo_hydra.api.results import Run, Sweep, read_run
+from flgo_hydra.api.results import Point, Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, write_objects
 from flgo_hydra.config import Conf
 from flgo_hydra.job import checks
@@ -20,6 +20,7 @@ from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
 from flgo_hydra.overrides import override
+from flgo_hydra.report.points import sort_points
 from flgo_hydra.study import sweeper as sweeper_module
 from flgo_hydra.study.sweep import Outcome
 from flgo_hydra.study.sweeper import StudySweeper
@@ -175,7 +176,15 @@ def _collect(outcome: Outcome) -> Sweep:
     for written, job in outcome.jobs.items():
         row = outcome.rows.get(job)
         runs[written] = read_run(outcome.folders[job], written, job, row)
-    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name, outcome.monitor)
+    by_job = {run.job: run for run in runs.values()}
+    points = []
+    for point in sort_points(outcome.points() if outcome.points is not None else []):
+        if any(job in by_job for job in point.jobs):  # of this call
+            for job in point.jobs:
+                row = outcome.rows[job]
+                by_job[job] = by_job.get(job) or read_run(row.folder, row.overrides, job, row)
+            points.append(Point(point.overrides, point.mean, point.std, [by_job[job] for job in point.jobs]))
+    return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name, outcome.monitor, points)
 
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:

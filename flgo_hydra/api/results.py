@@ -79,6 +79,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A point whose runs are replicates (`hydra.sweeper.replicate`)."""
+
+    overrides: tuple[str, ...]
+    mean: float
+    """of the runs' values"""
+    std: float | None
+    """sample standard deviation; None of a single run"""
+    runs: list[Run] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """The runs of a grid, in its order."""
 
@@ -88,6 +100,8 @@ class Sweep:
     study_name: str = field(repr=False)
     monitor: Monitor = field(default=VALID_LOSS, repr=False)
     """what decides which run is best"""
+    points: list[Point] = field(default_factory=list, repr=False)
+    """where runs are replicates: the points that have a mean, the best first"""
 
     @property
     def runs(self) -> list[Run]:
@@ -102,12 +116,13 @@ class Sweep:
 
     @property
     def best(self) -> Run:
-        """The run with the best value.
+        """The run with the best value; of replicates, the best run of the point with the best mean (`points[0]`).
 
         Raises:
             ValueError: no run has one.
         """
-        valid = [run for run in self.runs if math.isfinite(run.value)]
+        runs = self.points[0].runs if self.points else self.runs
+        valid = [run for run in runs if math.isfinite(run.value)]
         if not valid:
             whys = [f"{run.status}: {run.error or (run.result.message if run.result else '')}" for run in self.runs]
             raise ValueError(f"No run of {self.folder} has a finite value ({'; '.join(whys[:3])}).")

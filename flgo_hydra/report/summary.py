@@ -30,6 +30,8 @@ def print_summary(
     num_untried: int = 0,
     is_ours: bool = True,
     points: Sequence[PointRow] | None = None,
+    num_outgrown: int = 0,
+    is_search: bool = False,
 ) -> Row | None:
     """Draws curves.png and prints the optimum, what failed, where things lie and how to go on. Returns the best row.
 
@@ -38,6 +40,8 @@ def print_summary(
         num_untried: failed points that were not tried again.
         is_ours: the jobs are ours, and not of another Hydra app that uses our sweeper.
         points: where jobs are replicates, what they come to; the best row is then one of the best point's.
+        num_outgrown: trials of the study whose points have more replicates by now.
+        is_search: a sampler has chosen the points.
     """
     ranked = None if points is None else sort_points(points)
     best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
@@ -46,9 +50,9 @@ def print_summary(
     is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
     print()
     if ranked:
-        print_optimal_point(rows, ranked)
+        print_optimal_point(rows, ranked, is_search)
     elif best is not None:
-        print_optimum(rows, best)
+        print_optimum(rows, best, is_search)
     elif rows:
         print(f"no point has a finite {rows[0].monitor.metric}")
     if points is None:
@@ -84,6 +88,9 @@ def print_summary(
     where = _relative(Path(storage)) if "://" not in storage else storage
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
     print(f"         optuna-dashboard {shlex.quote(where)}", flush=True)
+    if num_outgrown:
+        verb, whose = ("is", "its point has") if num_outgrown == 1 else ("are", "their points have")
+        print(f"         {num_outgrown} of its trials {verb} of fewer replicates than {whose} now", flush=True)
     return best
 
 

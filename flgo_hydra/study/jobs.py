@@ -50,6 +50,8 @@ class PointTrial:
     identity: str
     jobs: tuple[Job, ...]
     is_replicated: bool = False
+    num_asked: int | None = None
+    """how many of its jobs, the first, this call has asked for; None: all"""
     number: int | None = None
     """in the study, once it is there"""
     is_closed: bool = False
@@ -57,6 +59,11 @@ class PointTrial:
     def __post_init__(self) -> None:
         for job in self.jobs:
             job.trials.append(self)
+
+    @property
+    def asked(self) -> tuple[Job, ...]:
+        """The jobs that this call has asked for."""
+        return self.jobs[: self.num_asked]
 
     @property
     def is_settled(self) -> bool:
@@ -91,6 +98,10 @@ class Jobs:
     def knows(self, identity: str) -> bool:
         """Whether an earlier call had a job of this identity."""
         return identity in self._known
+
+    def find(self, identity: str) -> Job | None:
+        """The job of this identity, of this call or an earlier one."""
+        return self._jobs.get(identity) or self._known.get(identity)
 
     def known_as(self, identity: str) -> Job | None:
         """An earlier call's job that this call has not asked for."""

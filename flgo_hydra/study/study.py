@@ -42,6 +42,7 @@ class StoredTrial:
     """of the run's result (completed, diverged, …), or running, interrupted, failed"""
     choice: int | None = None
     """which choice of a sampler it is an attempt at"""
+    is_replicated: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -415,7 +416,9 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
         jobs = ()  # the sweep was killed before the trial said what it is
     choice = attributes.get("choice")
     status = "running" if trial.state == TrialState.RUNNING else status
-    return StoredTrial(trial.number, identity, jobs, overrides, trial.params, status, choice)
+    return StoredTrial(
+        trial.number, identity, jobs, overrides, trial.params, status, choice, "identities" in attributes
+    )
 
 
 def _is_same(one: float, other: float) -> bool:

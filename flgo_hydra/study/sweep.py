@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.report import curves
+from flgo_hydra.report.points import PointRow
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
 from flgo_hydra.study.changed_code import ChangedCode, sentence
@@ -58,6 +59,8 @@ class Outcome:
     storage: str
     study_name: str
     monitor: Monitor
+    points: Callable[[], list[PointRow]] | None
+    """what points with replicates have come to; None where jobs are none"""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ class Sweep:
         self._held: Job | None = None
         self._numbers: dict[tuple[str, ...], int] = {}
         self._folders: dict[int, Path] = {}
-        has_points = bool(self._settings.replicate_keys)
-        self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
+        has_points, is_search = bool(self._settings.replicate_keys), self._settings.sampler != "grid"
+        self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points, is_search)
 
     def _open_source(self, points: Sequence[Point]) -> Source:
         settings = self._settings
@@ -176,7 +179,7 @@ class Sweep:
 
     def outcome(self) -> Outcome:
         """What has come out so far; it grows while the sweep runs."""
-        for job in self._trials.jobs.all():
+        for job in sorted({job for trial in self._source.trials for job in trial.asked}, key=lambda job: job.number):
             self._note(job)
         return Outcome(
             self._tables.rows,
@@ -186,6 +189,7 @@ class Sweep:
             self._storage,
             self._study.name,
             self._monitor,
+            self._tables.point_rows if self._settings.replicate_keys else None,
         )
 
     def _note(self, job: Job) -> None:
@@ -226,6 +230,8 @@ class Sweep:
             num_untried,
             compose.is_ours(self._config),
             self._tables.point_rows() if self._settings.replicate_keys else None,
+            len(self._trials.outgrown(self._source.trials)),
+            self._settings.sampler != "grid",
         )
         if other_code:
             print(other_code, flush=True)

@@ -18,7 +18,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, read_grid, read_points, refuse_twice, write_axis
+from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import PointChecker, check_points
@@ -128,7 +128,8 @@ class StudySweeper(Sweeper):
         """What may run, checked: every point of a grid, the edges of a search's space."""
         assert self._config is not None
         name = self._settings.sampler
-        space, replicates = split_replicates(grid, self._settings.replicate_keys)
+        keys = self._settings.replicate_keys
+        space, replicates = split_replicates(give_axes(grid, keys), keys)
         if name == "grid":
             points = space.points()
         else:

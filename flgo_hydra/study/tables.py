@@ -1,13 +1,14 @@
 """The tables of a sweep, results.csv, points.csv and best.yaml, kept current while it runs."""
 
 import time
+from collections.abc import Sequence
 
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.optimum import conditions_apart, points_apart
 from flgo_hydra.report.points import PointRow, sort_points, write_best_point, write_points
 from flgo_hydra.report.table import RETURNED, Row, write_best, write_results
-from flgo_hydra.study.jobs import Job, PointTrial
+from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
 from flgo_hydra.study.search import Source
 from flgo_hydra.study.trials import Trials
@@ -22,16 +23,24 @@ class SweepTables:
     Args:
         fixed: overrides that all jobs share.
         has_points: there are replicates.
+        is_search: a sampler chooses the points, one for another: conditions have no best of their own.
     """
 
     def __init__(
-        self, trials: Trials, source: Source, paths: SweepPaths, fixed: tuple[str, ...], has_points: bool
+        self,
+        trials: Trials,
+        source: Source,
+        paths: SweepPaths,
+        fixed: tuple[str, ...],
+        has_points: bool,
+        is_search: bool = False,
     ) -> None:
         self._trials = trials
         self._source = source
         self._paths = paths
         self._fixed = fixed
         self._has_points = has_points
+        self._is_search = is_search
         self.rows: dict[int, Row] = {}
         """by job number"""
         self.has_news = False
@@ -60,9 +69,10 @@ class SweepTables:
         return Row.of_value(job.number, overrides, run, outcome)
 
     def point_rows(self) -> list[PointRow]:
-        """A row for each point all of whose replicates have ended."""
+        """A row for each point all of whose replicates have ended, of earlier calls too."""
         trials = {trial.identity: trial for trial in self._source.trials if not trial.is_stopped}
-        return [_point_row(trial) for trial in trials.values()]
+        points = [(trial.overrides, trial.jobs) for trial in trials.values()]
+        return [_point_row(*point) for point in [*points, *self._trials.other_points(self._source.trials)]]
 
     def write_now_and_then(self) -> None:
         """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
@@ -77,22 +87,24 @@ class SweepTables:
         if self._has_points:
             points = self.point_rows()
             write_points(self._paths.points, points)
-            write_best_point(self._paths.best, points, self._fixed, points_apart(rows, sort_points(points)))
+            apart_points = [] if self._is_search else points_apart(rows, sort_points(points))
+            write_best_point(self._paths.best, points, self._fixed, apart_points)
         else:
-            write_best(self._paths.best, rows, self._fixed, conditions_apart(rows))
+            write_best(self._paths.best, rows, self._fixed, [] if self._is_search else conditions_apart(rows))
         self.has_news = False
         self._written = time.monotonic()
         self._cost = self._written - begin
 
 
-def _point_row(trial: PointTrial) -> PointRow:
-    jobs = tuple(job.number for job in trial.jobs)
-    reasons = {job: reason for job in trial.jobs if (reason := reason_of(job.outcome)) is not None}
+def _point_row(overrides: tuple[str, ...], of_point: Sequence[Job]) -> PointRow:
+    of_point = sorted(of_point, key=lambda job: job.number)
+    jobs = tuple(job.number for job in of_point)
+    reasons = {job: reason for job in of_point if (reason := reason_of(job.outcome)) is not None}
     if reasons:
         message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
-        return PointRow(trial.overrides, jobs, message=message)
-    one = trial.jobs[0].outcome
+        return PointRow(overrides, jobs, message=message)
+    one = of_point[0].outcome
     monitor = one.monitor if isinstance(one, RunResult) else RETURNED
-    values = tuple(monitor.score(value_of(job.outcome)) for job in trial.jobs)  # its own inverse
+    values = tuple(monitor.score(value_of(job.outcome)) for job in of_point)  # its own inverse
     mean, std = mean_and_std(values)
-    return PointRow(trial.overrides, jobs, values, mean, std, "", monitor)
+    return PointRow(overrides, jobs, values, mean, std, "", monitor)

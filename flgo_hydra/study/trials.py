@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flgo_hydra.record.paths import RunPaths, SweepPaths
@@ -18,6 +19,22 @@ if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import StoredTrial, SweepStudy
 
 
+@dataclass
+class _Earlier:
+    """What earlier calls have of a point with replicates."""
+
+    overrides: tuple[str, ...]
+    identities: dict[str, None] = field(default_factory=dict)
+    """of its jobs"""
+    trials: dict[str, int] = field(default_factory=dict)
+    """numbers by identity"""
+
+
+def _key(overrides: Sequence[str]) -> frozenset[tuple[str, Value]]:
+    """A point, however it is written."""
+    return frozenset(parse_point(overrides).items())
+
+
 class Trials:
     """The trials of one call of the sweeper."""
 
@@ -27,11 +44,16 @@ class Trials:
         self.jobs = Jobs(paths, folders)
         self._paths = paths
         self._attempts: Counter[str] = Counter()
+        self._earlier: dict[frozenset[tuple[str, Value]], _Earlier] = {}
         self.stored: list[StoredTrial] = study.stored_trials()
         for stored in self.stored:
             for job in stored.jobs:
                 point = Point(job.overrides, job.identity, fingerprint=job.fingerprint)
                 self.jobs.know(job.number, point, job.folder)
+                if stored.is_replicated:
+                    earlier = self._earlier.setdefault(_key(stored.overrides), _Earlier(stored.overrides))
+                    earlier.identities[job.identity] = None
+                    earlier.trials[stored.identity] = stored.number
             self._attempts[stored.identity] += 1
             if stored.is_running:
                 self._close_stale(stored)
@@ -47,11 +69,43 @@ class Trials:
 
         Args:
             overrides: the point's, without replicate keys.
-            points: what its jobs compute.
+            points: what its jobs compute. Replicates that earlier calls have of it count as well.
         """
-        jobs = tuple(self._job_of(point) for point in points)
-        identity = identity_of([point.identity for point in points]) if is_replicated else points[0].identity
-        return PointTrial(overrides, identity, jobs, is_replicated)
+        jobs = [self._job_of(point) for point in points]
+        if not is_replicated:
+            return PointTrial(overrides, points[0].identity, tuple(jobs))
+        jobs += [self.jobs.of(job.point) for job in self._ended(overrides) if all(job is not one for one in jobs)]
+        return PointTrial(overrides, identity_of([job.point.identity for job in jobs]), tuple(jobs), True, len(points))
+
+    def _ended(self, overrides: tuple[str, ...]) -> list[Job]:
+        """The replicates of a point that earlier calls have run to their end."""
+        earlier = self._earlier.get(_key(overrides))
+        known = [] if earlier is None else [self.jobs.find(identity) for identity in earlier.identities]
+        return [job for job in known if job is not None and self._has_ended(job)]
+
+    def _has_ended(self, job: Job) -> bool:
+        return job.outcome is not None or self.harvest(job) or self.take_failure(job)
+
+    def other_points(self, trials: Sequence[PointTrial]) -> list[tuple[tuple[str, ...], list[Job]]]:
+        """Points with replicates that only earlier calls have, with those jobs of theirs that have ended.
+
+        Args:
+            trials: of this call.
+        """
+        here, taken = {_key(trial.overrides) for trial in trials}, {job for trial in trials for job in trial.jobs}
+        found = [(one.overrides, self._ended(one.overrides)) for key, one in self._earlier.items() if key not in here]
+        points = [(overrides, [job for job in jobs if job not in taken]) for overrides, jobs in found]
+        return [(overrides, jobs) for overrides, jobs in points if jobs]
+
+    def outgrown(self, trials: Sequence[PointTrial]) -> list[int]:
+        """Numbers of earlier calls' trials of points that have more replicates by now, and a trial with those."""
+        return [
+            number
+            for trial in trials
+            if trial.is_replicated and trial.is_closed and (earlier := self._earlier.get(_key(trial.overrides)))
+            for identity, number in earlier.trials.items()
+            if identity != trial.identity
+        ]
 
     def _job_of(self, point: Point) -> Job:
         """The point's job. A key that is swept from now on had one value before: its run is this one's, if it is."""

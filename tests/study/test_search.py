@@ -1,5 +1,6 @@
 """Searches and replicates on real storages. The app is a parabola, so that hundreds of jobs take no time."""
 
+import csv
 import importlib.util
 import math
 import os
@@ -349,6 +350,27 @@ def test_another_seed_runs_alone_and_makes_a_new_trial(parabola):
     assert study().trials[3].value == pytest.approx(0.49 + 0.05 / 3)
     # Fewer again: their trial is there.
     assert parabola("x=0,1", "seed=0,1", replicate) == [] and len(study().trials) == 4
+
+
+def jobs_by_point():
+    rows = csv.DictReader(Path("sweep/points.csv").read_text().splitlines())
+    return {row["x"]: row["jobs"] for row in rows}
+
+
+def test_a_point_has_all_the_replicates_of_its_folder_and_the_table_all_points(parabola, capfd):
+    replicate = "hydra.sweeper.replicate=seed"
+    parabola("x=0,1", "seed=0,1", replicate)
+    assert len(parabola("x=0.5", "seed=0,1", replicate)) == 2
+    out = capfd.readouterr().out
+    assert out.count("optimal combination: x=0\n") == 1 and "optimal combination: x=0.5\n" in out
+    assert jobs_by_point() == {"0": "0 1", "1": "2 3", "0.5": "4 5"}
+    assert [call["seed"] for call in parabola("x=0e0", "seed=2", replicate)] == [2]  # one, and written otherwise
+    assert jobs_by_point() == {"0e0": "0 1 6", "1": "2 3", "0.5": "4 5"}
+    (last,) = study().trials[3:]
+    assert last.value == pytest.approx(0.09 + 0.01) and sorted(last.user_attrs["jobs"]) == [0, 1, 6]
+    assert "1 of its trials is of fewer replicates than its point has now" in capfd.readouterr().out
+    # A later call knows that as well, and has nothing to do.
+    assert parabola("x=0,1,0.5", "seed=0", replicate) == [] and len(study().trials) == 4
 
 
 def test_a_search_with_another_seed_measures_its_points_again(parabola):
