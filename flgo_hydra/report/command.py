@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="X,Y",
-        help="--metric over two keys, averaged over the others; repeatable",
+        help="--metric over two keys, averaged over the others, a panel for each condition; repeatable",
     )
     draw.add_argument("--parallel", action="store_true", help="parallel coordinates of every key that varies")
     draw.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that loads nothing")

@@ -251,7 +251,8 @@ def test_other_data_under_the_same_config_are_kept_apart(report, make_run, tmp_p
     assert {row["under"] for row in read["comparison"]} == {"data_sha256=old", "data_sha256=new"}
     report("s", "--plot", "valid_loss", "--where", "status=completed", "--out", "a.svg")
     assert (tmp_path / "a.svg").read_text().count(">data_sha256=") == 2
-    assert "Choose the runs of one: `--where data_sha256=…`" in report("s", "--heatmap", "seed,algorithm", status=1)
+    report("s", "--heatmap", "seed,algorithm", "--where", "status=completed", "--out", "b.svg")
+    assert (tmp_path / "b.svg").read_text().count(">data_sha256=") == 2
     assert json.loads(report("s", "--where", "data_sha256=old", "--format", "json"))["conditions"] == []
     for option in ("--settings", "--over", "--compare"):
         assert "`data_sha256` can only be a condition" in report("s", option, "data_sha256", status=1)
