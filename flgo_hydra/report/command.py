@@ -20,6 +20,7 @@ from flgo_hydra.report.comparison import Difference, compare, with_parameters
 from flgo_hydra.report.conditions import by_condition, conditions_of, covers
 from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
 from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.over import default_over, replicates_of
 from flgo_hydra.report.page import html_page
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
@@ -109,8 +110,8 @@ def parser() -> argparse.ArgumentParser:
         "--over",
         default=None,
         metavar="KEYS",
-        help="keys whose values are replicates (default: seed): means are over them; of `seed,task.seed` runs of one "
-        "split are averaged first",
+        help="keys whose values are replicates: means are over them; of `seed,task.seed` runs of one split are "
+        "averaged first (default: seed and the sweeps' `hydra.sweeper.replicate`, where they vary)",
     )
     what.add_argument(
         "--conditions",
@@ -279,9 +280,12 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     if is_max is None:
         is_max = selection.is_max if metric == selection.metric else is_maximized(metric, runs)
     varied = keys_that_vary(runs)
-    over = check_keys(_split(options.over), runs) if options.over else ["seed"]
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
     conditions, settings = (_parts(text, runs) for text in (options.conditions, options.settings))
+    if options.over:
+        over = check_keys(_split(options.over), runs)
+    else:
+        over = [*default_over(runs, replicates_of(runs), [*_split(options.compare or ""), *conditions, *settings])]
     if options.compare is not None:
         compared = check_keys(_split(options.compare), runs)
         if not any(key in varied for key in compared):
