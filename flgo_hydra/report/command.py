@@ -26,6 +26,7 @@ from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
 from flgo_hydra.report.selection import (
     best_first,
+    check_direction,
     check_keys,
     check_metric,
     choose,
@@ -102,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     direction.add_argument(
         "--maximize",
         action="store_true",
-        help="more of --metric and --select is better (of accuracies it is)",
+        help="more of --metric and --select is better (of accuracies it is); refused of the runs' `monitor` if less is",
     )
-    direction.add_argument("--minimize", action="store_true", help="less of --metric and --select is better")
+    direction.add_argument("--minimize", action="store_true", help="less of them is better")
     what.add_argument("--key", action="append", metavar="KEYS", help="columns of the points (default: keys that vary)")
     what.add_argument(
         "--over",
@@ -277,7 +278,10 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     is_max = True if options.maximize else False if options.minimize else None
     selection = selection_of(runs, options.select, is_max)
     metric = check_metric(options.metric, runs) if options.metric else selection.metric
-    if is_max is None:
+    if is_max is not None:
+        # Both, or what is shown: a selection that nobody asked for keeps the direction that the runs followed.
+        check_direction(is_max, [metric, selection.metric] if options.select else [metric], runs)
+    else:
         is_max = selection.is_max if metric == selection.metric else is_maximized(metric, runs)
     varied = keys_that_vary(runs)
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
