@@ -9,11 +9,20 @@ from typing import Any
 
 from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.curves import top_of
-from flgo_hydra.report.figure import Name, figure, is_log_spaced, legend_for, line_looks, place_legend, ticks_of
-from flgo_hydra.report.groups import Point, group_runs, point_of
+from flgo_hydra.report.figure import (
+    Name,
+    figure,
+    is_log_spaced,
+    legend_for,
+    line_looks,
+    panel_grid,
+    place_legend,
+    ticks_of,
+)
+from flgo_hydra.report.groups import Point, group_runs, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import Level, estimate_over
-from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
+from flgo_hydra.report.runs import Run, Value, value_text
 
 _MOST_NAMED = 12
 """lines: more are drawn finer"""
@@ -138,8 +147,7 @@ def draw_bands(path: Path, lines: Sequence[Line], plot: Plot, question: Question
     # Many values of one number have a colour scale instead of a legend.
     is_scaled = max(map(len, parts)) > _MOST_NAMED and len(plot.keys) == 1 and all(_is_number(n) for n in numbers)
     legends = [legend_for([] if is_scaled else [_label(line, plot) for line in own]) for own in parts]
-    num_columns = 1 if len(parts) == 1 else 2 if len(parts) in (2, 4) else min(3, len(parts))
-    num_rows = math.ceil(len(parts) / num_columns)
+    num_columns, num_rows = panel_grid(len(parts))
     width = (7.2 if num_columns == 1 else 5.4) + max(legend.width for legend in legends)
     height = max(4.4 if num_columns == 1 else 3.6, *(legend.height for legend in legends))
     with figure(path, num_columns * width, num_rows * height) as drawn:
@@ -156,7 +164,7 @@ def draw_bands(path: Path, lines: Sequence[Line], plot: Plot, question: Question
             else:
                 place_legend(axes, legend)
             if plot.panels:
-                axes.set_title(_named(plot.panels, own[0].condition), fontsize=9)
+                axes.set_title(named(plot.panels, own[0].condition), fontsize=9)
         told = "\n".join(_title(lines, plot, question))
         if plot.panels:
             drawn.suptitle(told, x=0.01, ha="left", color="#555555", fontsize=8.5)
@@ -225,13 +233,8 @@ def _is_number(value: Value) -> bool:
 def _label(line: Line, plot: Plot) -> str:
     first = value_text(line.point[0])
     texts = [first if plot.keys[0] == "algorithm" else f"{plot.keys[0]}={first}"]
-    texts += [_named(plot.keys[1:], line.point[1:]), _named(plot.settings, line.setting)]
+    texts += [named(plot.keys[1:], line.point[1:]), named(plot.settings, line.setting)]
     return " ".join(filter(None, texts)) + (f" ({line.left_out})" if line.left_out else "")
-
-
-def _named(keys: Sequence[str], point: Point) -> str:
-    named = [f"{key}={value_text(value)}" for key, value in zip(keys, point, strict=True) if value != ABSENT]
-    return " ".join(named)
 
 
 def _title(lines: Sequence[Line], plot: Plot, question: Question) -> list[str]:

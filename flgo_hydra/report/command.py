@@ -20,11 +20,13 @@ from flgo_hydra.report.comparison import Difference, compare, with_parameters
 from flgo_hydra.report.conditions import by_condition, conditions_of, covers
 from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
 from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.over import default_over, replicates_of
 from flgo_hydra.report.page import html_page
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs
 from flgo_hydra.report.selection import (
     best_first,
+    check_direction,
     check_keys,
     check_metric,
     choose,
@@ -101,16 +103,16 @@ def parser() -> argparse.ArgumentParser:
     direction.add_argument(
         "--maximize",
         action="store_true",
-        help="more of --metric and --select is better (of accuracies it is)",
+        help="more of --metric and --select is better (of accuracies it is); refused of the runs' `monitor` if less is",
     )
-    direction.add_argument("--minimize", action="store_true", help="less of --metric and --select is better")
+    direction.add_argument("--minimize", action="store_true", help="less of them is better")
     what.add_argument("--key", action="append", metavar="KEYS", help="columns of the points (default: keys that vary)")
     what.add_argument(
         "--over",
         default=None,
         metavar="KEYS",
-        help="keys whose values are replicates (default: seed): means are over them; of `seed,task.seed` runs of one "
-        "split are averaged first",
+        help="keys whose values are replicates: means are over them; of `seed,task.seed` runs of one split are "
+        "averaged first (default: seed and the sweeps' `hydra.sweeper.replicate`, where they vary)",
     )
     what.add_argument(
         "--conditions",
@@ -159,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="X,Y",
-        help="--metric over two keys, averaged over the others; repeatable",
+        help="--metric over two keys, averaged over the others, a panel for each condition; repeatable",
     )
     draw.add_argument("--parallel", action="store_true", help="parallel coordinates of every key that varies")
     draw.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that loads nothing")
@@ -276,12 +278,18 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
     is_max = True if options.maximize else False if options.minimize else None
     selection = selection_of(runs, options.select, is_max)
     metric = check_metric(options.metric, runs) if options.metric else selection.metric
-    if is_max is None:
+    if is_max is not None:
+        # Both, or what is shown: a selection that nobody asked for keeps the direction that the runs followed.
+        check_direction(is_max, [metric, selection.metric] if options.select else [metric], runs)
+    else:
         is_max = selection.is_max if metric == selection.metric else is_maximized(metric, runs)
     varied = keys_that_vary(runs)
-    over = check_keys(_split(options.over), runs) if options.over else ["seed"]
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
     conditions, settings = (_parts(text, runs) for text in (options.conditions, options.settings))
+    if options.over:
+        over = check_keys(_split(options.over), runs)
+    else:
+        over = [*default_over(runs, replicates_of(runs), [*_split(options.compare or ""), *conditions, *settings])]
     if options.compare is not None:
         compared = check_keys(_split(options.compare), runs)
         if not any(key in varied for key in compared):

@@ -53,6 +53,12 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
             drawn.savefig(file, format=path.suffix[1:], dpi=DPI)
 
 
+def panel_grid(count: int) -> tuple[int, int]:
+    """Columns and rows of so many panels."""
+    num_columns = 2 if count in (2, 4) else min(3, count)
+    return num_columns, math.ceil(count / num_columns)
+
+
 Name = tuple[Hashable, Hashable]
 """of a line: the method, which has a colour, and whatever else tells it apart (its rate), which has a dash"""
 

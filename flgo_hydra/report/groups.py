@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flgo_hydra.report.replicates import Estimate, estimate_over
-from flgo_hydra.report.runs import ABSENT, Run, Value
+from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import Selection
 
 Point = tuple[Value, ...]
@@ -63,3 +63,9 @@ def group_runs(
 
 def point_of(run: Run, keys: Sequence[str]) -> Point:
     return tuple(run.values.get(key, ABSENT) for key in keys)
+
+
+def named(keys: Sequence[str], point: Point) -> str:
+    """`lr=0.1 algorithm.mu=1`, without the keys that the point does not have."""
+    pairs = zip(keys, point, strict=True)
+    return " ".join(f"{key}={value_text(value)}" for key, value in pairs if value != ABSENT)

@@ -8,11 +8,11 @@ from flgo_hydra.report.conditions import by_condition, covers
 from flgo_hydra.report.figure import FORMATS
 from flgo_hydra.report.groups import point_of
 from flgo_hydra.report.question import Question
-from flgo_hydra.report.runs import ABSENT, DATA, Run, keys_that_vary, value_text
-from flgo_hydra.report.selection import check_curve, check_keys, curves_of, values_of, varying
+from flgo_hydra.report.runs import ABSENT, Run, keys_that_vary
+from flgo_hydra.report.selection import check_curve, check_keys, curves_of, varying
 
 _MOST_PANELS = 12
-"""conditions: more of them have lines of their own in one panel"""
+"""conditions: more of them have lines, or rows of cells, of their own in one panel"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Pic
     Raises:
         ValueError: not two keys, or one that does not vary.
     """
-    from flgo_hydra.report.heatmap import cells_of, draw_heatmap, framed
+    from flgo_hydra.report.heatmap import Heatmap, cells_of, draw_heatmap, framed
 
     if len(axes) != 2 or axes[0] == axes[1]:
         raise ValueError(f"`--heatmap {','.join(axes)}` must be two keys: `--heatmap lr,algorithm`.")
@@ -82,21 +82,17 @@ def heatmap(runs: Sequence[Run], question: Question, axes: Sequence[str]) -> Pic
     for key in axes:
         if len({run.values.get(key, ABSENT) for run in runs}) < 2:
             raise ValueError(f"`--heatmap {','.join(axes)}`: all runs have the same {key}. {varying(runs)}")
-
-    if DATA in question.conditions and DATA not in axes:
-        known = ", ".join(value_text(value) for value in values_of(runs, DATA))
-        raise ValueError(
-            f"`--heatmap {','.join(axes)}`: cells would average over different data. Choose the runs of one: "
-            f"`--where {DATA}=…` ({known})."
-        )
-    cells = cells_of(runs, axes[0], axes[1], question)
+    panels = [key for key in question.conditions if key not in axes]
+    ys = [axes[1]]
+    if len(by_condition(runs, panels)) > _MOST_PANELS:
+        ys, panels = [*panels, *ys], []
+    shown = Heatmap(axes[0], tuple(ys), tuple(panels))
+    grids = cells_of(runs, shown, question)
 
     def draw(path: Path) -> None:
-        draw_heatmap(path, cells, axes[0], axes[1], question)
+        draw_heatmap(path, grids, shown, question)
 
-    title = f"{question.metric} over {axes[0]} and {axes[1]}" + (
-        f", {told}" if (told := framed(cells, question)) else ""
-    )
+    title = ", ".join(filter(None, (f"{question.metric} over {axes[0]} and {axes[1]}", framed(grids, question))))
     return Picture(_name("heatmap", *axes), title, draw)
 
 
@@ -126,12 +122,11 @@ def usual(
     chosen = [name for name in ("valid_loss", "test_loss", "test_accuracy") if name in recorded] or recorded[:1]
     pictures = [curves(runs, question, name, by, band, is_log, known) for name in chosen]
     keys = [key for key in keys_that_vary(runs) if key not in question.over]
-    if len(keys) >= 2 and DATA not in question.conditions:
+    if len(keys) >= 2:
         # A number along x reads better than a word.
         numbers = [key for key in keys if all(isinstance(run.values.get(key), int | float) for run in runs)]
         x = next(iter(numbers), keys[0])
         pictures.append(heatmap(runs, question, [x, next(key for key in keys if key != x)]))
-    if len(keys) >= 2:
         pictures.append(parallel(runs, question))
     return pictures
 

@@ -190,7 +190,7 @@ def _find(folder: Path) -> Iterator[Path]:
 
 def _is_ours(folder: Path) -> bool:
     """Whether Hydra's record in a folder is of this package: other apps' run folders are left alone."""
-    config = _read_yaml(folder / ".hydra" / "config.yaml")
+    config = read_yaml(folder / ".hydra" / "config.yaml")
     return isinstance(config, dict) and {"algorithm", "num_rounds", "lr"} <= set(config)
 
 
@@ -210,7 +210,7 @@ def _read(folder: Path, name: str) -> Run:
         parts = {"task": result.task, "model": result.model, "algorithm": result.algorithm}
         config = {**result.option, **parts} if all(isinstance(part, dict) for part in parts.values()) else {}
     else:
-        config = _read_yaml(folder / ".hydra" / "config.yaml")
+        config = read_yaml(folder / ".hydra" / "config.yaml")
         config = config if isinstance(config, dict) else {}
     values = _flatten(config)
     for key, value in values.items():
@@ -291,7 +291,7 @@ def _read_rounds(paths: RunPaths) -> list[dict[str, float]]:
 
 def _read_overrides(folder: Path) -> dict[str, str]:
     """Overrides by key. `~key` takes a default away, and the `+` of a new key is not part of its name."""
-    lines = _read_yaml(folder / ".hydra" / "overrides.yaml")
+    lines = read_yaml(folder / ".hydra" / "overrides.yaml")
     return _by_key([str(line) for line in lines] if isinstance(lines, list) else [])
 
 
@@ -305,7 +305,7 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if is_quoted else text
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """The file's content, or None when it is missing, unreadable or damaged."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
@@ -357,7 +357,7 @@ def _with_choices(runs: list[Run]) -> list[Run]:
     for run in runs:
         wanted = [key for key in missing if key not in run.values]
         if wanted:
-            hydra = _read_yaml(run.row.folder / ".hydra" / "hydra.yaml")
+            hydra = read_yaml(run.row.folder / ".hydra" / "hydra.yaml")
             try:
                 choices = hydra["hydra"]["runtime"]["choices"]
                 found = {key: choices[key] for key in wanted if key in choices}

@@ -31,6 +31,23 @@ def is_maximized(column: str, runs: Iterable[Run]) -> bool:
     return KNOWN[metric]
 
 
+def check_direction(is_max: bool, columns: Sequence[str], runs: Iterable[Run]) -> None:
+    """Whether `--maximize` or `--minimize` can be about the metrics.
+
+    Raises:
+        ValueError: runs followed one of them the other way: their best rounds are of that direction already.
+    """
+    monitors = dict.fromkeys(run.row.monitor for run in runs)
+    against = next((one for one in monitors if one.column in columns and one.is_maximized != is_max), None)
+    if against is not None:
+        option, better = ("--maximize", "less") if is_max else ("--minimize", "more")
+        raise ValueError(
+            f"`{option}` would be of {against.column}, but the runs followed `monitor={against.metric}` "
+            f"({against.mode}): {better} of it is better, and their best rounds were chosen so. Drop `{option}`, or "
+            "name another metric that it is about: `--metric` or `--select`."
+        )
+
+
 @dataclass(frozen=True)
 class Selection:
     """What settings are chosen by: what the runs followed (`monitor`), or what `--select` names instead.

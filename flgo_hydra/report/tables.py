@@ -9,7 +9,7 @@ from typing import TypeVar
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.report.comparison import Difference
 from flgo_hydra.report.formats import Interval, KeyValue, Spread, Table, number_text
-from flgo_hydra.report.groups import Group, Point, point_of
+from flgo_hydra.report.groups import Group, Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
 from flgo_hydra.report.runs import ABSENT, Run, value_text
@@ -157,7 +157,7 @@ def comparison_table(differences: Sequence[Difference], others: Sequence[str], q
             (
                 _called(question.compared, found.first),
                 _called(question.compared, found.second),
-                _setting(question.conditions, found.condition),
+                named(question.conditions, found.condition),
                 _where(found, others, question),
                 found.estimate.mean,
                 Interval(found.estimate.low, found.estimate.high),
@@ -183,9 +183,9 @@ def _where(found: Difference, others: Sequence[str], question: Question) -> str:
     """`mean over 2 settings`, `each at its best: lr=0.1 / lr=0.01, chosen on seed 0`."""
     if not found.at_best:
         return f"mean over {found.num_settings} settings" if found.num_settings > 1 else "matched"
-    where = _setting(others, found.first_setting) or ABSENT
+    where = named(others, found.first_setting) or ABSENT
     if found.second_setting != found.first_setting:
-        where += f" / {_setting(others, found.second_setting) or ABSENT}"
+        where += f" / {named(others, found.second_setting) or ABSENT}"
     if found.num_settings == 1:
         return f"each at its only setting: {where}"
     on = ""
@@ -241,7 +241,7 @@ def sentences(differences: Sequence[Difference], question: Question) -> list[str
             where = "at equal settings"
             if found.at_best:
                 where = "each at its only setting" if found.num_settings == 1 else "each at its best setting"
-            under = f" with {_setting(question.conditions, found.condition)}" if question.conditions else ""
+            under = f" with {named(question.conditions, found.condition)}" if question.conditions else ""
             half = (found.estimate.high - found.estimate.low) / 2
             said.append(
                 f"{better} has a {'higher' if question.is_max else 'lower'} {question.metric} than {worse} by "
@@ -256,11 +256,6 @@ def sentences(differences: Sequence[Difference], question: Question) -> list[str
     return said or ["no difference is larger than seed noise"]
 
 
-def _setting(keys: Sequence[str], point: Point) -> str:
-    named = [f"{key}={value_text(value)}" for key, value in zip(keys, point, strict=True) if value != ABSENT]
-    return " ".join(named)
-
-
 def _called(keys: Sequence[str], point: Point) -> str:
     """`fedprox`, or with its parameters `fedprox algorithm.mu=0.1`."""
-    return " ".join(filter(None, (value_text(point[0]), _setting(keys[1:], point[1:]))))
+    return " ".join(filter(None, (value_text(point[0]), named(keys[1:], point[1:]))))

@@ -10,7 +10,7 @@ from flgo_hydra.monitor import Monitor
 from flgo_hydra.report.bands import Plot, draw_bands, lines_of
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.figure import BEST, COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
-from flgo_hydra.report.heatmap import Cells, cells_of, draw_heatmap
+from flgo_hydra.report.heatmap import Cells, Heatmap, cells_of, draw_heatmap
 from flgo_hydra.report.parallel import draw_parallel, scale_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import keys_that_vary, read_runs
@@ -134,24 +134,28 @@ def test_few_and_many_lines(make_run, tmp_path, count, key):
 
 def test_cells_average_the_rest_and_say_so(sweep, make_run, tmp_path):
     make_run("sweep/20", [1.0, math.nan], "diverged", algorithm="new", lr=0.1)
-    cells = cells_of(_runs(sweep), "lr", "algorithm", _QUESTION)
-    assert cells.columns == [0.01, 0.1] and cells.rows == ["fedavg", "fedprox", "new"] and cells.averaged == ["seed"]
+    shown = Heatmap("lr", ("algorithm",))
+    (cells,) = cells_of(_runs(sweep), shown, _QUESTION)
+    assert cells.columns == [0.01, 0.1] and cells.rows == [("fedavg",), ("fedprox",), ("new",)]
+    assert cells.averaged == ["seed"]
     assert cells.means[0] == pytest.approx([2.1, 1.1]) and cells.means[1][1] == pytest.approx(0.999)
     assert all(math.isnan(mean) for mean in cells.means[2])
     assert cells.troubles[2] == ["", "1 diverged"] and cells.counts == [[3, 3], [3, 3], [0, 0]]
-    draw_heatmap(tmp_path / "a.svg", cells, "lr", "algorithm", _QUESTION)
+    draw_heatmap(tmp_path / "a.svg", [cells], shown, _QUESTION)
     text = (tmp_path / "a.svg").read_text()
-    for shown in ("0.9990", "1 diverged", "best_valid_loss, mean of 3 runs over seed", ">lr<", ">fedprox<"):
-        assert shown in text
-    draw_heatmap(tmp_path / "a.png", cells, "lr", "algorithm", _QUESTION)
+    for label in ("0.9990", "1 diverged", "best_valid_loss, mean of 3 runs over seed", ">lr<", ">fedprox<"):
+        assert label in text
+    draw_heatmap(tmp_path / "a.png", [cells], shown, _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("mean, trouble, rows", [(math.nan, "1 diverged", 1), (math.nan, "", 2), (1.0, "", 15)])
 def test_heatmaps_of_nothing_and_of_very_much(tmp_path, mean, trouble, rows):
     means = [[mean] * 20 for _ in range(rows)]
-    cells = Cells(list(range(20)), list(range(rows)), means, [[trouble] * 20] * rows, [[1] * 20] * rows, [])
-    draw_heatmap(tmp_path / "a.png", cells, "x", "y", _QUESTION)
+    cells = Cells(
+        list(range(20)), [(row,) for row in range(rows)], means, [[trouble] * 20] * rows, [[1] * 20] * rows, []
+    )
+    draw_heatmap(tmp_path / "a.png", [cells], Heatmap("x", ("y",)), _QUESTION)
     assert _is_drawn(tmp_path / "a.png")
 
 
@@ -315,12 +319,15 @@ def test_frames_are_the_selections_and_of_one_condition(make_run, tmp_path):
         make_run(f"s/{i}", [5.0, loss], lr=lr, accuracies=[0.0, lr], **{"task.partition.alpha": alpha})
     by_accuracy = replace(_QUESTION, metrics=("test_accuracy@best(valid_loss)",), is_max=True)
     by_accuracy = replace(by_accuracy, conditions=("task.partition.alpha",))
-    cells = cells_of(_runs(tmp_path / "s"), "lr", "task.partition.alpha", by_accuracy)
+    (cells,) = cells_of(_runs(tmp_path / "s"), Heatmap("lr", ("task.partition.alpha",)), by_accuracy)
     # Of each row the rate with the lowest valid_loss, though lr=0.5 has the higher accuracy.
     assert sorted(cells.best) == [(0, 1), (1, 0)]
     make_run("s/9", [5.0, 1.0], lr=0.9, **{"task.partition.alpha": 1})
-    cells = cells_of(_runs(tmp_path / "s"), "lr", "algorithm", by_accuracy)
-    assert not cells.is_even and cells.best == []  # lr=0.9 has the easier half of the conditions only
+    shown = Heatmap("lr", ("algorithm",), ("task.partition.alpha",))
+    hard, easy = cells_of(_runs(tmp_path / "s"), shown, by_accuracy)
+    assert (hard.condition, hard.best, easy.condition, easy.best) == ((0.1,), [(0, 1)], (1,), [(0, 0)])
+    # lr=0.9 was run with the easier half only: both panels have its column.
+    assert hard.columns == easy.columns == [0.1, 0.5, 0.9] and (hard.counts, easy.counts) == ([[1, 1, 0]], [[1, 1, 1]])
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 13])
@@ -335,3 +342,44 @@ def test_panels_of_conditions(make_run, tmp_path, monkeypatch, count):
     text = (tmp_path / "a.svg").read_text()
     assert text.count('id="axes_') == (count if count <= 12 else 1)
     assert (f"a task.seed={count - 1}<" in text) == (count > 12)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 13])
+def test_cells_of_conditions(make_run, tmp_path, monkeypatch, count):
+    """No cell's mean is over two splits, and each split has its own best: lr=0.1 where it is even, else lr=0.5."""
+    from flgo_hydra.report.command import main
+
+    monkeypatch.chdir(tmp_path)
+    for i, (split, lr, algorithm, seed) in enumerate(
+        (s, lr, a, seed) for s in range(count) for lr in (0.1, 0.5) for a in ("a", "b") for seed in range(2)
+    ):
+        loss = 1 + split + ((lr == 0.1) == (split % 2 == 0)) * -0.25 + (algorithm == "b") / 8 + (seed - 0.5) / 16
+        make_run(f"s/{i}", [99.0, loss], algorithm=algorithm, lr=lr, seed=seed, **{"task.seed": split})
+    assert main(["s", "--heatmap", "lr,algorithm", "--out", "a.svg"]) == 0
+    text = (tmp_path / "a.svg").read_text()
+    assert "mean of 2 runs over seed<" in text
+    assert text.count(f"stroke: {BEST.lower()}") == count
+    if count <= 12:
+        assert text.count('id="axes_') == 2 * count  # with their colour bars
+        assert all(f">task.seed={split}<" in text for split in range(count))
+        assert "each task.seed has its own colour scale" in text
+    else:
+        assert text.count('id="axes_') == 2 and ">task.seed=12 algorithm=b<" in text
+        assert "each task.seed has its own best, but all have one colour scale" in text
+    for split in range(count):
+        assert all(f">{1 + split + more:.4f}<" in text for more in (-0.25, -0.125, 0, 0.125))
+
+
+@pytest.mark.parametrize(
+    "conditions, stacked", [(("task.seed",), False), (("task.seed",), True), (("task.seed", "lr"), True)]
+)
+def test_each_condition_has_its_best_cell(make_run, tmp_path, conditions, stacked):
+    """Of `lr` too where it is a condition: of each of its columns."""
+    for i, (split, lr, algorithm) in enumerate((s, lr, a) for s in range(2) for lr in (0.1, 0.5) for a in ("a", "b")):
+        make_run(f"s/{i}", [99.0, 1 + split + lr - (algorithm == "b") / 8], algorithm=algorithm, lr=lr,
+                 **{"task.seed": split})  # fmt: skip
+    question = replace(_QUESTION, conditions=conditions)
+    shown = Heatmap("lr", ("task.seed", "algorithm") if stacked else ("algorithm",), () if stacked else ("task.seed",))
+    best = [sorted(cells.best) for cells in cells_of(_runs(tmp_path / "s"), shown, question)]
+    assert best == ([[(1, 0), (1, 1), (3, 0), (3, 1)]] if "lr" in conditions else [[(1, 0), (3, 0)]] if stacked
+                    else [[(1, 0)], [(1, 0)]])  # fmt: skip

@@ -96,6 +96,46 @@ def test_a_test_metric_that_the_runs_followed_is_told(report, make_run):
     assert "each run's best round is chosen by test_accuracy, on test samples" in out
 
 
+@pytest.mark.parametrize(
+    "monitor, options, told",
+    [
+        ("valid_loss", ["--maximize"], "of best_valid_loss, but the runs followed `monitor=valid_loss` (min): less of"),
+        ("valid_loss", ["--maximize", "--metric", "best_valid_loss"], "`monitor=valid_loss` (min)"),
+        ("valid_loss", ["--maximize", "--metric", "valid_loss"], "`monitor=valid_loss` (min)"),
+        ("valid_loss", ["--maximize", "--select", "valid_loss"], "`monitor=valid_loss` (min)"),
+        ("valid_loss", ["--maximize", "--select", "valid_loss", "--metric", "test_loss"], "`monitor=valid_loss` (min)"),
+        ("valid_loss", ["--maximize", "--select", "test_accuracy", "--metric", "best_valid_loss"], "(min)"),
+        ("test_accuracy", ["--minimize"], "`monitor=test_accuracy` (max): more of it is better"),
+        ("test_accuracy", ["--minimize", "--select", "test_accuracy"], "Drop `--minimize`, or name another metric"),
+    ],
+)
+def test_the_runs_direction_is_not_turned(report, make_run, monitor, options, told):
+    make_run("s/0", [2.0, 1.0], lr=0.1, monitor=monitor)
+    make_run("s/1", [2.0, 1.5], lr=0.2, monitor=monitor)
+    out = report("s", *options, status=1)
+    assert told in out and out.startswith(f"error: `{options[0]}` would be of ") and out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "monitor, options, lr, mode",
+    [
+        ("valid_loss", ["--minimize"], 0.1, "min"),  # as it is
+        ("test_accuracy", ["--maximize"], 0.1, "max"),
+        ("valid_loss", ["--metric", "test_loss", "--maximize"], 0.1, "max"),  # what is shown chooses nothing
+        ("test_accuracy", ["--metric", "test_loss", "--minimize"], 0.1, "min"),
+        ("valid_loss", ["--select", "test_loss", "--maximize"], 0.2, "max"),
+        ("valid_loss", ["--select", "test_accuracy", "--minimize"], 0.2, "min"),
+        ("test_accuracy", ["--select", "test_loss", "--maximize"], 0.2, "max"),
+        ("test_accuracy", ["--select", "best_valid_loss", "--metric", "test_loss", "--minimize"], 0.1, "min"),
+    ],
+)
+def test_a_direction_is_of_the_metrics_that_are_named(report, make_run, monitor, options, lr, mode):
+    make_run("s/0", [2.0, 1.0], lr=0.1, monitor=monitor)
+    make_run("s/1", [2.0, 1.5], lr=0.2, monitor=monitor)
+    read = json.loads(report("s", *options, "--format", "json"))
+    assert (read["points"][0]["lr"], read["mode"]) == (lr, mode)
+
+
 def test_runs_that_followed_different_metrics_are_not_ranked(report, make_run):
     make_run("s/0", [2.0, 1.0], lr=0.1)
     make_run("s/1", [2.0, 1.0], lr=0.2, monitor="test_accuracy")
@@ -251,7 +291,8 @@ def test_other_data_under_the_same_config_are_kept_apart(report, make_run, tmp_p
     assert {row["under"] for row in read["comparison"]} == {"data_sha256=old", "data_sha256=new"}
     report("s", "--plot", "valid_loss", "--where", "status=completed", "--out", "a.svg")
     assert (tmp_path / "a.svg").read_text().count(">data_sha256=") == 2
-    assert "Choose the runs of one: `--where data_sha256=…`" in report("s", "--heatmap", "seed,algorithm", status=1)
+    report("s", "--heatmap", "seed,algorithm", "--where", "status=completed", "--out", "b.svg")
+    assert (tmp_path / "b.svg").read_text().count(">data_sha256=") == 2
     assert json.loads(report("s", "--where", "data_sha256=old", "--format", "json"))["conditions"] == []
     for option in ("--settings", "--over", "--compare"):
         assert "`data_sha256` can only be a condition" in report("s", option, "data_sha256", status=1)
