@@ -62,15 +62,24 @@ def load(target: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def call(function: Callable[..., Any], given: Mapping[str, Any], offered: Mapping[str, Any], key: str) -> Any:
+def call(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    key: str,
+    by_name: Mapping[str, Any] | None = None,
+) -> Any:
     """Calls `function(**given)`, adding what is `offered` where its signature takes it.
 
+    Args:
+        by_name: offered too, but only where the signature names it: `**kwargs` does not get it.
     Raises:
         ValueError: `given` holds an argument that the function does not take, or one that it needs is missing.
     """
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    arguments = {name: value for name, value in offered.items() if takes_all or name in parameters} | dict(given)
+    arguments = {name: value for name, value in offered.items() if takes_all or name in parameters}
+    arguments |= {name: value for name, value in (by_name or {}).items() if name in parameters} | dict(given)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

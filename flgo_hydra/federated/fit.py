@@ -126,8 +126,11 @@ class _Trial:
         if x.dtype.kind == "i" and whole is None:
             return True
         with_floats = _failure(self.copy_of(model), self._inputs(x, False)) if whole is not None else None
-        if whole is not None and with_floats is not None and _WANTS_INTEGERS.search(str(with_floats)):
-            raise whole
+        if whole is not None and with_floats is not None:
+            if _WANTS_INTEGERS.search(str(with_floats)):
+                raise whole
+            with_floats.add_note(f"(on integers it fails too: {type(whole).__name__}: {whole})")
+            raise with_floats
         return False
 
     def evaluate(self, model: nn.Module, takes_integers: bool) -> None:

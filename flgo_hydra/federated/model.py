@@ -68,12 +68,12 @@ def make_model(
     target = str(parameters["_target_"])
     function = reference.load(target, "model._target_")
     given = {key: value for key, value in parameters.items() if key not in ("_target_", "name")}
-    offered = {"input_shape": tuple(input_shape), "num_outputs": num_outputs, "num_classes": num_outputs}
+    offered = {"input_shape": tuple(input_shape), "num_outputs": num_outputs}
     # Weights are drawn in float32 and then widened, so that both dtypes start from the same model.
     with generators_kept():
         seed_all(torch_seed(seed, Purpose.INITIAL_WEIGHTS))
         torch.cuda.manual_seed_all(torch.initial_seed())  # a model may be made where it will be trained
-        model = reference.call(function, given, offered, "model")
+        model = reference.call(function, given, offered, "model", {"num_classes": num_outputs})
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
             raise ValueError(f"`model._target_={target}` must return a torch.nn.Module, but got {kind}.")

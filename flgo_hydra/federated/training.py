@@ -192,18 +192,23 @@ class Mean:
     def add(self, state: State, weight: float) -> None:
         for name, tensors in state.items():
             if name not in self._sum:
-                # Sums of counts (integers) are made in float64.
-                self._sum[name] = {
-                    key: (t if t.is_floating_point() or t.is_complex() else t.double()) * weight
-                    for key, t in tensors.items()
-                }
+                self._sum[name] = {key: to_sum(t) * weight for key, t in tensors.items()}
             else:
                 mine = self._sum[name]
                 for key, t in tensors.items():
-                    mine[key].add_(t, alpha=weight)
+                    mine[key].add_(to_sum(t), alpha=weight)
 
     def value(self) -> State:
         return self._sum
+
+
+def to_sum(t: Tensor) -> Tensor:
+    """What is summed: of counts (integers) their float64, of numbers in less than 32 bits their float32."""
+    if t.is_complex():
+        return t if t.itemsize >= 8 else t.to(torch.complex64)
+    if not t.is_floating_point():
+        return t.double()
+    return t if t.itemsize >= 4 else t.float()
 
 
 def buffers_of(model: nn.Module) -> Tensors:

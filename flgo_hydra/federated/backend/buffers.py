@@ -26,6 +26,12 @@ class Buffers:
         modules = dict(model.named_modules())
         self._places: list[tuple[str, dict[str, Any], str, Tensor]] = []
         for name, home in self.homes.items():
+            if home.layout != torch.strided or home.is_quantized:
+                kind = "quantized" if home.is_quantized else str(home.layout).removeprefix("torch.")
+                raise Refused(
+                    f"The model's buffer `{name}` is {kind}, and cannot be averaged over clients. Keep it as a plain "
+                    "attribute (`self.a = a`) where it never changes, or as a dense buffer."
+                )
             owner, _, leaf = name.rpartition(".")
             module = modules[owner]
             registry = module._buffers if leaf in module._buffers else module._parameters
@@ -36,6 +42,8 @@ class Buffers:
         for name, registry, leaf, home in self._places:
             if registry[leaf] is not home:
                 registry[leaf] = home
+            if home.shape != values[name].shape:
+                self._check(name, home, values[name])
             home.copy_(values[name])
 
     def now(self) -> Tensors:

@@ -6,6 +6,7 @@ batch and one on the smallest, sends a message to a copy of the server, and is e
 way is looked at. What no backend can honour is refused here, in a sentence.
 """
 
+import functools
 import inspect
 import random
 from collections.abc import Callable
@@ -67,12 +68,21 @@ def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hype
             return Habits(f"a trial step fails: {one_line(error)}", f"a trial step fails: {one_line(error)}")
 
 
+_REENTRANT = (
+    "`torch.utils.checkpoint` with `use_reentrant=True` works with `.backward()` only, but gradients are taken with "
+    "`torch.autograd.grad` here: set `use_reentrant=False`, which PyTorch recommends."
+)
+
+
 class _Trial:
     def __init__(self, loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper) -> None:
         self._original = loop
         self._sizes = sizes
         self._given = server
-        self._hyper = {**hyper, "lr": TRIAL_LR}
+        self._hashed: list[str] = []
+        self._hyper: Hyper = {
+            name: _Number(value, name, self._hashed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
+        }
         self._found = Habits()
 
     def look(self) -> Habits:
@@ -80,12 +90,13 @@ class _Trial:
         own = PythonState(model=model, algorithm=algorithm)
         if own.shared:
             return _plain("a function of the model or the algorithm holds a part of it, and cannot be copied apart")
+        _refuse_hooks(model)
         if any(p._backward_hooks for p in model.parameters()):
             return _plain("the model's parameters have hooks")
         try:
             loop = self._original.copy()
         except Exception as error:
-            return _plain(f"the model cannot be copied: {one_line(error)}")
+            return replace(_plain(f"the model cannot be copied: {one_line(error)}"), keeps=own.generator)
         before = PythonState(model=loop.model, algorithm=loop.step.algorithm)
         noise = python_noise()
         try:
@@ -124,6 +135,8 @@ class _Trial:
         del kept
         self._update_server(loop, server, sent)
         self._evaluate(loop)
+        if self._hashed:
+            self._found = _plain(f"it looks numbers up in a table (`hyper[{self._hashed[0]!r}]`)", self._found)
         if calls.reader:
             self._found = _plain(f"it reads numbers from tensors ({calls.reader})", self._found)
         elif calls.look_up and not self._found.why_apart:
@@ -138,7 +151,9 @@ class _Trial:
         values = _cloned(params)
         noise = _TorchNoise(x.device)
         with torch.enable_grad():
-            loop.loss(x, y)
+            loss = loop.loss(x, y)
+        if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(loss)):
+            raise Refused(_REENTRANT)
         if noise.has_moved:
             why = "the model draws random numbers, each client's from a generator of its own"
             self._found = replace(self._found, why_apart=why)
@@ -176,6 +191,28 @@ class _Trial:
         evaluate(loop.model, loop.data, Samples(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 
 
+class _Number(float):
+    """Notices that it is looked up in a table: where a tensor stands for it, it would not be found."""
+
+    name: str
+    hashed: list[str]
+
+    def __new__(cls, value: float, name: str, hashed: list[str]) -> "_Number":
+        self = super().__new__(cls, value)
+        self.name, self.hashed = name, hashed
+        return self
+
+    def __hash__(self) -> int:
+        self.hashed.append(self.name)
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
+
+    def __deepcopy__(self, memo: Any) -> "_Number":
+        return self
+
+
 class _Calls(TorchFunctionMode):
     """Notices calls that a faster form does not repeat, whatever they compute at the moment."""
 
@@ -188,6 +225,30 @@ class _Calls(TorchFunctionMode):
         """how a tensor's numbers leave torch"""
         self.look_up = ""
         """what a table of embeddings does with its gradient that `torch.vmap` does not"""
+
+    def __enter__(self) -> "_Calls":
+        # Within hooks of the backward pass there is no mode.
+        self._kept = {name: Tensor.__dict__.get(name) for name in self._READERS.values()}
+        for name in self._kept:
+            setattr(Tensor, name, self._noticing(name, getattr(Tensor, name)))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        for name, method in self._kept.items():
+            if method is None:  # it was inherited
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+    def _noticing(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def noticing(*args: Any, **kwargs: Any) -> Any:
+            self.reader = self.reader or name
+            return method(*args, **kwargs)
+
+        return noticing
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -225,6 +286,28 @@ def _plain(why: str, found: Habits | None = None) -> Habits:
     """Only plain steps will do."""
     found = found or Habits()
     return replace(found, why_plain=found.why_plain or why, why_apart=found.why_plain or why)
+
+
+def _nodes(loss: Tensor) -> set[Any]:
+    """Of the graph that the gradients are taken from."""
+    found: set[Any] = set()
+    to_see = [loss.grad_fn]
+    while to_see:
+        node = to_see.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            to_see.extend(before for before, _ in node.next_functions)
+    return found
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if getattr(p, "_post_accumulate_grad_hooks", None):
+            raise Refused(
+                f"`{name}` has a hook that runs when `.backward()` has added to `.grad` "
+                "(`register_post_accumulate_grad_hook`), but gradients are taken with `torch.autograd.grad` here, and "
+                "it would never run. Use `register_hook`, or change the gradient in the algorithm's `correct`."
+            )
 
 
 def _rows(data: Data, size: int) -> Tensor:

@@ -16,9 +16,8 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.trial import is_number
 from flgo_hydra.federated.optimizer import Slots
-from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of
+from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, to_sum
 from flgo_hydra.federated.transfer import to_device
 
 _TEMPORARY_BYTES = 2**28
@@ -219,11 +218,11 @@ class LaneTensors:
         return result
 
     def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum over each run's lanes; counters (integers) in float64, as in the loop.
+        """The weighted sum over each run's lanes, in the dtype of the loop's sum.
 
         No run's lanes touch another's: infinite numbers stay where they are.
         """
-        lanes = lanes if is_number(lanes) else lanes.double()
+        lanes = to_sum(lanes)
         rows = lanes.reshape(self._runs, self._clients, -1)
         weights = weights.to(lanes.dtype).view(self._runs, 1, self._clients)
         return torch.bmm(weights, rows).view(self._runs, *lanes.shape[1:])

@@ -2,25 +2,36 @@
 
 A recording repeats what is computed with tensors, not what Python does beside it; and clients side by side make one
 call of many. So it is looked at from outside, before and after a trial: the attributes of modules and objects, what
-they hold, what their functions close over, and the globals, defaults and class attributes that these name. Libraries'
-own functions are not followed.
+they hold, what their functions close over, and the globals, defaults, attributes and class attributes that these name,
+in other modules of the user's own too. Libraries' own functions are not followed.
 
 Outside is what a deep copy of the object shares with it: a trial on a copy changes it all the same, and it is put back.
+What can be neither looked at nor put back, an iterator that is shared, is refused.
 """
 
+import array
 import contextlib
 import functools
+import operator
+import os
 import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flgo_hydra import own_code
+from flgo_hydra.federated.refused import Refused
+
+_SMALL = 2**16
+"""Numbers of a tensor or an array that are compared one by one, and put back."""
+_SMALL_OUTSIDE = 2**24
+"""The same of what a copy shares."""
 _MOST = 200_000
 """Things that are looked at, at most."""
 _LONG = 1000
@@ -42,11 +53,14 @@ class PythonState:
     """
 
     def __init__(self, **roots: Any) -> None:
+        self.generator = ""
+        """the name of a generator object, which cannot be copied, nor its place be seen"""
         self._found: dict[str, Any] = {}
         self._undo: list[Callable[[], None]] = []
         self._inside: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
         self._functions: set[int] = set()
+        self._modules: set[tuple[int, str]] = set()
         self._registered: set[int] = set()
         self._trained: set[int] = set()
         for name, root in roots.items():
@@ -91,6 +105,7 @@ class PythonState:
             self._found[path] = _Identity(value)
             return
         if isinstance(value, types.ModuleType):
+            self._look_at_module(value, [name for name in vars(value) if not name.startswith("__")])
             return
         if isinstance(value, type):
             self._look_at_class(path, value)
@@ -100,8 +115,17 @@ class PythonState:
             return
         if len(self._found) > _MOST:
             raise TooMuch
+        if isinstance(value, types.GeneratorType):
+            self.generator = self.generator or path
+        if is_iterator(value) and is_outside:
+            name = f"{path[0].upper()}{path[1:]}"
+            raise Refused(
+                f"{name} is an iterator, which can be neither looked at nor put back: a trial would use it up, and a "
+                "run that is gone on with would begin it again. Keep a number, and take what it gives from that."
+            )
         seen[id(value)] = value
-        self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value)
+        most = _SMALL_OUTSIDE if is_outside else _SMALL
+        self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value, most)
         if is_outside and (undo := _undo_of(value, token)) is not None:
             self._undo.append(undo)
         if not isinstance(token, _Noise | _Content):
@@ -134,8 +158,16 @@ class PythonState:
                     yield f".{name}", part
             for name, child in value._modules.items() if is_one_of_ours else ():
                 yield f".{name}", child
+            for name, p in value._parameters.items() if is_one_of_ours else ():
+                for key, part in vars(p).items() if p is not None else ():
+                    yield f".{name}.{key}", part
             yield "", type(value)
-        elif not isinstance(value, Tensor | np.ndarray):
+        elif isinstance(value, Tensor | np.ndarray):
+            for name, part in vars(value).items() if isinstance(value, Tensor) else ():
+                yield f".{name}", part
+        elif type(value).__module__ in _HELD_BY_C or is_iterator(value):
+            yield from _reduced(value)
+        else:
             for name, part in list(getattr(value, "__dict__", {}).items()):
                 yield f".{name}", part
             for kind in type(value).__mro__:
@@ -144,6 +176,27 @@ class PythonState:
                     if hasattr(value, name):
                         yield f".{name}", getattr(value, name)
             yield "", type(value)
+
+    def _look_at_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
+        """What a module of the user's own has under these names, whoever changes it."""
+        if module.__name__.partition(".")[0] in _NOT_FOLLOWED:
+            return
+        if own_code.is_installed(getattr(module, "__file__", None) or ""):
+            return
+        for name in names:
+            if name in vars(module) and (id(module), name) not in self._modules:
+                self._modules.add((id(module), name))
+                part = vars(module)[name]
+                if isinstance(part, types.ModuleType):
+                    self._look_at_module(part, names)
+                else:
+                    self._look_at_global(f"{module.__name__}.{name}", vars(module), name)
+
+    def _look_at_global(self, path: str, names: dict[str, Any], name: str) -> None:
+        value = names[name]
+        self._look(path, value, is_outside=True)
+        if isinstance(value, _PLAIN):
+            self._undo.append(functools.partial(names.__setitem__, name, value))
 
     def _look_at_class(self, path: str, kind: type) -> None:
         for one in kind.__mro__:
@@ -170,8 +223,7 @@ class PythonState:
         if id(function) in self._functions:
             return
         self._functions.add(id(function))
-        names = function.__code__.co_freevars
-        for name, cell in zip(names, function.__closure__ or (), strict=True):
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # not given a value yet
                 value = cell.cell_contents
                 self._look(f"{name} of {function.__name__}", value, is_outside=True)
@@ -181,12 +233,20 @@ class PythonState:
             self._look(f"a default of {function.__name__}", default, is_outside=True)
         if _root(function) in _NOT_FOLLOWED or "-packages" in function.__code__.co_filename:
             return
-        for name in _names_in(function.__code__):
-            if name in function.__globals__:
-                value = function.__globals__[name]
-                self._look(f"the global {name}", value, is_outside=True)
-                if isinstance(value, _PLAIN):
-                    self._undo.append(functools.partial(function.__globals__.__setitem__, name, value))
+        if function.__dict__:
+            self._undo.append(functools.partial(_refill, function.__dict__, dict(function.__dict__)))
+        for name, value in list(function.__dict__.items()):
+            self._look(f"{function.__name__}.{name}", value, is_outside=True)
+        names = list(dict.fromkeys(_names_in(function.__code__)))
+        for name in names:
+            found = function.__globals__.get(name)
+            if isinstance(found, types.ModuleType):
+                self._look_at_module(found, names)
+            elif name in function.__globals__:
+                self._look_at_global(f"the global {name}", function.__globals__, name)
+            if name in ("environ", "putenv"):
+                self._found["os.environ"] = _Noise(dict(os.environ))
+                self._undo.append(functools.partial(_put_back_environment, dict(os.environ)))
 
 
 @contextlib.contextmanager
@@ -221,7 +281,10 @@ class _Content:
 
     def __init__(self, value: Any, content: Any) -> None:
         self.value, self.content = value, content
-        self.place = (value._version, value.data_ptr()) if isinstance(value, Tensor) and content is None else None
+        self.place: Any = None
+        if isinstance(value, Tensor) and content is None:
+            is_dense = value.layout == torch.strided and value.device.type != "meta"
+            self.place = value._version, value.data_ptr() if is_dense else 0
 
 
 class _Items:
@@ -232,7 +295,32 @@ class _Items:
         self.items = [*value, *value.values()] if isinstance(value, dict) else list(value)
 
 
-def _token(value: Any) -> Any:
+_HELD_BY_C = ("array", "itertools", "collections")
+
+
+def is_iterator(value: Any) -> bool:
+    """Whether it is used up by who reads it; files and objects of the user's own classes are looked at otherwise."""
+    kind = type(value)
+    return hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools", "collections")
+
+
+def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a thing without attributes is made of, as pickle would have it."""
+    try:
+        _, arguments, *state = value.__reduce_ex__(4)
+    except Exception:  # it cannot be taken apart
+        return
+    for i, part in enumerate((*arguments, *state[:1])):
+        yield f"({i})", part
+
+
+def _put_back_environment(before: dict[str, str]) -> None:
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _token(value: Any, most: int = _SMALL) -> Any:
     if isinstance(value, torch.Generator):
         return _Noise(value.get_state().numpy().tobytes())
     if isinstance(value, random.Random):
@@ -242,14 +330,12 @@ def _token(value: Any) -> Any:
     if isinstance(value, np.random.RandomState):
         return _Noise(repr(value.get_state(legacy=False)))
     if isinstance(value, Tensor):
-        is_small = value.numel() <= 2**16 and value.layout == torch.strided and value.device.type != "meta"
+        is_small = value.numel() <= most and value.layout == torch.strided and value.device.type != "meta"
         return _Content(value, value.detach().clone() if is_small else None)
     if isinstance(value, np.ndarray):
-        return _Content(value, value.copy() if value.size <= 2**16 else None)
+        return _Content(value, value.copy() if value.size <= most else None)
     if isinstance(value, list | tuple | deque | set | frozenset | dict):
         return _Items(value)
-    if type(value).__module__ == "itertools":
-        return repr(value)
     return _Identity(value)
 
 
@@ -289,7 +375,8 @@ def _alike(a: Any, b: Any) -> bool:
         if type(a.value) is not type(b.value) or a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
             return False
         if isinstance(a.value, Tensor):
-            return torch.equal(a.value, b.value)
+            is_dense = a.value.layout == torch.strided and not a.value.is_quantized
+            return torch.equal(a.value, b.value) if is_dense else a.value is b.value
         return bool(np.array_equal(a.value, b.value, equal_nan=a.value.dtype.kind == "f"))
     return _same(a, b)
 
@@ -302,6 +389,8 @@ def _undo_of(value: Any, token: Any) -> Callable[[], None] | None:
     if isinstance(value, set | dict):
         held = value.copy()
         return lambda: _refill(value, held)
+    if isinstance(token, _Content) and token.content is None and isinstance(value, Tensor):
+        return functools.partial(_refuse_change, value, value._version)
     if isinstance(token, _Content) and token.content is not None:
         if isinstance(value, Tensor):
             return lambda: _copy_into(value, token.content)
@@ -316,11 +405,23 @@ def _undo_of(value: Any, token: Any) -> Callable[[], None] | None:
         return lambda: setattr(value.bit_generator, "state", drawn)
     if isinstance(value, np.random.RandomState):
         return functools.partial(value.set_state, value.get_state(legacy=False))
+    if isinstance(value, array.array):
+        numbers = value[:]
+        return lambda: operator.setitem(value, slice(None), numbers)
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict) and not isinstance(value, types.ModuleType | nn.Module):
         before = dict(attributes)
         return lambda: _refill(attributes, before)
     return None
+
+
+def _refuse_change(tensor: Tensor, version: int) -> None:
+    if tensor._version != version:
+        raise Refused(
+            f"A tensor of shape {tuple(tensor.shape)} that is not the model's own (a global, or an attribute of a "
+            "class) changes while it computes, and is too large to be put back after a trial. Make it an attribute of "
+            "the model, or a buffer."
+        )
 
 
 def _refill(value: Any, items: Any) -> None:

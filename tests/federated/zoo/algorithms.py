@@ -541,3 +541,20 @@ class UsesLr(Algorithm):
 
     def update_server(self, params, server, message, participation, hyper):
         return {n: w + hyper["lr"] * message["update"][n] for n, w in params.items()}, server
+
+
+@zoo("a table by the learning rate")
+class LooksUp(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        scale = {0.1: 0.5, 0.05: 0.25, 0.03: 0.75}.get(hyper["lr"], 1.0)
+        return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("rounds counted by an iterator")
+class Schedules(Algorithm):
+    def __init__(self):
+        self.scales = iter([1.0] + [0.3] * 10_000)
+
+    def update_server(self, params, server, message, participation, hyper):
+        scale = next(self.scales)
+        return {n: w + scale * message["update"][n] for n, w in params.items()}, server

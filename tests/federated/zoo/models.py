@@ -4,6 +4,7 @@
 refuses the model before round 1.
 """
 
+import array
 import functools
 import itertools
 import random
@@ -20,7 +21,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
-from . import samples
+from . import elsewhere, samples
 from .runs import Case
 
 EXACT = "exact"
@@ -717,6 +718,9 @@ _CALLS = [0]
 def _forget() -> None:
     _CALLS[0] = 0
     ClassCounter.calls = 0
+    _ramp.calls = 0
+    _BANK.zero_()
+    elsewhere.forget()
     _table.cache_clear()
 
 
@@ -1587,3 +1591,131 @@ class ReplacesParameter(Body):
         if self.training:
             self.output.bias = nn.Parameter(self.output.bias.detach().clamp(-0.1, 0.1))
         return super().forward(x)
+
+
+@zoo("a counter of another module, in a function of that module", before=_forget, is_one_model=True)
+class OtherModule(Body):
+    def forward(self, x):
+        outputs = super().forward(x)
+        return elsewhere.warm(outputs) if self.training else outputs
+
+
+@zoo("another module's dict, which counts late", before=_forget, is_one_model=True)
+class OtherModulesDict(Body):
+    def forward(self, x):
+        elsewhere.STATE["calls"] += self.training
+        return super().forward(x) * (0.5 if elsewhere.STATE["calls"] > 12 else 1.0)
+
+
+@zoo("a generator of another module", before=_forget, is_one_model=True)
+class OtherModulesNoise(Body):
+    def forward(self, x):
+        outputs = super().forward(x)
+        noise = elsewhere.rng.normal(size=tuple(outputs.shape))
+        return outputs + 0.1 * torch.from_numpy(noise).to(outputs) if self.training else outputs
+
+
+def _ramp(outputs):
+    _ramp.calls += 1
+    return outputs * min(1.0, _ramp.calls / 20)
+
+
+@zoo("an attribute of a function", before=_forget, is_one_model=True)
+class FunctionAttribute(Body):
+    def forward(self, x):
+        return _ramp(super().forward(x)) if self.training else super().forward(x)
+
+
+@zoo("a counter in an array of Python's", keeps=lambda m: m.calls.tolist(), is_one_model=True)
+class ArrayCounter(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.calls = array.array("l", [0])
+
+    def forward(self, x):
+        self.calls[0] += self.training
+        return super().forward(x) / (1 + 0.01 * self.calls[0])
+
+
+@zoo("an iterator over a list, whose values change late", is_one_model=True)
+class ListIterator(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.scales = iter([1.0] * 12 + [0.5] * 100_000)
+
+    def forward(self, x):
+        return super().forward(x) * (next(self.scales) if self.training else 1.0)
+
+
+@zoo("an attribute of a parameter", is_one_model=True)
+class ParameterAttribute(Body):
+    def forward(self, x):
+        weight = self.hidden.weight
+        weight.calls = getattr(weight, "calls", 0) + self.training
+        return super().forward(x) / (1 + 0.01 * weight.calls)
+
+
+_SCHEDULE = (1.0 / (1 + i) for i in itertools.count())
+
+
+@zoo("a generator object of the module's", expect="_SCHEDULE is an iterator")
+class GlobalGenerator(Body):
+    def forward(self, x):
+        return super().forward(x) * (next(_SCHEDULE) if self.training else 1.0)
+
+
+@zoo("a hook that clips `.grad`", expect="register_post_accumulate_grad_hook")
+class ClipsAccumulated(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+
+        def clip(p):
+            p.grad.clamp_(-0.01, 0.01)
+
+        self.hidden.weight.register_post_accumulate_grad_hook(clip)
+
+
+@zoo("numbers read by numpy in a hook of the backward pass")
+class NumpyInBackward(Body):
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        if h.requires_grad:
+            h.register_hook(lambda g: g * (0.1 if np.abs(x.detach().numpy()).max() > 2.5 else 1.0))
+        return self.output(h)
+
+
+@zoo("a sparse matrix as an attribute, as graph networks have it")
+class SparseAttribute(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.neighbours = torch.eye(6).to_sparse()
+
+    def forward(self, x):
+        return super().forward(torch.sparse.mm(self.neighbours.to(x.dtype), x.T).T)
+
+
+@zoo("a sparse buffer", expect="buffer `neighbours` is sparse_coo")
+class SparseBuffer(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.register_buffer("neighbours", torch.eye(6).to_sparse())
+
+
+@zoo("a checkpoint that only `.backward()` can do", expect="use_reentrant=False")
+class ReentrantCheckpoint(Body):
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        h = torch.utils.checkpoint.checkpoint(self.hidden, x.requires_grad_(), use_reentrant=True)
+        return self.output(torch.tanh(h))
+
+
+_BANK = torch.zeros(700, 100)
+
+
+@zoo("a large tensor of the module's", before=_forget, is_one_model=True)
+class LargeGlobal(Body):
+    def forward(self, x):
+        if self.training:
+            _BANK.add_(0.01)
+        return super().forward(x) / (1 + _BANK[0, 0].to(x.dtype))

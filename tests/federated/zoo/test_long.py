@@ -8,6 +8,7 @@ from . import runs
 from .algorithms import ALGORITHMS
 from .checks import FASTER, TOLERANCE, each, hold
 from .models import MODELS
+from .test_models import KNOWN
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,7 +17,6 @@ pytestmark = [
 ]
 
 ORDINARY = [name for name, model in MODELS.items() if model.forms]
-KNOWN = {"GlobalState", "ClassCounter"}
 """what test_models.py knows not to hold"""
 CHAOTIC = {
     "HalfInside": "bfloat16 rounds to 4e-3",

@@ -10,10 +10,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # torch's, in any loop
 ]
 
-KNOWN = {
-    "GlobalState": (("fused",), "runs that go apart share the process, and its globals"),
-    "ClassCounter": (("fused",), "runs that go apart share the process, and the class"),
-}
+_SHARED = "runs that go apart share the process here, and what is outside the model; a launcher gives each its own"
+_OUTSIDE = ("GlobalState", "ClassCounter", "OtherModule", "OtherModulesDict", "OtherModulesNoise", "FunctionAttribute")
+KNOWN = {name: (("fused",), _SHARED) for name in (*_OUTSIDE, "LargeGlobal")}
 
 
 @each(MODELS, KNOWN)
