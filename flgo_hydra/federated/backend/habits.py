@@ -81,7 +81,7 @@ class _Trial:
         self._given = server
         self._hashed: list[str] = []
         self._hyper: Hyper = {
-            name: _Number(value, name, self._hashed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
+            name: _noticed(value, name, self._hashed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
         }
         self._found = Habits()
 
@@ -191,16 +191,11 @@ class _Trial:
         evaluate(loop.model, loop.data, Samples(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 
 
-class _Number(float):
-    """Notices that it is looked up in a table: where a tensor stands for it, it would not be found."""
+class _Noticed:
+    """Notices that a number is looked up in a table: where a tensor stands for it, it would not be found."""
 
     name: str
     hashed: list[str]
-
-    def __new__(cls, value: float, name: str, hashed: list[str]) -> "_Number":
-        self = super().__new__(cls, value)
-        self.name, self.hashed = name, hashed
-        return self
 
     def __hash__(self) -> int:
         self.hashed.append(self.name)
@@ -209,8 +204,26 @@ class _Number(float):
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other)
 
-    def __deepcopy__(self, memo: Any) -> "_Number":
+    def __deepcopy__(self, memo: Any) -> "_Noticed":
         return self
+
+
+class _Number(_Noticed, float):
+    pass
+
+
+class _WholeNumber(_Noticed, int):
+    pass
+
+
+def _noticed(value: Any, name: str, hashed: list[str]) -> Any:
+    """The same number, which adds its name to `hashed` when it is looked up."""
+    kind = {float: _Number, int: _WholeNumber}.get(type(value))
+    if kind is None:
+        return value
+    number = kind(value)
+    number.name, number.hashed = name, hashed
+    return number
 
 
 class _Calls(TorchFunctionMode):

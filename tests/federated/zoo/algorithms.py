@@ -558,3 +558,12 @@ class Schedules(Algorithm):
     def update_server(self, params, server, message, participation, hyper):
         scale = next(self.scales)
         return {n: w + scale * message["update"][n] for n, w in params.items()}, server
+
+
+@zoo("a whole number that counts a loop, and one that is looked up", {"times": 2, "kind": 1}, clip_grad=0.0)
+class WholeNumbers(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        scale = {0: 1.0, 1: 0.5}[hyper["kind"]]
+        for _ in range(hyper["times"]):
+            grads = {n: scale * g for n, g in grads.items()}
+        return grads
