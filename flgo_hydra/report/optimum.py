@@ -83,7 +83,8 @@ def _keys_of(rows: Sequence[Row | PointRow]) -> set[str]:
 def _print_each(optima: Sequence[tuple[dict[str, str], _T]], best: _T, show: Callable[[_T, str], None]) -> None:
     if 1 < len(optima) <= _MOST_CONDITIONS:
         for condition, found in optima:
-            show(found, " with " + " ".join(f"{key}={value}" for key, value in condition.items()))
+            told = " ".join(f"{key}={value}" for key, value in condition.items())
+            show(found, f" with {told}" if told else "")
         return
     show(best, "")
     if len(optima) > 1:

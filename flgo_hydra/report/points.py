@@ -82,6 +82,7 @@ def write_best_point(
     """
     ranked = sort_points(rows)
     if not ranked:
+        path.unlink(missing_ok=True)
         return
     best = ranked[0]
     content = {
@@ -110,7 +111,8 @@ def write_best_point(
 def print_best_point(best: PointRow, under: str = "") -> None:
     """Args: under: which condition, if those vary."""
     print(f"optimal combination{under}:", best.name)
-    print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicates ({best.of_jobs})")
+    several = "s" if len(best.jobs) > 1 else ""
+    print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicate{several} ({best.of_jobs})")
 
 
 def print_points(rows: Sequence[PointRow], most: int) -> None:

@@ -130,6 +130,7 @@ def write_best(
     """
     best = best_row(rows)
     if best is None:
+        path.unlink(missing_ok=True)
         return
     content = {
         "overrides": list(best.overrides),

@@ -29,7 +29,17 @@ from flgo_hydra.record.result import Failure, RunResult, read_failure, read_resu
 from flgo_hydra.study import recorded
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Axis, Grid, parse_point, read_choices, read_grid, read_points, write_axis
+from flgo_hydra.study.grid import (
+    Axis,
+    Grid,
+    Value,
+    give_axes,
+    parse_point,
+    read_choices,
+    read_grid,
+    read_points,
+    write_axis,
+)
 from flgo_hydra.study.jobs import Job, PointTrial
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
@@ -134,6 +144,7 @@ def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
     parser = OverridesParser.create(config_loader=composer.loader)
     grid = read_grid(parser.parse_overrides([*written, *hydra["overrides"]["task"]]))
     grid = replace(grid, listed=read_points(sweeper.get("points") or []))
+    grid = give_axes(grid, settings.replicate_keys)
     space, replicates = split_replicates(grid, settings.replicate_keys)
     listed = {_key(text) for point in grid.listed for text in point}
     return _Recorded(settings, space, replicates, frozenset({*grid.keys(), *listed}))
@@ -189,18 +200,22 @@ def _fill(
 
 
 def _trials(jobs: Sequence[Job], command: _Recorded) -> list[PointTrial]:
-    """A trial a job; with replicates one for each point that has all of them."""
+    """A trial a job; with replicates one for each point that has all that the last command asked for."""
     if not command.settings.replicate_keys:
         return [PointTrial(job.point.overrides, job.point.identity, (job,)) for job in jobs]
-    by_point: dict[tuple[str, ...], list[Job]] = {}
+    by_point: dict[frozenset[tuple[str, Value]], list[Job]] = {}
     for job in jobs:
-        point = tuple(text for text in job.point.overrides if not _replicates(command, text))
-        by_point.setdefault(point, []).append(job)
+        point = parse_point([text for text in job.point.overrides if not _replicates(command, text)])
+        by_point.setdefault(frozenset(point.items()), []).append(job)
+    is_search = command.settings.sampler != "grid"
+    asked = [] if is_search else [frozenset(parse_point(point).items()) for point in command.space.points()]
     made = []
-    for point, own in by_point.items():
+    for values, own in by_point.items():
         there = {tuple(text for text in job.point.overrides if _replicates(command, text)) for job in own}
-        if there >= set(command.replicates):
-            made.append(PointTrial(point, identity_of([job.point.identity for job in own]), tuple(own), True))
+        is_asked = is_search or any(point <= values for point in asked)
+        if there >= set(command.replicates) or not is_asked:
+            overrides = tuple(text for text in own[0].point.overrides if not _replicates(command, text))
+            made.append(PointTrial(overrides, identity_of([job.point.identity for job in own]), tuple(own), True))
     return made
 
 

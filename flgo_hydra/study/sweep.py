@@ -230,7 +230,7 @@ class Sweep:
             num_untried,
             compose.is_ours(self._config),
             self._tables.point_rows() if self._settings.replicate_keys else None,
-            len(self._trials.outgrown(self._source.trials)),
+            self._trials.count_outgrown(self._source.trials),
             self._settings.sampler != "grid",
         )
         if other_code:

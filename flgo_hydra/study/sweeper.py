@@ -129,7 +129,8 @@ class StudySweeper(Sweeper):
         assert self._config is not None
         name = self._settings.sampler
         keys = self._settings.replicate_keys
-        space, replicates = split_replicates(give_axes(grid, keys), keys)
+        grid = give_axes(grid, keys)  # one value is one replicate
+        space, replicates = split_replicates(grid, keys)
         if name == "grid":
             points = space.points()
         else:

@@ -90,6 +90,7 @@ class SweepTables:
             apart_points = [] if self._is_search else points_apart(rows, sort_points(points))
             write_best_point(self._paths.best, points, self._fixed, apart_points)
         else:
+            self._paths.points.unlink(missing_ok=True)
             write_best(self._paths.best, rows, self._fixed, [] if self._is_search else conditions_apart(rows))
         self.has_news = False
         self._written = time.monotonic()

@@ -24,15 +24,21 @@ class _Earlier:
     """What earlier calls have of a point with replicates."""
 
     overrides: tuple[str, ...]
+    keys: set[str]
+    """of its replicates"""
     identities: dict[str, None] = field(default_factory=dict)
     """of its jobs"""
-    trials: dict[str, int] = field(default_factory=dict)
-    """numbers by identity"""
+    trials: dict[int, int] = field(default_factory=dict)
+    """how many jobs those have that have a value, by number"""
 
 
 def _key(overrides: Sequence[str]) -> frozenset[tuple[str, Value]]:
     """A point, however it is written."""
     return frozenset(parse_point(overrides).items())
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {text.partition("=")[0] for text in overrides}
 
 
 class Trials:
@@ -51,9 +57,11 @@ class Trials:
                 point = Point(job.overrides, job.identity, fingerprint=job.fingerprint)
                 self.jobs.know(job.number, point, job.folder)
                 if stored.is_replicated:
-                    earlier = self._earlier.setdefault(_key(stored.overrides), _Earlier(stored.overrides))
+                    keys = _keys(job.overrides) - _keys(stored.overrides)
+                    earlier = self._earlier.setdefault(_key(stored.overrides), _Earlier(stored.overrides, keys))
                     earlier.identities[job.identity] = None
-                    earlier.trials[stored.identity] = stored.number
+                    if stored.status == "completed":
+                        earlier.trials[stored.number] = len(stored.jobs)
             self._attempts[stored.identity] += 1
             if stored.is_running:
                 self._close_stale(stored)
@@ -74,17 +82,21 @@ class Trials:
         jobs = [self._job_of(point) for point in points]
         if not is_replicated:
             return PointTrial(overrides, points[0].identity, tuple(jobs))
-        jobs += [self.jobs.of(job.point) for job in self._ended(overrides) if all(job is not one for one in jobs)]
+        keys = _keys(points[0].overrides) - _keys(overrides)
+        asked = {job.point.identity for job in jobs}
+        earlier = self._earlier.get(_key(overrides))
+        # A key that is swept from now on had one value before: the same jobs are the same point.
+        same = [one for one in self._earlier.values() if one.keys == keys and not asked.isdisjoint(one.identities)]
+        more = {job: None for one in [*filter(None, [earlier]), *same] for job in self._known(one)}
+        jobs += [self.jobs.of(job.point) for job in more if job.point.identity not in asked and self._has_ended(job)]
         return PointTrial(overrides, identity_of([job.point.identity for job in jobs]), tuple(jobs), True, len(points))
 
-    def _ended(self, overrides: tuple[str, ...]) -> list[Job]:
-        """The replicates of a point that earlier calls have run to their end."""
-        earlier = self._earlier.get(_key(overrides))
-        known = [] if earlier is None else [self.jobs.find(identity) for identity in earlier.identities]
-        return [job for job in known if job is not None and self._has_ended(job)]
+    def _known(self, earlier: _Earlier) -> list[Job]:
+        """The jobs of a point that earlier calls had."""
+        return [job for identity in earlier.identities if (job := self.jobs.find(identity)) is not None]
 
     def _has_ended(self, job: Job) -> bool:
-        return job.outcome is not None or self.harvest(job) or self.take_failure(job)
+        return job.outcome is not None or (not job.is_outdated and (self.harvest(job) or self.take_failure(job)))
 
     def other_points(self, trials: Sequence[PointTrial]) -> list[tuple[tuple[str, ...], list[Job]]]:
         """Points with replicates that only earlier calls have, with those jobs of theirs that have ended.
@@ -93,19 +105,25 @@ class Trials:
             trials: of this call.
         """
         here, taken = {_key(trial.overrides) for trial in trials}, {job for trial in trials for job in trial.jobs}
-        found = [(one.overrides, self._ended(one.overrides)) for key, one in self._earlier.items() if key not in here]
-        points = [(overrides, [job for job in jobs if job not in taken]) for overrides, jobs in found]
+        others = [one for key, one in self._earlier.items() if key not in here]
+        points = [
+            (one.overrides, [job for job in self._known(one) if job.outcome is not None and job not in taken])
+            for one in others
+        ]
         return [(overrides, jobs) for overrides, jobs in points if jobs]
 
-    def outgrown(self, trials: Sequence[PointTrial]) -> list[int]:
-        """Numbers of earlier calls' trials of points that have more replicates by now, and a trial with those."""
-        return [
-            number
-            for trial in trials
-            if trial.is_replicated and trial.is_closed and (earlier := self._earlier.get(_key(trial.overrides)))
-            for identity, number in earlier.trials.items()
-            if identity != trial.identity
-        ]
+    def count_outgrown(self, trials: Sequence[PointTrial]) -> int:
+        """How many trials with a value are of points that have another one, of more replicates, by now.
+
+        Args:
+            trials: of this call.
+        """
+        now = {_key(trial.overrides): len(trial.jobs) for trial in trials if trial.is_closed and not trial.is_stopped}
+        num = 0
+        for key, earlier in self._earlier.items():
+            most = max([now.get(key, 0), *earlier.trials.values()])
+            num += sum(of_jobs < most for of_jobs in earlier.trials.values())
+        return num
 
     def _job_of(self, point: Point) -> Job:
         """The point's job. A key that is swept from now on had one value before: its run is this one's, if it is."""

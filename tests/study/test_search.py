@@ -373,6 +373,26 @@ def test_a_point_has_all_the_replicates_of_its_folder_and_the_table_all_points(p
     assert parabola("x=0,1,0.5", "seed=0", replicate) == [] and len(study().trials) == 4
 
 
+def test_a_point_stays_one_when_another_key_is_swept(parabola, capfd):
+    replicate = "hydra.sweeper.replicate=seed"
+    parabola("x=0,1", "seed=0,1,2", replicate)
+    assert parabola("x=0,1", "seed=0", "kind=a,b", replicate) != []
+    rows = list(csv.DictReader(Path("sweep/points.csv").read_text().splitlines()))
+    assert {(row["x"], row["kind"]): row["num_replicates"] for row in rows} == {
+        ("0", "a"): "3",
+        ("1", "a"): "3",
+        ("0", "b"): "1",
+        ("1", "b"): "1",
+    }
+
+
+def test_one_seed_at_a_time(parabola):
+    replicate = "hydra.sweeper.replicate=seed"
+    assert [call["seed"] for call in parabola("x=0,1", "seed=0", replicate)] == [0, 0]
+    assert [call["seed"] for call in parabola("x=0,1", "seed=1", replicate)] == [1, 1]
+    assert jobs_by_point() == {"0": "0 2", "1": "1 3"}
+
+
 def test_a_search_with_another_seed_measures_its_points_again(parabola):
     arguments = (*search("random", 3), "x=interval(-1,1)", "hydra.sweeper.replicate=seed")
     parabola(*arguments, "seed=0,1")
