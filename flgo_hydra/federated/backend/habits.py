@@ -6,7 +6,6 @@ batch and one on the smallest, sends a message to a copy of the server, and is e
 way is looked at. What no backend can honour is refused here, in a sentence.
 """
 
-import functools
 import inspect
 import random
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.python_state import PythonState
+from flgo_hydra.federated.backend.tape import readers_noticed
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
@@ -79,9 +79,9 @@ class _Trial:
         self._original = loop
         self._sizes = sizes
         self._given = server
-        self._hashed: list[str] = []
+        self._noticed: list[str] = []
         self._hyper: Hyper = {
-            name: _noticed(value, name, self._hashed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
+            name: _noticed(value, name, self._noticed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
         }
         self._found = Habits()
 
@@ -135,8 +135,10 @@ class _Trial:
         del kept
         self._update_server(loop, server, sent)
         self._evaluate(loop)
-        if self._hashed:
-            self._found = _plain(f"it looks numbers up in a table (`hyper[{self._hashed[0]!r}]`)", self._found)
+        if self._noticed:
+            self._found = _plain(
+                f"it looks numbers up, rounds or writes them (`hyper[{self._noticed[0]!r}]`)", self._found
+            )
         if calls.reader:
             self._found = _plain(f"it reads numbers from tensors ({calls.reader})", self._found)
         elif calls.look_up and not self._found.why_apart:
@@ -192,14 +194,34 @@ class _Trial:
 
 
 class _Noticed:
-    """Notices that a number is looked up in a table: where a tensor stands for it, it would not be found."""
+    """Notices that a number is looked up in a table, or written: a tensor in its place would be found or read
+    otherwise."""
 
     name: str
-    hashed: list[str]
+    noticed: list[str]
+
+    def _notice(self) -> None:
+        self.noticed.append(self.name)
 
     def __hash__(self) -> int:
-        self.hashed.append(self.name)
+        self._notice()
         return super().__hash__()
+
+    def __str__(self) -> str:
+        self._notice()
+        return super().__str__()
+
+    def __repr__(self) -> str:
+        self._notice()
+        return super().__repr__()
+
+    def __format__(self, form: str) -> str:
+        self._notice()
+        return super().__format__(form)
+
+    def __round__(self, digits: Any = None) -> Any:
+        self._notice()
+        return round(self.__class__.__mro__[2](self), digits)
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other)
@@ -216,20 +238,19 @@ class _WholeNumber(_Noticed, int):
     pass
 
 
-def _noticed(value: Any, name: str, hashed: list[str]) -> Any:
-    """The same number, which adds its name to `hashed` when it is looked up."""
+def _noticed(value: Any, name: str, noticed: list[str]) -> Any:
+    """The same number, which adds its name to `noticed` when it is looked up or written."""
     kind = {float: _Number, int: _WholeNumber}.get(type(value))
     if kind is None:
         return value
     number = kind(value)
-    number.name, number.hashed = name, hashed
+    number.name, number.noticed = name, noticed
     return number
 
 
 class _Calls(TorchFunctionMode):
     """Notices calls that a faster form does not repeat, whatever they compute at the moment."""
 
-    _READERS = {getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__")}
     _LOOK_UPS = (functional.embedding, functional.embedding_bag, torch.embedding, torch.embedding_bag)
 
     def __init__(self) -> None:
@@ -241,33 +262,22 @@ class _Calls(TorchFunctionMode):
 
     def __enter__(self) -> "_Calls":
         # Within hooks of the backward pass there is no mode.
-        self._kept = {name: Tensor.__dict__.get(name) for name in self._READERS.values()}
-        for name in self._kept:
-            setattr(Tensor, name, self._noticing(name, getattr(Tensor, name)))
+        self._readers = readers_noticed(self._read)
+        self._readers.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        for name, method in self._kept.items():
-            if method is None:  # it was inherited
-                delattr(Tensor, name)
-            else:
-                setattr(Tensor, name, method)
+        self._readers.__exit__(*exception)
 
-    def _noticing(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def noticing(*args: Any, **kwargs: Any) -> Any:
-            self.reader = self.reader or name
-            return method(*args, **kwargs)
-
-        return noticing
+    def _read(self, name: str) -> None:
+        self.reader = self.reader or name
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self.reader = self.reader or self._READERS.get(func, "")
         if func in self._LOOK_UPS and not self.look_up:
             self._look_at_table(func, args, kwargs)
         return func(*args, **kwargs)

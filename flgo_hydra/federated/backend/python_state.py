@@ -18,7 +18,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ from flgo_hydra import own_code
 from flgo_hydra.federated.refused import Refused
 
 _SMALL = 2**16
-"""Numbers of a tensor or an array that are compared one by one, and put back."""
+"""Numbers of a tensor that are compared one by one: of a larger one its version tells."""
 _SMALL_OUTSIDE = 2**24
-"""The same of what a copy shares."""
+"""Numbers of what a copy shares that are put back, and of an array that are compared."""
 _MOST = 200_000
 """Things that are looked at, at most."""
-_LONG = 1000
+_LONG = 10_000
 """Of a longer container only the items themselves are compared, not what they hold."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
@@ -114,7 +114,7 @@ class PythonState:
             self._look_at_function(path, value)
             return
         if len(self._found) > _MOST:
-            raise TooMuch
+            raise TooMuch("it holds more than can be looked at")
         if isinstance(value, types.GeneratorType):
             self.generator = self.generator or path
         if is_iterator(value) and is_outside:
@@ -126,14 +126,17 @@ class PythonState:
         seen[id(value)] = value
         most = _SMALL_OUTSIDE if is_outside else _SMALL
         self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value, most)
-        if is_outside and (undo := _undo_of(value, token)) is not None:
-            self._undo.append(undo)
+        if is_outside:
+            self._undo += [undo for undo in (_undo_of(value, token), _undo_of_attributes(value)) if undo is not None]
         if not isinstance(token, _Noise | _Content):
             for name, part in self._parts(value):
                 self._look(f"{path}{name}", part, is_outside)
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         """What the thing holds."""
+        if isinstance(value, list | dict | deque | set | tuple | functools.partial):
+            for name, part in list(getattr(value, "__dict__", {}).items()):
+                yield f".{name}", part
         if isinstance(value, types.MethodType):
             yield "", value.__func__
             yield "", value.__self__
@@ -170,11 +173,8 @@ class PythonState:
         else:
             for name, part in list(getattr(value, "__dict__", {}).items()):
                 yield f".{name}", part
-            for kind in type(value).__mro__:
-                slots = kind.__dict__.get("__slots__", ())
-                for name in (slots,) if isinstance(slots, str) else slots:
-                    if hasattr(value, name):
-                        yield f".{name}", getattr(value, name)
+            for name in _slots_of(value):
+                yield f".{name}", getattr(value, name)
             yield "", type(value)
 
     def _look_at_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
@@ -199,7 +199,7 @@ class PythonState:
             self._undo.append(functools.partial(names.__setitem__, name, value))
 
     def _look_at_class(self, path: str, kind: type) -> None:
-        for one in kind.__mro__:
+        for one in [*kind.__mro__, *type.mro(type(kind))]:
             if id(one) in self._functions or _root(one) in _NOT_FOLLOWED:
                 continue
             self._functions.add(id(one))
@@ -214,7 +214,7 @@ class PythonState:
                             self._look_at_function(at, function)
                 elif isinstance(value, types.FunctionType):
                     self._look_at_function(at, value)
-                elif not hasattr(value, "__get__"):
+                elif not hasattr(value, "__get__") or isinstance(value, functools.partialmethod) or _is_own(value):
                     self._look(at, value, is_outside=True)
                     if isinstance(value, _PLAIN):
                         self._undo.append(functools.partial(setattr, one, name, value))
@@ -238,11 +238,12 @@ class PythonState:
         for name, value in list(function.__dict__.items()):
             self._look(f"{function.__name__}.{name}", value, is_outside=True)
         names = list(dict.fromkeys(_names_in(function.__code__)))
-        for name in names:
-            found = function.__globals__.get(name)
+        for name in (*names, *_texts_in(function.__code__)):
+            # What is imported within the function, or named by a text.
+            found = function.__globals__.get(name, None if name in _NOT_FOLLOWED else sys.modules.get(name))
             if isinstance(found, types.ModuleType):
                 self._look_at_module(found, names)
-            elif name in function.__globals__:
+            elif name in function.__globals__ and name in names:
                 self._look_at_global(f"the global {name}", function.__globals__, name)
             if name in ("environ", "putenv"):
                 self._found["os.environ"] = _Noise(dict(os.environ))
@@ -320,6 +321,15 @@ def _put_back_environment(before: dict[str, str]) -> None:
         os.environ.update(before)
 
 
+def _slots_of(value: Any) -> Iterator[str]:
+    """Names of the attributes that lie in slots of a class of the user's own."""
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ()) if _root(kind) not in _NOT_FOLLOWED else ()
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name
+
+
 def _token(value: Any, most: int = _SMALL) -> Any:
     if isinstance(value, torch.Generator):
         return _Noise(value.get_state().numpy().tobytes())
@@ -333,7 +343,9 @@ def _token(value: Any, most: int = _SMALL) -> Any:
         is_small = value.numel() <= most and value.layout == torch.strided and value.device.type != "meta"
         return _Content(value, value.detach().clone() if is_small else None)
     if isinstance(value, np.ndarray):
-        return _Content(value, value.copy() if value.size <= most else None)
+        return _Content(value, value.copy() if value.size <= _SMALL_OUTSIDE else None)
+    if isinstance(value, bytearray):
+        return _Noise(bytes(value))
     if isinstance(value, list | tuple | deque | set | frozenset | dict):
         return _Items(value)
     return _Identity(value)
@@ -405,14 +417,34 @@ def _undo_of(value: Any, token: Any) -> Callable[[], None] | None:
         return lambda: setattr(value.bit_generator, "state", drawn)
     if isinstance(value, np.random.RandomState):
         return functools.partial(value.set_state, value.get_state(legacy=False))
-    if isinstance(value, array.array):
+    if isinstance(value, bytearray | array.array):
         numbers = value[:]
         return lambda: operator.setitem(value, slice(None), numbers)
-    attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(value, types.ModuleType | nn.Module):
-        before = dict(attributes)
-        return lambda: _refill(attributes, before)
     return None
+
+
+def _undo_of_attributes(value: Any) -> Callable[[], None] | None:
+    """Gives a thing that is shared the attributes it has now."""
+    if isinstance(value, types.ModuleType | nn.Module):
+        return None
+    slots = {name: getattr(value, name) for name in _slots_of(value)}
+    attributes = getattr(value, "__dict__", None)
+    before = dict(attributes) if isinstance(attributes, dict) else None
+    if not slots and before is None:
+        return None
+
+    def put_back() -> None:
+        _put_back_slots(value, slots)
+        if before is not None:
+            _refill(value.__dict__, before)
+
+    return put_back
+
+
+def _put_back_slots(value: Any, slots: Mapping[str, Any]) -> None:
+    for name, part in slots.items():
+        if getattr(value, name, None) is not part:
+            setattr(value, name, part)
 
 
 def _refuse_change(tensor: Tensor, version: int) -> None:
@@ -442,11 +474,25 @@ def _is_empty(part: Any) -> bool:
     return isinstance(part, dict | set | list) and not part
 
 
+def _is_own(value: Any) -> bool:
+    """Whether a thing is of a class of the user's own."""
+    return _root(type(value)) not in _NOT_FOLLOWED
+
+
 def _names_in(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_in(constant)
+
+
+def _texts_in(code: types.CodeType) -> Iterator[str]:
+    """Names of modules that have been imported, among the constants."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _texts_in(constant)
+        elif isinstance(constant, str) and constant in sys.modules:
+            yield constant
 
 
 def _root(value: Any) -> str:

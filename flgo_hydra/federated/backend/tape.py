@@ -6,6 +6,8 @@ backward pass is recorded too, because the recorder sits below autograd; so are 
 of others.
 """
 
+import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +57,35 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+_READERS = ("numpy", "__array__", "tolist", "__dlpack__", "__repr__")
+"""Methods by which a tensor's numbers leave torch, unseen by what is below."""
+
+
+@contextlib.contextmanager
+def readers_noticed(notice: Callable[[str], None]) -> Iterator[None]:
+    """Tells of calls of a tensor's methods that read its numbers, in hooks of the backward pass too."""
+    kept = {name: Tensor.__dict__.get(name) for name in _READERS}
+
+    def noticing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            notice(name)
+            return method(*args, **kwargs)
+
+        return called
+
+    for name in kept:
+        setattr(Tensor, name, noticing(name, getattr(Tensor, name)))
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            if method is None:  # it was inherited
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+
 def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
     """Calls the function; returns the operations of the call, and what it returned.
 
@@ -63,8 +94,11 @@ def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
             another call may answer differently.
     """
     noise = _python_noise()
-    with _Recorder() as recorder:
+    read: list[str] = []
+    with readers_noticed(read.append), _Recorder() as recorder:
         returned = function()
+    if read:
+        raise CannotRecord(f"it reads numbers from tensors ({read[0]})")
     if _python_noise() != noise:
         raise CannotRecord("it draws random numbers from Python or numpy")
     for op in recorder.ops:

@@ -567,3 +567,17 @@ class WholeNumbers(Algorithm):
         for _ in range(hyper["times"]):
             grads = {n: scale * g for n, g in grads.items()}
         return grads
+
+
+@zoo("the learning rate as a text")
+class ReadsText(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        scale = {"0.1": 0.5, "0.05": 0.25, "0.03": 0.75}.get(str(hyper["lr"]), 1.0)
+        return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("the learning rate compared by numpy")
+class AsksNumpy(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        scale = 0.5 if np.isclose(hyper["lr"], 0.1) else 0.25
+        return {n: scale * g for n, g in grads.items()}

@@ -718,6 +718,7 @@ _CALLS = [0]
 def _forget() -> None:
     _CALLS[0] = 0
     ClassCounter.calls = 0
+    _Counts.total = 0
     _ramp.calls = 0
     _BANK.zero_()
     elsewhere.forget()
@@ -1719,3 +1720,37 @@ class LargeGlobal(Body):
         if self.training:
             _BANK.add_(0.01)
         return super().forward(x) / (1 + _BANK[0, 0].to(x.dtype))
+
+
+@zoo("another module, imported in the method that changes it", before=_forget, is_one_model=True)
+class ImportsInside(Body):
+    def tick(self):
+        from .elsewhere import STATE
+
+        STATE["calls"] += 1
+        return STATE["calls"]
+
+    def forward(self, x):
+        return super().forward(x) * (0.5 if self.training and self.tick() > 12 else 1.0)
+
+
+class _Counts(type):
+    total = 0
+
+
+@zoo("a counter of the class's class", before=_forget, is_one_model=True)
+class MetaclassCounter(Body, metaclass=_Counts):
+    def forward(self, x):
+        type(type(self)).total += self.training
+        return super().forward(x) / (1 + 0.01 * type(type(self)).total)
+
+
+@zoo("a counter in a large array of its own", is_one_model=True)
+class LargeArray(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.visits = np.zeros(100_000)
+
+    def forward(self, x):
+        self.visits[5] += self.training
+        return super().forward(x) * (0.5 if self.visits[5] > 12 else 1.0)
