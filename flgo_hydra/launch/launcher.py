@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -31,21 +31,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from flgo_hydra import reference
 from flgo_hydra.config import LauncherConf
 from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.launch.devices import Devices
 from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
-from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Event, Job, Queue
 from flgo_hydra.launch.reporter import THREADS
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
-from flgo_hydra.launch.view import View, open_view
 from flgo_hydra.launch.worker import Assignment
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure as FailureRecord
 from flgo_hydra.record.result import forget_failure, read_failure, write_failure
+
+if TYPE_CHECKING:  # Hydra imports this module for single runs too
+    from flgo_hydra.launch.view import View
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,8 @@ class PackingLauncher(Launcher):
         Args:
             num_jobs: how many will be submitted, for the time left; None: unknown.
         """
+        from flgo_hydra.launch.view import open_view
+
         queue = self._open_queue()
         self._interrupts = 0
         with _signals(self._interrupt), open_view(self.settings.view, queue, num_jobs) as self._view:
@@ -268,6 +270,9 @@ class PackingLauncher(Launcher):
         return self._queue
 
     def _make_queue(self) -> Queue:
+        from flgo_hydra.launch.devices import Devices
+        from flgo_hydra.launch.pool import Pool
+
         settings = self.settings
         devices = Devices(settings.devices, settings.slots)
         num_at_once = devices.slots * max(1, len(devices.gpus))
