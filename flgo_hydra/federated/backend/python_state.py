@@ -56,7 +56,7 @@ class PythonState:
         self.generator = ""
         """the name of a generator object, which cannot be copied, nor its place be seen"""
         self._found: dict[str, Any] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], Any]] = []
         self._inside: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
         self._functions: set[int] = set()
@@ -191,6 +191,8 @@ class PythonState:
                     self._look_at_module(part, names)
                 else:
                     self._look_at_global(f"{module.__name__}.{name}", vars(module), name)
+            elif name not in vars(module):
+                self._undo.append(functools.partial(vars(module).pop, name, None))
 
     def _look_at_global(self, path: str, names: dict[str, Any], name: str) -> None:
         value = names[name]
@@ -203,6 +205,7 @@ class PythonState:
             if id(one) in self._functions or _root(one) in _NOT_FOLLOWED:
                 continue
             self._functions.add(id(one))
+            self._undo.append(functools.partial(_drop_new, one, set(vars(one))))
             for name, value in list(vars(one).items()):
                 if name.startswith("__") and name != "__init__" and not isinstance(value, types.FunctionType):
                     continue
@@ -233,8 +236,7 @@ class PythonState:
             self._look(f"a default of {function.__name__}", default, is_outside=True)
         if _root(function) in _NOT_FOLLOWED or "-packages" in function.__code__.co_filename:
             return
-        if function.__dict__:
-            self._undo.append(functools.partial(_refill, function.__dict__, dict(function.__dict__)))
+        self._undo.append(functools.partial(_refill, function.__dict__, dict(function.__dict__)))
         for name, value in list(function.__dict__.items()):
             self._look(f"{function.__name__}.{name}", value, is_outside=True)
         names = list(dict.fromkeys(_names_in(function.__code__)))
@@ -245,6 +247,8 @@ class PythonState:
                 self._look_at_module(found, names)
             elif name in function.__globals__ and name in names:
                 self._look_at_global(f"the global {name}", function.__globals__, name)
+            elif name in names:
+                self._undo.append(functools.partial(function.__globals__.pop, name, None))
             if name in ("environ", "putenv"):
                 self._found["os.environ"] = _Noise(dict(os.environ))
                 self._undo.append(functools.partial(_put_back_environment, dict(os.environ)))
@@ -313,6 +317,12 @@ def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
         return
     for i, part in enumerate((*arguments, *state[:1])):
         yield f"({i})", part
+
+
+def _drop_new(kind: type, names: set[str]) -> None:
+    """Takes away the attributes that a class has got since."""
+    for name in [name for name in vars(kind) if name not in names and not name.startswith("__")]:
+        delattr(kind, name)
 
 
 def _put_back_environment(before: dict[str, str]) -> None:

@@ -719,6 +719,9 @@ def _forget() -> None:
     _CALLS[0] = 0
     ClassCounter.calls = 0
     _Counts.total = 0
+    for holder in (elsewhere, _made_by_need, MadeByNeed):
+        vars(holder).get("number") and delattr(holder, "number")
+    globals().pop("_number", None)
     _ramp.calls = 0
     _BANK.zero_()
     elsewhere.forget()
@@ -1732,6 +1735,23 @@ class ImportsInside(Body):
 
     def forward(self, x):
         return super().forward(x) * (0.5 if self.training and self.tick() > 12 else 1.0)
+
+
+def _made_by_need(outputs):
+    """Counts in attributes that are not there before the first call."""
+    global _number
+    _number = globals().get("_number", 0) + 1
+    elsewhere.number = getattr(elsewhere, "number", 0) + 1
+    _made_by_need.number = getattr(_made_by_need, "number", 0) + 1
+    MadeByNeed.number = getattr(MadeByNeed, "number", 0) + 1
+    counts = _number, elsewhere.number, _made_by_need.number, MadeByNeed.number
+    return outputs * min(1.0, sum(counts) / 80)
+
+
+@zoo("counters that come into being in the first call", before=_forget, is_one_model=True)
+class MadeByNeed(Body):
+    def forward(self, x):
+        return _made_by_need(super().forward(x)) if self.training else super().forward(x)
 
 
 class _Counts(type):

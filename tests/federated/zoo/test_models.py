@@ -12,7 +12,10 @@ pytestmark = [
 
 _SHARED = "runs that go apart share the process here, and what is outside the model; a launcher gives each its own"
 _OUTSIDE = ("GlobalState", "ClassCounter", "OtherModule", "OtherModulesDict", "OtherModulesNoise", "FunctionAttribute")
-KNOWN = {name: (("fused",), _SHARED) for name in (*_OUTSIDE, "LargeGlobal", "ImportsInside", "MetaclassCounter")}
+KNOWN = {
+    name: (("fused",), _SHARED)
+    for name in (*_OUTSIDE, "LargeGlobal", "ImportsInside", "MetaclassCounter", "MadeByNeed")
+}
 
 
 @each(MODELS, KNOWN)
