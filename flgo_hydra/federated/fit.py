@@ -7,6 +7,7 @@ model and the process's generators are as they were afterwards.
 """
 
 import contextlib
+import contextvars
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.evaluation import CHUNK
 from flgo_hydra.federated.model import make_model, require_weights
@@ -68,7 +70,8 @@ def build_fitting_model(
     before = _names(model)
     sizes = _batch_sizes(task, work)
 
-    def try_copies(trial: "_Trial") -> tuple[bool, nn.Module]:
+    def try_copies(copies: bool = True) -> tuple[bool, nn.Module]:
+        trial = _Trial(task, dtype, device, build, copies)
         seed_all(torch_seed(work.seed, Purpose.EVALUATION), device)
         takes_integers = trial.takes_integers(model, sizes[0])
         tried = trial.copy_of(model)
@@ -77,13 +80,16 @@ def build_fitting_model(
         trial.train(tried, sizes, takes_integers, has_own_loss)
         return takes_integers, tried
 
-    with generators_kept(), outside_kept(model=model):
+    # As it is where a trial is ended because it would change a file or the like: then the first round will show.
+    takes_integers, tried = task.x_train.dtype.kind == "i", model
+    with generators_kept(), outside_kept(model=model), nothing_changed_beyond():
+        in_context = contextvars.copy_context().run
         try:
-            takes_integers, tried = try_copies(_Trial(task, dtype, device, build))
+            takes_integers, tried = in_context(try_copies)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a copy may lack what Python does not copy (slots); what is built anew lacks nothing
-            takes_integers, tried = try_copies(_Trial(task, dtype, device, build, copies=False))
+            takes_integers, tried = in_context(try_copies, False)
     if before != _names(tried):  # parts that are made in the first forward pass: now, with the seed of the weights
         x = torch.from_numpy(np.array(task.x_train[: sizes[-1]]))
         model = build(x if takes_integers else x.float())
@@ -104,7 +110,7 @@ class _Trial:
         dtype: torch.dtype,
         device: torch.device,
         build: Callable[[], nn.Module],
-        copies: bool = True,
+        copies: bool,
     ) -> None:
         self._task, self._dtype, self._device, self._build, self._copies = task, dtype, device, build, copies
 

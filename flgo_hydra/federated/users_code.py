@@ -1,8 +1,17 @@
 """Code of the user's that a run calls: data sources, models, algorithms, metrics."""
 
+import sys
 from types import TracebackType
+from typing import Any
 
+_LIBRARIES = {"torch", "numpy", "flgo_hydra", *sys.stdlib_module_names} - {"__main__"}
 _ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit)
+
+
+def is_users(value: Any) -> bool:
+    """Whether a class, a function or an object's class may be the user's own: it is no part of Python, torch, numpy or
+    flgo_hydra."""
+    return str(getattr(value, "__module__", "") or "").partition(".")[0] not in _LIBRARIES
 
 
 class no_silent_end:  # noqa: N801  # a function in all but its making: contextlib lets StopIteration through

@@ -32,7 +32,7 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.backend.python_state import PythonState
+from flgo_hydra.federated.backend.python_state import PythonState, global_hooks
 from flgo_hydra.federated.backend.trial import difference
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
@@ -304,6 +304,8 @@ class FusedBackend:
 
     def _why_not_models(self) -> str:
         """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
+        if global_hooks() and len(self._members) > 1:
+            return "a model has hooks on all modules of the process, which are called for other runs' models too"
         first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
         return next((f"`{name}` differs from run to run" for one in others if (name := first.differs(one))), "")
 

@@ -6,10 +6,13 @@ batch and one on the smallest, sends a message to a copy of the server, and is e
 way is looked at. What no backend can honour is refused here, in a sentence.
 """
 
+import contextvars
 import inspect
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flgo_hydra import own_code
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
+from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.python_state import PythonState
 from flgo_hydra.federated.backend.tape import readers_noticed
 from flgo_hydra.federated.cohort import Cohort
@@ -59,13 +64,19 @@ def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hype
         Refused: something that no backend can honour.
     """
     trial = _Trial(loop, sizes, server, hyper)
-    with generators_kept():
+    found = Habits()
+    with generators_kept(), nothing_changed_beyond() as beyond:
         try:
-            return trial.look()
+            found = contextvars.copy_context().run(trial.look)
         except Refused:
             raise
         except Exception as error:  # whatever it is, the first round will raise it again
-            return Habits(f"a trial step fails: {one_line(error)}", f"a trial step fails: {one_line(error)}")
+            found = _plain(f"a trial step fails: {one_line(error)}")
+    return _plain(str(beyond), found) if beyond else found
+
+
+class _Called(Exception):
+    pass
 
 
 _REENTRANT = (
@@ -87,10 +98,11 @@ class _Trial:
 
     def look(self) -> Habits:
         model, algorithm = self._original.model, self._original.step.algorithm
-        own = PythonState(model=model, algorithm=algorithm)
-        if own.shared:
+        own = PythonState.of_originals(model=model, algorithm=algorithm)
+        if own.holds_a_part:
             return _plain("a function of the model or the algorithm holds a part of it, and cannot be copied apart")
-        _refuse_hooks(model)
+        if self._original.has_users_code:
+            _refuse_hooks(model)
         if any(p._backward_hooks for p in model.parameters()):
             return _plain("the model's parameters have hooks")
         try:
@@ -331,6 +343,43 @@ def _refuse_hooks(model: nn.Module) -> None:
                 "(`register_post_accumulate_grad_hook`), but gradients are taken with `torch.autograd.grad` here, and "
                 "it would never run. Use `register_hook`, or change the gradient in the algorithm's `correct`."
             )
+    name = _hooked_where_gradients_add_up(model)
+    if name:
+        raise Refused(
+            f"`{name}` has a hook at the node that adds to `.grad` (`AccumulateGrad`), but gradients are taken with "
+            "`torch.autograd.grad` here, and it would never run. Use the parameter's `register_hook`, or change the "
+            "gradient in the algorithm's `correct`."
+        )
+
+
+def _hooked_where_gradients_add_up(model: nn.Module) -> str:
+    """The name of a parameter whose hooks run only in `.backward()`, or nothing; none of them runs.
+
+    Torch does not tell of such hooks, so gradients of zero are added up, and the first call of a user's function is
+    ended before it begins.
+    """
+
+    def end(frame: FrameType, event: str, _: Any) -> None:
+        caller = frame.f_back.f_code.co_name if frame.f_back is not None else ""
+        if event == "call" and "run_backward" in caller and not own_code.is_installed(frame.f_code.co_filename):
+            raise _Called
+
+    for name, p in model.named_parameters():
+        if not p.requires_grad or p._backward_hooks or p.layout != torch.strided:
+            continue
+        kept, profiler = p.grad, sys.getprofile()
+        with torch.enable_grad():
+            same = p.view_as(p)
+        p.grad = None
+        sys.setprofile(end)
+        try:
+            torch.autograd.backward(same, torch.zeros_like(same))
+        except _Called:
+            return name
+        finally:
+            sys.setprofile(profiler)
+            p.grad = kept
+    return ""
 
 
 def _rows(data: Data, size: int) -> Tensor:

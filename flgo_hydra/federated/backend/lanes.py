@@ -40,7 +40,7 @@ from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
-from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.federated.backend.tape import CannotRecord, ReadsNumbers, record
 from flgo_hydra.federated.backend.trial import Difference, difference, rounded
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
@@ -367,6 +367,8 @@ class Lanes:
         try:
             kind.program = self._record(kind, samples)
         except CannotRecord as error:
+            if isinstance(error, ReadsNumbers) and not self.tensors.is_shared:  # of all runs at once
+                return str(error)
             self._why_not_compiled = str(error)
         except torch.OutOfMemoryError:
             raise

@@ -6,12 +6,14 @@ buffers and all generators stay as they are. What an algorithm or optimizer adds
 those have one profile.
 """
 
+import contextvars
 import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.operations import is_random, is_view, short_name
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.tape import Op, record
@@ -63,8 +65,13 @@ class Profile:
 
 def take_profile(model: nn.Module, data: Data) -> Profile:
     """Raises whatever the model does when it is copied, or called with a small batch."""
-    with generators_kept(), outside_kept(model=model):
-        (small, _), (large, draws) = (_amount(copy.deepcopy(model), data, size) for size in (_SMALL, _LARGE))
+    found: list[tuple[Amount, bool]] = []
+    with generators_kept(), outside_kept(model=model), nothing_changed_beyond() as beyond:
+        for size in (_SMALL, _LARGE):
+            found.append(contextvars.copy_context().run(_amount, copy.deepcopy(model), data, size))
+    if beyond.changes:
+        raise RuntimeError(str(beyond))
+    (small, _), (large, draws) = found
     difference = large.plus(small, -1.0)
     step = Amount(*(max(0.0, value / (_LARGE - _SMALL)) for value in vars(difference).values()))
     return Profile(small.plus(step, -_SMALL), step, draws)

@@ -9,24 +9,36 @@ Outside is what a deep copy of the object shares with it: a trial on a copy chan
 What can be neither looked at nor put back, an iterator that is shared, is refused.
 """
 
-import array
 import contextlib
+import contextvars
+import copy
 import functools
-import operator
+import io
+import logging
 import os
 import random
 import sys
 import types
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules_of_torch
 
 from flgo_hydra import own_code
+from flgo_hydra.federated.backend.putting_back import (
+    bytes_of,
+    drop_new,
+    refill,
+    refill_where_changed,
+    slots_of,
+    undos_of,
+)
 from flgo_hydra.federated.refused import Refused
+from flgo_hydra.federated.users_code import is_users
 
 _SMALL = 2**16
 """Numbers of a tensor that are compared one by one: of a larger one its version tells."""
@@ -38,7 +50,15 @@ _LONG = 10_000
 """Of a longer container only the items themselves are compared, not what they hold."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
-_NOT_FOLLOWED = {"torch", "numpy", "flgo_hydra", *sys.stdlib_module_names} - {"__main__"}
+_BY_TEXT = {"globals", "exec", "eval", "__globals__", "_getframe", "currentframe", "import_module", "__import__"}
+"""What a function names that finds things of its module by a text; `sys.modules` does, too."""
+_OF_MODULES_BY_TEXT = {"vars", "__dict__", "getattr", "setattr", "delattr", "attrgetter"}
+"""The same, of a module that it names."""
+_OF_EVERY_CLASS = {
+    *vars(object),
+    *("__abstractmethods__", "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__module__"),
+    *("__orig_bases__", "__parameters__", "__qualname__", "__slots__", "__static_attributes__", "__weakref__"),
+}
 
 
 class TooMuch(Exception):
@@ -49,16 +69,18 @@ class PythonState:
     """What is kept, as it is now.
 
     Args:
+        shared: ids of things that are outside, wherever they are found.
         roots: objects by name.
     """
 
-    def __init__(self, **roots: Any) -> None:
+    def __init__(self, shared: Collection[int] = (), **roots: Any) -> None:
         self.generator = ""
         """the name of a generator object, which cannot be copied, nor its place be seen"""
         self._found: dict[str, Any] = {}
         self._undo: list[Callable[[], Any]] = []
         self._inside: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
+        self._shared = shared
         self._functions: set[int] = set()
         self._modules: set[tuple[int, str]] = set()
         self._registered: set[int] = set()
@@ -69,10 +91,25 @@ class PythonState:
                 # A layer's own tensors belong to it, wherever else it or a function may hold them.
                 self._inside |= {id(t): t for t in (*root.parameters(), *root.buffers())}
                 self._trained |= self._inside.keys()
+                self._look("a hook of all modules", global_hooks(), is_outside=True)
             self._look(name, root, is_outside=False)
 
+    @classmethod
+    def of_originals(cls, **roots: Any) -> "PythonState":
+        """The same, of what is going to be copied: what a copy shares with its original is outside."""
+        try:
+            # A copy of its Python only: tensors need not be doubled for this.
+            tensors = [t for root in roots.values() if isinstance(root, nn.Module) for t in root.state_dict().values()]
+            tensors += [p for root in roots.values() if isinstance(root, nn.Module) for p in root.parameters()]
+            copies = cls(**copy.deepcopy(roots, {id(t): t for t in tensors}))
+        except Exception:  # whoever copies it in earnest will tell
+            return cls(**roots)
+        one = cls(**roots)
+        shared = one._inside.keys() & copies._inside.keys() - one._trained
+        return cls(shared, **roots) if shared else one
+
     @property
-    def shared(self) -> bool:
+    def holds_a_part(self) -> bool:
         """Whether a function has hold of a part of the object, which a copy of the object would then share."""
         return bool(self._inside.keys() & self._outside.keys())
 
@@ -99,13 +136,14 @@ class PythonState:
         if isinstance(value, _PLAIN):
             self._found[path] = value
             return
+        is_outside = is_outside or id(value) in self._shared
         seen = self._outside if is_outside else self._inside
         is_known = id(value) in seen and not isinstance(value, Tensor)
         if is_known:
             self._found[path] = _Identity(value)
             return
         if isinstance(value, types.ModuleType):
-            self._look_at_module(value, [name for name in vars(value) if not name.startswith("__")])
+            self._look_at_module(value)
             return
         if isinstance(value, type):
             self._look_at_class(path, value)
@@ -127,7 +165,7 @@ class PythonState:
         most = _SMALL_OUTSIDE if is_outside else _SMALL
         self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value, most)
         if is_outside:
-            self._undo += [undo for undo in (_undo_of(value, token), _undo_of_attributes(value)) if undo is not None]
+            self._undo += undos_of(value, token.content if isinstance(token, _Content) else None)
         if not isinstance(token, _Noise | _Content):
             for name, part in self._parts(value):
                 self._look(f"{path}{name}", part, is_outside)
@@ -140,13 +178,15 @@ class PythonState:
         if isinstance(value, types.MethodType):
             yield "", value.__func__
             yield "", value.__self__
-        elif isinstance(value, types.BuiltinMethodType):
+        elif isinstance(value, types.BuiltinMethodType | types.MethodWrapperType):
             if not isinstance(value.__self__, types.ModuleType):
                 yield "", value.__self__
         elif isinstance(value, functools.partial):
             yield "", value.func
             yield " (arguments)", [value.args, value.keywords]
         elif isinstance(value, dict):
+            if isinstance(value, defaultdict):
+                yield " (by default)", value.default_factory
             if len(value) <= _LONG:
                 for key, part in list(value.items()):
                     yield f"[{key!r}]", part
@@ -170,20 +210,27 @@ class PythonState:
                 yield f".{name}", part
         elif type(value).__module__ in _HELD_BY_C or is_iterator(value):
             yield from _reduced(value)
+        elif isinstance(value, contextvars.ContextVar):
+            yield " (value)", value.get(None)
         else:
             for name, part in list(getattr(value, "__dict__", {}).items()):
                 yield f".{name}", part
-            for name in _slots_of(value):
+            for name in slots_of(value):
                 yield f".{name}", getattr(value, name)
+            if isinstance(value, BaseException):
+                yield ".args", value.args
             yield "", type(value)
 
-    def _look_at_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
-        """What a module of the user's own has under these names, whoever changes it."""
-        if module.__name__.partition(".")[0] in _NOT_FOLLOWED:
+    def _look_at_module(self, module: types.ModuleType, names: Iterable[str] | None = None) -> None:
+        """What a module of the user's own has under these names, or all of its, whoever changes it."""
+        if not is_users(_Named(module.__name__)) or own_code.is_installed(getattr(module, "__file__", None) or ""):
             return
-        if own_code.is_installed(getattr(module, "__file__", None) or ""):
-            return
-        for name in names:
+        made_up = vars(module).get("__getattr__")
+        if names is None or made_up is not None:
+            if isinstance(made_up, types.FunctionType):
+                self._look_at_function(f"{module.__name__}.__getattr__", made_up)
+            self._look_at_all(module.__name__, vars(module))
+        for name in names or ():
             if name in vars(module) and (id(module), name) not in self._modules:
                 self._modules.add((id(module), name))
                 part = vars(module)[name]
@@ -194,6 +241,17 @@ class PythonState:
             elif name not in vars(module):
                 self._undo.append(functools.partial(vars(module).pop, name, None))
 
+    def _look_at_all(self, module: str, names: dict[str, Any]) -> None:
+        """All that a module of the user's own has, where one cannot tell what of it."""
+        if (id(names), "") in self._modules:
+            return
+        self._modules.add((id(names), ""))
+        self._undo.append(functools.partial(_drop_names, names, set(names)))
+        for name in [name for name in names if not name.startswith("__")]:
+            if not isinstance(names[name], types.ModuleType):
+                with contextlib.suppress(Refused):  # an iterator, which may be another's
+                    self._look_at_global(f"{module}.{name}", names, name)
+
     def _look_at_global(self, path: str, names: dict[str, Any], name: str) -> None:
         value = names[name]
         self._look(path, value, is_outside=True)
@@ -202,12 +260,12 @@ class PythonState:
 
     def _look_at_class(self, path: str, kind: type) -> None:
         for one in [*kind.__mro__, *type.mro(type(kind))]:
-            if id(one) in self._functions or _root(one) in _NOT_FOLLOWED:
+            if id(one) in self._functions or not is_users(one):
                 continue
             self._functions.add(id(one))
-            self._undo.append(functools.partial(_drop_new, one, set(vars(one))))
+            self._undo.append(functools.partial(drop_new, one, set(vars(one))))
             for name, value in list(vars(one).items()):
-                if name.startswith("__") and name != "__init__" and not isinstance(value, types.FunctionType):
+                if name in _OF_EVERY_CLASS and name != "__init__" and not isinstance(value, types.FunctionType):
                     continue
                 at = f"{one.__name__}.{name}"
                 value = getattr(value, "__func__", value) if isinstance(value, staticmethod | classmethod) else value
@@ -217,7 +275,9 @@ class PythonState:
                             self._look_at_function(at, function)
                 elif isinstance(value, types.FunctionType):
                     self._look_at_function(at, value)
-                elif not hasattr(value, "__get__") or isinstance(value, functools.partialmethod) or _is_own(value):
+                elif (
+                    not hasattr(value, "__get__") or isinstance(value, functools.partialmethod) or is_users(type(value))
+                ):
                     self._look(at, value, is_outside=True)
                     if isinstance(value, _PLAIN):
                         self._undo.append(functools.partial(setattr, one, name, value))
@@ -234,24 +294,38 @@ class PythonState:
                     self._undo.append(functools.partial(setattr, cell, "cell_contents", value))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._look(f"a default of {function.__name__}", default, is_outside=True)
-        if _root(function) in _NOT_FOLLOWED or "-packages" in function.__code__.co_filename:
+        if not is_users(function) or "-packages" in function.__code__.co_filename:
             return
-        self._undo.append(functools.partial(_refill, function.__dict__, dict(function.__dict__)))
+        self._undo.append(functools.partial(refill, function.__dict__, dict(function.__dict__)))
         for name, value in list(function.__dict__.items()):
             self._look(f"{function.__name__}.{name}", value, is_outside=True)
-        names = list(dict.fromkeys(_names_in(function.__code__)))
-        for name in (*names, *_texts_in(function.__code__)):
+        names = dict.fromkeys(_names_in(function.__code__))
+        self._look_at_names(names, function.__globals__, list(_texts_in(function.__code__)))
+
+    def _look_at_names(self, names: Collection[str], of_module: dict[str, Any], texts: Collection[str]) -> None:
+        """What a function's code reaches by these names, and by a text."""
+        is_by_text = not _BY_TEXT.isdisjoint(names) or ("sys" in names and "modules" in names)
+        if is_by_text:
+            self._look_at_all(str(of_module.get("__name__")), of_module)
+        asked = None if is_by_text or not _OF_MODULES_BY_TEXT.isdisjoint(names) else names
+        for name in (*names, *texts):
             # What is imported within the function, or named by a text.
-            found = function.__globals__.get(name, None if name in _NOT_FOLLOWED else sys.modules.get(name))
+            found = of_module.get(name, sys.modules.get(name))
             if isinstance(found, types.ModuleType):
-                self._look_at_module(found, names)
-            elif name in function.__globals__ and name in names:
-                self._look_at_global(f"the global {name}", function.__globals__, name)
+                self._look_at_module(found, asked)
+            elif name in of_module and name in names:
+                self._look_at_global(f"the global {name}", of_module, name)
             elif name in names:
-                self._undo.append(functools.partial(function.__globals__.pop, name, None))
-            if name in ("environ", "putenv"):
-                self._found["os.environ"] = _Noise(dict(os.environ))
-                self._undo.append(functools.partial(_put_back_environment, dict(os.environ)))
+                self._undo.append(functools.partial(of_module.pop, name, None))
+        if "environ" in names or "putenv" in names:
+            self._found["os.environ"] = _Noise(dict(os.environ))
+            self._undo.append(functools.partial(refill_where_changed, os.environ, dict(os.environ)))
+        if "getLogger" in names:
+            loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+            for logger in (logging.root, *loggers):
+                for part in (*logger.handlers, *logger.filters):
+                    if is_users(type(part)):
+                        self._look(f"a handler of the logger {logger.name}", part, is_outside=True)
 
 
 @contextlib.contextmanager
@@ -259,12 +333,25 @@ def outside_kept(**roots: Any) -> Iterator[None]:
     """Leaves what a copy shares with these objects (globals of their modules, attributes of classes) as it was."""
     kept: PythonState | None = None
     with contextlib.suppress(TooMuch):
-        kept = PythonState(**roots)
+        kept = PythonState.of_originals(**roots)
     try:
         yield
     finally:
         if kept is not None:
             kept.put_back_outside()
+
+
+def global_hooks() -> list[Any]:
+    """Hooks of all modules of the process, whichever model they were made for."""
+    found = (held for name, held in vars(modules_of_torch).items() if name.startswith("_global_") and "hooks" in name)
+    return [hook for held in found if isinstance(held, dict) for hook in held.values() if callable(hook)]
+
+
+class _Named:
+    """Has a module's name, to be judged by."""
+
+    def __init__(self, name: str) -> None:
+        self.__module__ = name
 
 
 class _Identity:
@@ -300,7 +387,7 @@ class _Items:
         self.items = [*value, *value.values()] if isinstance(value, dict) else list(value)
 
 
-_HELD_BY_C = ("array", "itertools", "collections")
+_HELD_BY_C = ("itertools", "collections")
 
 
 def is_iterator(value: Any) -> bool:
@@ -319,27 +406,6 @@ def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
         yield f"({i})", part
 
 
-def _drop_new(kind: type, names: set[str]) -> None:
-    """Takes away the attributes that a class has got since."""
-    for name in [name for name in vars(kind) if name not in names and not name.startswith("__")]:
-        delattr(kind, name)
-
-
-def _put_back_environment(before: dict[str, str]) -> None:
-    if dict(os.environ) != before:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _slots_of(value: Any) -> Iterator[str]:
-    """Names of the attributes that lie in slots of a class of the user's own."""
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ()) if _root(kind) not in _NOT_FOLLOWED else ()
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                yield name
-
-
 def _token(value: Any, most: int = _SMALL) -> Any:
     if isinstance(value, torch.Generator):
         return _Noise(value.get_state().numpy().tobytes())
@@ -354,11 +420,12 @@ def _token(value: Any, most: int = _SMALL) -> Any:
         return _Content(value, value.detach().clone() if is_small else None)
     if isinstance(value, np.ndarray):
         return _Content(value, value.copy() if value.size <= _SMALL_OUTSIDE else None)
-    if isinstance(value, bytearray):
-        return _Noise(bytes(value))
+    if isinstance(value, io.StringIO | io.BytesIO):
+        return _Noise(None if value.closed else (value.getvalue(), value.tell()))
     if isinstance(value, list | tuple | deque | set | frozenset | dict):
         return _Items(value)
-    return _Identity(value)
+    held = bytes_of(value)
+    return _Identity(value) if held is None else _Noise(held)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -403,90 +470,13 @@ def _alike(a: Any, b: Any) -> bool:
     return _same(a, b)
 
 
-def _undo_of(value: Any, token: Any) -> Callable[[], None] | None:
-    """Gives a thing that is shared what it holds now."""
-    if isinstance(value, list | deque):
-        items = list(value)
-        return lambda: _refill(value, items)
-    if isinstance(value, set | dict):
-        held = value.copy()
-        return lambda: _refill(value, held)
-    if isinstance(token, _Content) and token.content is None and isinstance(value, Tensor):
-        return functools.partial(_refuse_change, value, value._version)
-    if isinstance(token, _Content) and token.content is not None:
-        if isinstance(value, Tensor):
-            return lambda: _copy_into(value, token.content)
-        return lambda: np.copyto(value, token.content) if value.flags.writeable else None
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: (value.set_state(state), None)[1]
-    if isinstance(value, random.Random):
-        return functools.partial(value.setstate, token.state)
-    if isinstance(value, np.random.Generator):
-        drawn = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", drawn)
-    if isinstance(value, np.random.RandomState):
-        return functools.partial(value.set_state, value.get_state(legacy=False))
-    if isinstance(value, bytearray | array.array):
-        numbers = value[:]
-        return lambda: operator.setitem(value, slice(None), numbers)
-    return None
-
-
-def _undo_of_attributes(value: Any) -> Callable[[], None] | None:
-    """Gives a thing that is shared the attributes it has now."""
-    if isinstance(value, types.ModuleType | nn.Module):
-        return None
-    slots = {name: getattr(value, name) for name in _slots_of(value)}
-    attributes = getattr(value, "__dict__", None)
-    before = dict(attributes) if isinstance(attributes, dict) else None
-    if not slots and before is None:
-        return None
-
-    def put_back() -> None:
-        _put_back_slots(value, slots)
-        if before is not None:
-            _refill(value.__dict__, before)
-
-    return put_back
-
-
-def _put_back_slots(value: Any, slots: Mapping[str, Any]) -> None:
-    for name, part in slots.items():
-        if getattr(value, name, None) is not part:
-            setattr(value, name, part)
-
-
-def _refuse_change(tensor: Tensor, version: int) -> None:
-    if tensor._version != version:
-        raise Refused(
-            f"A tensor of shape {tuple(tensor.shape)} that is not the model's own (a global, or an attribute of a "
-            "class) changes while it computes, and is too large to be put back after a trial. Make it an attribute of "
-            "the model, or a buffer."
-        )
-
-
-def _refill(value: Any, items: Any) -> None:
-    value.clear()
-    if isinstance(value, list | deque):
-        value.extend(items)
-    else:
-        value.update(items)
-
-
-def _copy_into(tensor: Tensor, content: Tensor) -> None:
-    with torch.no_grad():
-        if not torch.equal(tensor.detach(), content):
-            tensor.detach().copy_(content)
-
-
 def _is_empty(part: Any) -> bool:
     return isinstance(part, dict | set | list) and not part
 
 
-def _is_own(value: Any) -> bool:
-    """Whether a thing is of a class of the user's own."""
-    return _root(type(value)) not in _NOT_FOLLOWED
+def _drop_names(holder: dict[str, Any], names: set[str]) -> None:
+    for name in [name for name in holder if name not in names]:
+        del holder[name]
 
 
 def _names_in(code: types.CodeType) -> Iterator[str]:
@@ -503,7 +493,3 @@ def _texts_in(code: types.CodeType) -> Iterator[str]:
             yield from _texts_in(constant)
         elif isinstance(constant, str) and constant in sys.modules:
             yield constant
-
-
-def _root(value: Any) -> str:
-    return str(getattr(value, "__module__", "") or "").partition(".")[0]

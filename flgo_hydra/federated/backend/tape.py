@@ -23,6 +23,10 @@ class CannotRecord(Exception):
     """Replaying the operations would not be what the function does; the message says why."""
 
 
+class ReadsNumbers(CannotRecord):
+    """Numbers leave torch, for Python to look at."""
+
+
 @dataclass(eq=False)
 class Op:
     """One call of an ATen operation. Tensors in `args`, `kwargs` and `outputs` are the values, told apart by `is`."""
@@ -98,12 +102,12 @@ def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
     with readers_noticed(read.append), _Recorder() as recorder:
         returned = function()
     if read:
-        raise CannotRecord(f"it reads numbers from tensors ({read[0]})")
+        raise ReadsNumbers(f"it reads numbers from tensors ({read[0]})")
     if _python_noise() != noise:
         raise CannotRecord("it draws random numbers from Python or numpy")
     for op in recorder.ops:
         if torch.Tag.data_dependent_output in op.function.tags:
-            raise CannotRecord(f"it reads numbers from tensors ({op.name})")
+            raise ReadsNumbers(f"it reads numbers from tensors ({op.name})")
         if torch.Tag.dynamic_output_shape in op.function.tags and not _picks_by_position(op):
             raise CannotRecord(f"shapes depend on numbers ({op.name})")
     return recorder.ops, returned

@@ -1,5 +1,6 @@
 """Algorithms as users write them, each with what is odd about it, and what a run has to make of it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -574,6 +575,14 @@ class WholeNumbers(Algorithm):
 class ReadsText(Algorithm):
     def correct(self, grads, params, client, hyper):
         scale = {"0.1": 0.5, "0.05": 0.25, "0.03": 0.75}.get(str(hyper["lr"]), 1.0)
+        return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("the learning rate in JSON")
+class WritesJson(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        text = json.dumps(hyper["lr"], default=str)
+        scale = {"0.1": 0.5, "0.05": 0.25, "0.03": 0.75}.get(text, 1.0)
         return {n: scale * g for n, g in grads.items()}
 
 

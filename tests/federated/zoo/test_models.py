@@ -2,6 +2,7 @@
 
 import pytest
 
+from . import hidden  # noqa: F401 - into the zoo
 from .checks import each, hold
 from .models import MODELS
 
@@ -11,11 +12,7 @@ pytestmark = [
 ]
 
 _SHARED = "runs that go apart share the process here, and what is outside the model; a launcher gives each its own"
-_OUTSIDE = ("GlobalState", "ClassCounter", "OtherModule", "OtherModulesDict", "OtherModulesNoise", "FunctionAttribute")
-KNOWN = {
-    name: (("fused",), _SHARED)
-    for name in (*_OUTSIDE, "LargeGlobal", "ImportsInside", "MetaclassCounter", "MadeByNeed")
-}
+KNOWN = {name: (("fused",), _SHARED) for name, model in MODELS.items() if model.is_outside}
 
 
 @each(MODELS, KNOWN)

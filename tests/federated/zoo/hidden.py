@@ -1,0 +1,291 @@
+"""Models that count their calls where nobody would look: each scales its outputs by how often it was called.
+
+The count changes every step, so that a recording or a call for many clients would show it, and so would a trial that
+left a trace.
+"""
+
+import collections
+import contextvars
+import ctypes
+import io
+import itertools
+import logging
+import shutil
+import sqlite3
+import sys
+import tempfile
+import threading
+import types
+import weakref
+from pathlib import Path
+
+import torch
+
+from . import by_getattr
+from .models import Body, zoo
+
+_COUNT = 0
+_VARIABLE = contextvars.ContextVar("calls", default=0)
+_NUMBER = ctypes.c_long(0)
+_TEXT = io.StringIO()
+_BYTES = io.BytesIO()
+_KEY = type("Key", (), {})()
+_WEAK = weakref.WeakKeyDictionary()
+_ERROR = ValueError(0)
+_SPACE = types.SimpleNamespace(calls=0)
+_COUNTER = collections.Counter()
+_LOCAL = threading.local()
+_BY_NEED = collections.defaultdict(itertools.count().__next__)
+_VIEW = memoryview(bytearray(8))
+_QUEUE = collections.deque([0], maxlen=1)
+_FOLDER = Path(tempfile.mkdtemp())
+
+
+class _Handler(logging.Handler):
+    calls = 0
+
+    def emit(self, record):
+        self.calls += 1
+
+
+def _forget():
+    global _COUNT
+    _COUNT = 0
+    _VARIABLE.set(0)
+    _NUMBER.value = 0
+    for stream in (_TEXT, _BYTES):
+        stream.seek(0)
+        stream.truncate()
+    _WEAK.clear()
+    _WEAK[_KEY] = 0
+    _ERROR.args = (0,)
+    _SPACE.calls = 0
+    _COUNTER.clear()
+    _LOCAL.calls = 0
+    _BY_NEED.default_factory = itertools.count().__next__
+    _BY_NEED.clear()
+    _VIEW[0] = 0
+    _QUEUE.append(0)
+    by_getattr.calls = 0
+    Dunder.__calls__ = 0
+    OtherDunder.by_text = 0
+    shutil.rmtree(_FOLDER)
+    _FOLDER.mkdir()
+    logging.getLogger("zoo.hidden").handlers = [_Handler()]
+    logging.getLogger("zoo.hidden").propagate = False
+    logging.getLogger("zoo.hidden").setLevel(logging.INFO)
+
+
+class Counted(Body):
+    """What its outputs are times follows from `count`, which counts a call."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs * min(1.0, 0.3 + self.count() / 40) if self.training else outputs
+
+    def count(self):
+        raise NotImplementedError
+
+
+def hidden(why, **more):
+    return zoo(why, before=_forget, is_one_model=True, is_outside=True, **more)
+
+
+@hidden("a global reached by a text")
+class GlobalByText(Counted):
+    def count(self):
+        globals()["_COUNT"] += 1
+        return globals()["_CO" + "UNT"]
+
+
+@hidden("a global set in the module, found by its name")
+class ModuleByText(Counted):
+    def count(self):
+        module = sys.modules[type(self).__module__]
+        setattr(module, "_CO" + "UNT", getattr(module, "_CO" + "UNT") + 1)
+        return getattr(module, "_CO" + "UNT")
+
+
+@hidden("a global in a dictionary of the module's names")
+class ModulesVars(Counted):
+    def count(self):
+        names = vars(sys.modules[__name__])
+        names["_CO" + "UNT"] += 1
+        return names["_CO" + "UNT"]
+
+
+@hidden("a global changed by a statement in a text")
+class ByExec(Counted):
+    def count(self):
+        exec("_CO" + "UNT += 1", globals())
+        return eval("_CO" + "UNT")
+
+
+@hidden("a name that a module makes up")
+class ByModulesGetattr(Counted):
+    def count(self):
+        return by_getattr.made_up
+
+
+@hidden("a context variable")
+class ByContextVariable(Counted):
+    def count(self):
+        _VARIABLE.set(_VARIABLE.get() + 1)
+        return _VARIABLE.get()
+
+
+@hidden("a number of C's")
+class ByCType(Counted):
+    def count(self):
+        _NUMBER.value += 1
+        return _NUMBER.value
+
+
+@hidden("a text in memory")
+class ByStringIO(Counted):
+    def count(self):
+        _TEXT.write("x")
+        return len(_TEXT.getvalue())
+
+
+@hidden("bytes in memory")
+class ByBytesIO(Counted):
+    def count(self):
+        _BYTES.write(b"x")
+        return len(_BYTES.getvalue())
+
+
+@hidden("a dictionary of weak keys")
+class ByWeakKeys(Counted):
+    def count(self):
+        _WEAK[_KEY] = _WEAK.get(_KEY, 0) + 1
+        return _WEAK[_KEY]
+
+
+@hidden("what a logger's handler counts")
+class ByHandler(Counted):
+    def count(self):
+        logger = logging.getLogger("zoo.hidden")
+        logger.info("a call")
+        return logger.handlers[0].calls
+
+
+@hidden("an attribute of the class with underscores around")
+class Dunder(Counted):
+    __calls__ = 0
+
+    def count(self):
+        type(self).__calls__ += 1
+        return self.__calls__
+
+
+@hidden("an attribute of the class, set by a text")
+class OtherDunder(Counted):
+    by_text = 0
+
+    def count(self):
+        setattr(type(self), "by" + "_text", getattr(self, "by" + "_text") + 1)
+        return self.by_text
+
+
+@hidden("what an error was raised with")
+class ByError(Counted):
+    def count(self):
+        _ERROR.args = (_ERROR.args[0] + 1,)
+        return _ERROR.args[0]
+
+
+@hidden("a namespace")
+class ByNamespace(Counted):
+    def count(self):
+        _SPACE.calls += 1
+        return _SPACE.calls
+
+
+@hidden("a counter of things")
+class ByCounter(Counted):
+    def count(self):
+        _COUNTER["calls"] += 1
+        return _COUNTER["calls"]
+
+
+@hidden("what belongs to a thread")
+class ByThread(Counted):
+    def count(self):
+        _LOCAL.calls += 1
+        return _LOCAL.calls
+
+
+@zoo("numbers that a dictionary hands out", before=_forget, expect="is an iterator")
+class ByDefault(Counted):
+    def count(self):
+        return _BY_NEED[len(_BY_NEED)]
+
+
+@hidden("a view of bytes")
+class ByView(Counted):
+    def count(self):
+        _VIEW[0] += 1
+        return _VIEW[0]
+
+
+@hidden("the only item of a queue")
+class ByQueue(Counted):
+    def count(self):
+        _QUEUE.append(_QUEUE[0] + 1)
+        return _QUEUE[0]
+
+
+@hidden("a file that grows")
+class ByFile(Counted):
+    def count(self):
+        path = _FOLDER / "calls"
+        with path.open("a") as file:
+            file.write("x")
+        return path.stat().st_size
+
+
+@hidden("a table in a database")
+class ByDatabase(Counted):
+    def count(self):
+        with sqlite3.connect(_FOLDER / "calls.db") as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS calls (number)")
+            connection.execute("INSERT INTO calls VALUES (1)")
+            [(number,)] = connection.execute("SELECT COUNT(*) FROM calls")
+        connection.close()
+        return number
+
+
+@hidden("a folder that files are made in")
+class ByFolder(Counted):
+    def count(self):
+        (_FOLDER / str(len(list(_FOLDER.iterdir())))).mkdir()
+        return len(list(_FOLDER.iterdir()))
+
+
+@zoo("an attribute that is its own copy", before=_forget, is_one_model=True)
+class OwnDeepcopy(Counted):
+    class Calls:
+        number = 0
+
+        def __deepcopy__(self, memo):
+            return self
+
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.calls = self.Calls()
+
+    def count(self):
+        self.calls.number += 1
+        return self.calls.number
+
+
+@zoo("a counter of its own, reached by text", is_one_model=True)
+class OwnByText(Counted):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.number = torch.zeros(()).item()
+
+    def count(self):
+        vars(self)["num" + "ber"] += 1
+        return self.number
