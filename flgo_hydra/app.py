@@ -127,7 +127,9 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
     state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience(conf.followed))
     model = compose.parameters(conf.model)
     with ctrl_c_at_round_boundary() as is_interrupted:
-        watcher = Watcher(replace(conf, checkpoint_interval=0), paths, device, reporter.current(), is_interrupted)
+        content = flgo_runner.data_sha256(conf.task)
+        settings = replace(conf, checkpoint_interval=0)
+        watcher = Watcher(settings, paths, device, reporter.current(), is_interrupted, data_sha256=content)
         watcher.resume(state)
         try:
             status = flgo_runner.run_rounds(conf, conf.task, algorithm, model, str(device), state, watcher)
@@ -135,4 +137,5 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
             watcher.progress.close()
     if status == "stopped":
         raise KeyboardInterrupt(f"stopped after round {state.round_num}; a run of FLGo's starts again from round 0")
-    return result_of(conf, state, status, device, watcher.prune_reason or "", {"backend": "flgo"}, watcher.record)
+    reason, engine = watcher.prune_reason or "", {"backend": "flgo"}
+    return result_of(conf, state, status, device, reason, engine, watcher.record, data_sha256=content)

@@ -5,6 +5,7 @@ value; nothing else compares two results. The direction of our own metrics is kn
 guessed from its name: the user says it (`monitor_mode`).
 """
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ class Monitor:
         if mode is not None and mode not in MODES:
             raise ValueError(f"`monitor_mode` must be one of {', '.join(MODES)}, but got {mode!r}.")
         if mode is None and metric not in KNOWN:
+            near = difflib.get_close_matches(metric, KNOWN, n=1, cutoff=0.8)
             raise ValueError(
-                f"`monitor={metric}` is none of our metrics ({', '.join(KNOWN)}), so it must be said which way it is "
-                "better: `monitor_mode=min` or `monitor_mode=max`."
+                f"`monitor={metric}` is none of our metrics ({', '.join(KNOWN)})"
+                + (f". Did you mean `{near[0]}`? A metric of your own needs" if near else ", so it needs")
+                + " the way in which it is better: `monitor_mode=min` or `monitor_mode=max`."
             )
         return Monitor(metric, KNOWN[metric] if mode is None else mode == "max")
 

@@ -25,7 +25,7 @@ from torch.utils.data import Subset
 
 from flgo_hydra import reference
 from flgo_hydra.config import FlgoConf, OptionConf, TaskConf
-from flgo_hydra.federated.flgo_task import is_task_folder
+from flgo_hydra.federated.flgo_task import is_task_folder, task_sha256
 from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.rounds import RunState, Status, Watcher
 from flgo_hydra.federated.training import ServerState
@@ -71,6 +71,16 @@ def check(option: OptionConf, task: TaskConf, algorithm: FlgoConf, model: Mappin
             f"model._target_=my_models.Net`), but got model={model['name']}."
         )
     _import_algorithm(algorithm.module)
+
+
+def data_sha256(task: TaskConf) -> str:
+    """A hash of the task's content as a run of ours has it; where the samples are not among ours, of FLGo's folder."""
+    from flgo_hydra.federated.task import build_task
+
+    try:
+        return build_task(task).data_sha256
+    except ValueError:
+        return task_sha256(task.path)
 
 
 def flgo_option(option: OptionConf, task: TaskConf, algorithm: FlgoConf, device: str) -> dict[str, Any]:

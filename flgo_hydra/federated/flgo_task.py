@@ -9,6 +9,7 @@ Images are normalised as FLGo's benchmarks do it. What FLGo draws when it starts
 held out for validation) is not in the folder; here `task.train_holdout` and `task.seed` decide it.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def flgo(path: str | None, data_dir: str, data: str | None = None) -> Arrays:
 def is_task_folder(path: str) -> bool:
     """Whether the folder is one that FLGo wrote."""
     return Path(path, "data.json").is_file() and Path(path, "info").is_file()
+
+
+def task_sha256(path: str | None) -> str:
+    """A hash of what FLGo has written into a task folder: which samples are whose. The samples lie elsewhere.
+
+    Raises:
+        ValueError: it is no task folder.
+    """
+    _read_info(path)
+    assert path is not None
+    content = hashlib.sha256()
+    for name in ("info", "data.json"):
+        content.update(Path(path, name).read_bytes())
+    return content.hexdigest()
 
 
 def read_benchmark(path: str) -> str:

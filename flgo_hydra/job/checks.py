@@ -28,12 +28,14 @@ def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
     """
     from flgo_hydra.federated.task import build_task
 
+    task, known = None, {} if data is None else data
     if isinstance(conf.algorithm, FlgoConf):  # FLGo reads the task
         from flgo_hydra.federated import flgo_runner
 
         flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
+        if data is not None and repr(conf.task) not in data:
+            data[repr(conf.task)] = flgo_runner.data_sha256(conf.task)
         return None
-    task, known = None, {} if data is None else data
     if repr(conf.task) not in known:
         task = build_task(conf.task)
         known[repr(conf.task)] = task.data_sha256

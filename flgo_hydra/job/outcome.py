@@ -44,12 +44,14 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
 
 
 def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
+    from flgo_hydra.federated import flgo_runner
     from flgo_hydra.federated.task import build_task
 
-    if not finished.data_sha256 or isinstance(conf.algorithm, FlgoConf):
+    if not finished.data_sha256:
         return
     try:
-        now = build_task(conf.task).data_sha256
+        is_flgos = isinstance(conf.algorithm, FlgoConf)
+        now = flgo_runner.data_sha256(conf.task) if is_flgos else build_task(conf.task).data_sha256
     except ValueError:  # they are not here: a result can be read without them
         return
     if now != finished.data_sha256:
@@ -65,16 +67,20 @@ def record_failure(paths: RunPaths, error: Exception) -> None:
     write_failure(paths, Failure(type(error).__name__, str(error), text))
 
 
+_NO_BEST = "`{}` was finite in no round, so there is no best one"
+
+
 def describe(result: RunResult) -> str:
     """One line on how a run ended."""
     if result.status == "diverged":
         return f"diverged: {result.message}"
+    end = f"{result.status.replace('_', ' ')} after round {result.last_round}"
+    if not result.best:
+        return f"{end}: {_NO_BEST.format(result.monitor.metric)}"
     others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
     extra = f" ({summarize(others)})" if others else ""
-    return (
-        f"{result.status.replace('_', ' ')} after round {result.last_round}: best {result.monitor.metric} "
-        f"{result.objective:.6f} at round {result.best_round}{extra}, {duration(result.seconds)}"
-    )
+    best = f"best {result.monitor.metric} {result.objective:.6f} at round {result.best_round}"
+    return f"{end}: {best}{extra}, {duration(result.seconds)}"
 
 
 def result_of(
@@ -109,6 +115,8 @@ def result_of(
         what = f"the loss is not finite at round {state.round_num} ({summarize(losses)})"
         is_told = not all(map(math.isfinite, losses.values()))
         message = what if is_told else f"every client's model has nan parameters at round {state.round_num}"
+    elif not state.best and not message:
+        message = _NO_BEST.format(state.patience.monitor.metric)
     on_gpu = device.type == "cuda"
     return RunResult(
         status=str(status),

@@ -284,7 +284,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}\n{versions('torch', 'numpy')}", flush=True)
-    constants = dict(cost.SECONDS["cpu"])
+    constants = dict(cost.SECONDS["cpu"][0])
     found = []
     chosen = random_cases(given.random, given.seed) if given.random else cases(given.quick)
     for case in chosen + random_cases(NUM_FITTED, 0) if given.fit else chosen:
@@ -297,7 +297,7 @@ def main() -> None:
         constants = fit(found, constants)
         for one in found:
             times = {name: one.modelled(name, constants) for name in one.seconds}
-            one.choice = cost.faster(times, one.cohort)
+            one.choice = cost.faster([times], one.cohort)
     share, worst = report(found, constants)
     if given.fit:
         print(json.dumps(constants, indent=4))

@@ -97,6 +97,14 @@ def test_the_numbers_are_those_that_flgo_records_itself(tiny, command, made):
         assert [line[name.replace("val_", "valid_")] for line in ours] == theirs
     result = read_result(RunPaths(Path("same")))
     assert result.status == "completed" and result.versions["flgo"] and result.model["name"] == "flgo"
+    assert len(result.data_sha256) == 64
+    info, before = Path("tiny/info"), Path("tiny/info").read_text()
+    try:
+        info.write_text(before.replace("}", ', "more": 1}', 1))
+        assert "holds the result of other data" in command(*MOON, *SMALL, "hydra.run.dir=same").err
+    finally:
+        info.write_text(before)
+    assert "already finished" in command(*MOON, *SMALL, "hydra.run.dir=same").out
 
 
 @pytest.mark.flgo
@@ -127,7 +135,7 @@ def test_its_algorithms_sweep_stop_early_and_diverge_like_ours(made):
         (["model=mlp"], "trains the benchmark's model"),
         (["task.path=."], "needs a task folder that FLGo's gen_task has written"),
         (["dtype=float64"], "`dtype` has no effect with algorithm=flgo"),
-        (["monitor=valid_f1"], "`monitor=valid_f1` is not among the metrics of round 0"),
+        (["monitor=valid_f1", "monitor_mode=max"], "`monitor=valid_f1` is not among the metrics of round 0"),
     ],
 )
 def test_what_flgo_cannot_run_is_said(tiny, command, made, arguments, says):

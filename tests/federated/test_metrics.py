@@ -31,6 +31,7 @@ def gone(record):
 def wrong(): return 3
 def taken(): return {"valid_loss": 0.0}
 def text(): return {"worst": "much"}
+def never(): return {"never": float("nan")}
 not_callable = 3
 '''
 SMALL = ["task.num_clients=4", "num_rounds=5", "num_steps=1"]
@@ -92,7 +93,8 @@ def test_an_accuracy_is_maximized_unless_told_otherwise(make_conf):
         (["monitor=early", "monitor_mode=min", "metrics=my_metrics.gone"], "is not among the metrics of round 2"),
         (["monitor_mode=up"], "`monitor_mode` must be one of min, max, but got 'up'"),
         # Which way a metric of one's own is better is not guessed from its name.
-        (["monitor=macro_f1"], "so it must be said which way it is better: `monitor_mode=min` or `monitor_mode=max`."),
+        (["monitor=macro_f1"], "so it needs the way in which it is better: `monitor_mode=min` or `monitor_mode=max`."),
+        (["monitor=valid_acuracy"], "Did you mean `valid_accuracy`?"),
         (["monitor=worst_loss", "metrics=my_metrics.worst_client"], "`monitor=worst_loss` is none of our metrics"),
         (["monitor=my_accuracy", "metrics=my_metrics.worst_client"], "`monitor=my_accuracy` is none of our metrics"),
         (["metrics=my_metrics.absent"], "the module 'my_metrics' has no 'absent'"),
@@ -106,6 +108,13 @@ def test_what_is_wrong_is_said_as_soon_as_it_can_be_known(run, arguments, says):
     done, rounds, result = run(*arguments)
     assert done.status == 1 and says in done.err and result is None
     assert len(rounds) == (2 if "round 2" in says else 0), "nothing is trained before round 0 is complete"
+
+
+def test_a_metric_that_is_never_finite_has_no_best_round(run):
+    done, rounds, result = run("metrics=my_metrics.never", "monitor=never", "monitor_mode=min")
+    assert done.status == 0 and len(rounds) == 6
+    assert "completed after round 5: `never` was finite in no round, so there is no best one" in done.out
+    assert result.best == {} and result.message.startswith("`never` was finite in no round")
 
 
 def test_a_sweep_is_decided_by_the_monitor(command, empty_folder):

@@ -20,8 +20,11 @@ _CHANGES = (
     *(f"shutil.{name}" for name in ("copyfile", "move", "rmtree", "make_archive", "unpack_archive")),
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_OF_PYTHON = ("<frozen importlib", "<frozen zipimport", f"{os.sep}logging{os.sep}__init__.py", "linecache.py")
-"""Files of callers that import, log, or look up a line of code."""
+_NOBODYS = (
+    *("<frozen importlib", "<frozen zipimport", "linecache.py", os.path.join("logging", "__init__.py")),
+    *(os.path.join("torch", part) for part in ("_dynamo", "_inductor")),
+)
+"""Files of callers that import, log, look up a line of code, or compile: what they keep is a cache."""
 
 
 class ReachesBeyond(BaseException):
@@ -48,7 +51,7 @@ class Beyond:
         """Takes note of an audit event, and raises `ReachesBeyond` where it is about to change something."""
         if event == "open":
             path, _, flags = args
-            if not isinstance(path, str | bytes | os.PathLike) or _is_of_python():
+            if not isinstance(path, str | bytes | os.PathLike) or _is_nobodys():
                 return
             name = os.fsdecode(path)
             if not flags & _WRITING:
@@ -56,7 +59,7 @@ class Beyond:
                 return
             self.changes = self.changes or name
         elif event in _CHANGES:
-            if _is_of_python():
+            if _is_nobodys():
                 return
             self.changes = self.changes or f"{event} {args[0] if args else ''}".strip()
         else:
@@ -90,12 +93,12 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
         _listening[-1].hear(event, args)
 
 
-def _is_of_python() -> bool:
+def _is_nobodys() -> bool:
     frame = sys._getframe(2)
     for _ in range(40):
         if frame is None:
             return False
-        if any(part in frame.f_code.co_filename for part in _OF_PYTHON):
+        if any(part in frame.f_code.co_filename for part in _NOBODYS):
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

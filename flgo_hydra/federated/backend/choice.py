@@ -135,13 +135,13 @@ class ChosenBackend:
         """Decides by what a run of so many rounds would take."""
         self.amounts = {"loop": loop_amounts(load), "vmap": vmap_amounts(load, lanes)}
         self.setup = {"loop": loop_setup(load), "vmap": vmap_setup(load, lanes)}
-        constants = SECONDS[device]
-        self._seconds = {name: seconds_of(amounts, constants) for name, amounts in self.amounts.items()}
-        total = {
-            name: seconds + seconds_of(self.setup[name], constants) / num_rounds
-            for name, seconds in self._seconds.items()
-        }
-        self.choose(faster(total, load.cohort), "cost model")
+        totals = []
+        for constants in SECONDS[device]:
+            seconds = {name: seconds_of(amounts, constants) for name, amounts in self.amounts.items()}
+            self._seconds = self._seconds or seconds
+            once = {name: seconds_of(amounts, constants) / num_rounds for name, amounts in self.setup.items()}
+            totals.append({name: value + once[name] for name, value in seconds.items()})
+        self.choose(faster(totals, load.cohort), "cost model")
 
     @property
     def form(self) -> dict[str, Any]:
