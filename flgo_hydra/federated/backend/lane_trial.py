@@ -6,19 +6,19 @@ side by side. All kinds of steps that a run can take are made ready and tried be
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import nn
 
 from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
+from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.mixing import why_mixed
-from flgo_hydra.federated.backend.trial import Difference, Differs, few, is_wide, verdict, widened
+from flgo_hydra.federated.backend.trial import Differs, few, is_wide, verdict, widened
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
@@ -91,8 +91,7 @@ def _verdict(
     """What the lanes do otherwise than plain steps, or nothing."""
     ends = [0, len(loops) - 1] if len(loops) > 1 else [0]
 
-    def native(is_rounded: bool) -> Difference | None:
-        return lanes.differs(plain, servers, numbers, is_rounded)
+    differences = LaneDifferences(lanes, plain, servers, numbers)
 
     def wide() -> Differs | None:
         data = few(loops[0].data, 2 * extent.width + 1)
@@ -106,10 +105,10 @@ def _verdict(
         if ours.record(extent.kinds, [numbers[run] for run in ends]):
             return None
         some = [widened(servers[run]) for run in ends]
-        return partial(ours.differs, theirs, some, [numbers[run] for run in ends])
+        return LaneDifferences(ours, theirs, some, [numbers[run] for run in ends]).of_steps
 
     try:
-        found = verdict(native, wide, next(iter(loops[0].params.values())).dtype)
+        found = verdict(differences.of_steps, wide, next(iter(loops[0].params.values())).dtype)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what the plain step raises, it will raise again
@@ -120,4 +119,4 @@ def _verdict(
     num_steps = [[extent.most_steps] * lanes.size]
     if extent.least_steps < extent.most_steps and lanes.size > 1:
         num_steps.append([extent.most_steps if lane % 2 == 0 else extent.least_steps for lane in range(lanes.size)])
-    return next((why for steps in num_steps if (why := lanes.finish_differs(servers, numbers, steps))), "")
+    return next((why for steps in num_steps if (why := differences.of_messages(steps))), "")

@@ -28,10 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
-from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
-from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
@@ -41,7 +39,6 @@ from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, ReadsNumbers, record
-from flgo_hydra.federated.backend.trial import Difference, difference, rounded
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
@@ -49,8 +46,6 @@ from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
-_FILLINGS = 8
-"""Of smaller batches, that a trial of masked steps takes at least."""
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
 
@@ -115,8 +110,8 @@ class Lanes:
         graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
-        self._model, self._data, self._recipe, self._extent = model, data, recipe, extent
-        self._clients = clients_per_run
+        self._model, self._data, self.recipe, self.extent = model, data, recipe, extent
+        self.clients_per_run = clients_per_run
         self.tensors = LaneTensors(like, recipe.algorithm, recipe.num_slots, num_runs, clients_per_run, numbers)
         self._compiles = compiles
         self._device = data.x_train.device
@@ -141,6 +136,11 @@ class Lanes:
         return any(kind.program is not None for kind in self._kinds.values())
 
     @property
+    def kinds(self) -> list[int]:
+        """Of steps that are ready: the batch size that all lanes share, or `MASKED`."""
+        return sorted(self._kinds)
+
+    @property
     def size(self) -> int:
         """H."""
         return self.tensors.size
@@ -148,14 +148,14 @@ class Lanes:
     def _make_dual(self, params: Tensors) -> DualLayers | None:
         if not self._data.x_train.is_floating_point():  # ids: what has as many columns as they are looks them up
             return None
-        n, num_inputs = self._extent.most_samples, self._data.x_train[0].numel()
+        n, num_inputs = self.extent.most_samples, self._data.x_train[0].numel()
         names = {
             id(self.tensors.params[name]): name
             for name, p in params.items()
-            if p.dim() == 2 and p.shape[1] == num_inputs and dual_pays(self._extent, *p.shape)
+            if p.dim() == 2 and p.shape[1] == num_inputs and dual_pays(self.extent, *p.shape)
         }
-        num_runs = self.size // self._clients
-        return DualLayers(self._data.x_train, num_runs, self._clients, n, names) if names else None
+        num_runs = self.size // self.clients_per_run
+        return DualLayers(self._data.x_train, num_runs, self.clients_per_run, n, names) if names else None
 
     @property
     def note(self) -> dict[str, Any]:
@@ -191,12 +191,17 @@ class Lanes:
         elsewhere = self._dual.names if self._dual is not None else set()
         self.tensors.begin(servers, numbers, kept, elsewhere, self._is_read)
         if self._dual is not None:
-            self._visited = Visited(orders, self._extent.most_samples)
+            self._visited = Visited(orders, self.extent.most_samples)
             self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self.tensors.start)
 
     def run(self, orders: Sequence[Order]) -> None:
         """Takes all local steps of the clients in the lanes."""
         self._run(self._steps(orders))
+
+    def take(self, steps: Sequence[StepArrays]) -> None:
+        """Takes these steps, and brings what they change into the lanes' tensors."""
+        self._run(self._to_device(steps))
+        self.put_weights()
 
     def mean(self, weights: np.ndarray, num_steps: Sequence[int]) -> tuple[State, Tensors, State]:
         """What each run's server receives, and what the clients keep: `LaneTensors.mean`."""
@@ -216,7 +221,7 @@ class Lanes:
 
     def _steps(self, orders: Sequence[Order]) -> list[Step]:
         """The steps of the lanes' clients, on the device."""
-        return self._to_device(schedule(orders, self._extent.sizes, self._extent.width))
+        return self._to_device(schedule(orders, self.extent.sizes, self.extent.width))
 
     def _to_device(self, arrays: Sequence[StepArrays]) -> list[Step]:
         """Brings a round's steps to the device in one go."""
@@ -292,12 +297,12 @@ class Lanes:
 
     def _next(self, kind: Kind, count: Any, hyper: Hyper) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
-        algorithm, data, own = self._recipe.algorithm, self._data, self.tensors
+        algorithm, data, own = self.recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_masked
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
 
         def loss(params: Tensors, buffers: Tensors, x: Tensor, y: Tensor, weights: Tensor | None) -> Any:
-            norms = nullcontext() if weights is None else MaskedBatchNorm(weights, self._extent.least)
+            norms = nullcontext() if weights is None else MaskedBatchNorm(weights, self.extent.least)
             given = {**params, **buffers, **own.frozen}
             with norms:
                 outputs = functional_call(self._model, given, (x,))
@@ -316,7 +321,7 @@ class Lanes:
             hyper: Hyper,
             settings: Mapping[str, Any],
         ) -> Any:
-            return self._recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
+            return self.recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
 
         with torch.enable_grad():
             losses, anew = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
@@ -391,7 +396,7 @@ class Lanes:
             kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
         self._kinds[number] = kind
         if self._plans:
-            kind.add_plan(self._extent.most_steps, self._dual is not None, self._count if kind.counts else None)
+            kind.add_plan(self.extent.most_steps, self._dual is not None, self._count if kind.counts else None)
         return ""
 
     def _record(self, kind: Kind, samples: VisitedSamples | None) -> Program | None:
@@ -405,7 +410,7 @@ class Lanes:
         return next((why for number in numbers if (why := self._add(number))), "")
 
     def _empty_kind(self, number: int) -> Kind:
-        shape = (self.size, number or self._extent.width)
+        shape = (self.size, number or self.extent.width)
         x, y = self._data.x_train, self._data.y_train
         rows = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=self._device)
         weights = torch.zeros(shape, dtype=self.tensors.dtype, device=self._device) if number == MASKED else None
@@ -418,12 +423,12 @@ class Lanes:
         kind = self._kinds[number]
         if kind.program is None or self._why_no_graph:
             return
-        orders = self._try_orders(number)
-        kept = self._kept_at_trial()
+        orders = self.orders_at_trial(number)
+        kept = self.kept_at_trial()
 
         def restart() -> None:
             self.begin(servers, numbers, orders, kept)
-            steps = self._to_device(schedule(orders, {number}, number or self._extent.width))
+            steps = self._to_device(schedule(orders, {number}, number or self.extent.width))
             self._plan_of(number).fill(steps[:1])
 
         def results() -> list[Tensor]:
@@ -439,150 +444,20 @@ class Lanes:
             self._why_no_graph = one_line(error)
             _log.warning("local steps run without a CUDA graph: %s", self._why_no_graph)
 
-    # Trials.
+    # What trials take (`lane_trial.py`).
 
-    def differs(
-        self,
-        plain: Mapping[int, LoopBackend],
-        servers: Sequence[ServerState],
-        numbers: Sequence[Numbers],
-        is_rounded: bool,
-    ) -> Difference | None:
-        """The worst difference between steps in the lanes and plain ones of the first, second and last lane.
-
-        Args:
-            plain: steps on copies of the first and the last run's model, by number.
-            servers, numbers: of the runs, P.
-            is_rounded: a difference as large as a rounding of the parameters makes is none.
-        """
-        with torch.no_grad():
-            for number in sorted(self._kinds):
-                orders = self._try_orders(number)
-                kept = self._kept_at_trial()
-                self.begin(servers, numbers, orders, kept)
-                self._run(self._to_device(schedule(orders, {number}, number or self._extent.width)))
-                self.put_weights()
-                for lane in sorted({0, 1 % self._clients, self.size - 1}):
-                    run = lane // self._clients
-                    loop, server = plain[run], servers[run]
-                    state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
-                    client = Client(server.params, server.state, state)
-                    rows = [torch.from_numpy(batch).to(self._device) for batch in orders[lane].batches()]
-                    theirs = loop.after(rows, server, client, numbers[run].hyper)
-                    noise = loop.after(rows, rounded(server), client, numbers[run].hyper) if is_rounded else None
-                    ours = {n: t[lane].detach() for n, t in {**self.tensors.params, **self.tensors.buffers}.items()}
-                    theirs = {name: theirs[name] for name in ours}
-                    before = {**server.params, **server.buffers}
-                    if (found := difference(before, theirs, ours, noise)) is not None:
-                        return found
-            return self._filling_differs(plain, servers, numbers, is_rounded) if MASKED in self._kinds else None
-
-    def _filling_differs(
-        self,
-        plain: Mapping[int, LoopBackend],
-        servers: Sequence[ServerState],
-        numbers: Sequence[Numbers],
-        is_rounded: bool,
-    ) -> Difference | None:
-        """The worst difference between a plain step on a smaller batch and masked ones, whatever fills them up.
-
-        The lanes of a run take them at once, as many as there are, and some more steps where there are few.
-        """
-        kept, k = self._kept_at_trial(), self._clients
-        tried = filled_batches(plain[0], servers[0], self._extent.partial, self._extent.width)
-        tried = tried[: max(k, _FILLINGS)]
-        firsts = {size: torch.from_numpy(rows[:size]).to(self._device) for size, rows in tried}
-        ends: dict[tuple[int, int], tuple[Tensors, Tensors | None]] = {}
-        for run, loop in plain.items():
-            state = {s: {name: t[run * k] for name, t in ts.items()} for s, ts in kept.items()}
-            client = Client(servers[run].params, servers[run].state, state)
-            for size, rows in firsts.items():
-                end = loop.after([rows], servers[run], client, numbers[run].hyper)
-                noise = loop.after([rows], rounded(servers[run]), client, numbers[run].hyper) if is_rounded else None
-                ends[run, size] = end, noise
-        for begin in range(0, len(tried), k):
-            some = [tried[i % len(tried)] for i in range(begin, begin + k)]
-            orders = [Order(rows, (len(rows),)) for _, rows in some] * (self.size // k)
-            weights = np.zeros((self.size, self._extent.width))
-            for lane in range(self.size):
-                size, _ = some[lane % k]
-                weights[lane, :size] = 1.0 / size
-            step = StepArrays(MASKED, np.stack([order.rows for order in orders]), weights, np.ones(self.size, np.bool_))
-            self.begin(servers, numbers, orders, kept)
-            self._run(self._to_device([step]))
-            self.put_weights()
-            for run, size in ends:
-                lanes = [run * k + i for i, (of_lane, _) in enumerate(some) if of_lane == size]
-                ours = {n: t.detach()[lanes] for n, t in {**self.tensors.params, **self.tensors.buffers}.items()}
-                theirs, noise = (
-                    None if end is None else {n: end[n].expand(len(lanes), *end[n].shape) for n in ours}
-                    for end in ends[run, size]
-                )
-                before = {**servers[run].params, **servers[run].buffers}
-                assert theirs is not None
-                if lanes and (found := difference(before, theirs, ours, noise)) is not None:
-                    return found
-        return None
-
-    def finish_differs(
-        self, servers: Sequence[ServerState], numbers: Sequence[Numbers], num_steps: Sequence[int]
-    ) -> str:
-        """How what clients send and keep differs from what each alone does, or nothing.
-
-        Args:
-            num_steps: of each lane, H.
-        """
-        algorithm = self._recipe.algorithm
-        if type(algorithm).finish is Algorithm.finish:
-            return ""
-        kept = self._kept_at_trial()
-        with torch.no_grad():
-            self.begin(servers, numbers, self._try_orders(min(self._kinds)), kept)
-            for p in self.tensors.params.values():  # a step that no weights of zeros would hide
-                p.mul_(1.01).add_(0.01)
-            try:
-                found = self.tensors.finish(num_steps, None)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                return f"`finish` of clients side by side: {one_line(error)}"
-            for lane in sorted({0, 1 % self._clients, self.size - 1}):
-                run = lane // self._clients
-                params = {name: p[lane].detach() for name, p in self.tensors.params.items()}
-                state = {s: {name: t[lane] for name, t in ts.items()} for s, ts in kept.items()}
-                client = Client(servers[run].params, servers[run].state, state)
-                alone = Messages(algorithm, params).read(
-                    algorithm.finish(params, client, num_steps[lane], numbers[run].hyper)
-                )
-                ends = [
-                    {
-                        f"{part}.{s}.{name}": one(t)
-                        for part, state in zip(("sent", "kept"), pair, strict=True)
-                        for s, ts in state.items()
-                        for name, t in ts.items()
-                    }
-                    for pair, one in ((alone, _same), (found, lambda t, lane=lane: t[lane]))
-                ]
-                if ends[0].keys() != ends[1].keys():
-                    return "`finish` of clients side by side sends something else than one after another"
-                ends[1] = {name: t.to(ends[0][name].dtype) for name, t in ends[1].items()}
-                before = {name: torch.zeros_like(t) for name, t in ends[0].items()}
-                if (difference_found := difference(before, ends[0], ends[1])) is not None:
-                    return f"`finish` of clients side by side: {difference_found}"
-        return ""
-
-    def _kept_at_trial(self) -> State:
-        # Not zero: a client's state of zeros would hide what is done with it.
+    def kept_at_trial(self) -> State:
+        """Of each lane's client; not zero, which would hide what is done with it."""
         return {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
 
-    def _try_orders(self, number: int) -> list[Order]:
+    def orders_at_trial(self, number: int) -> list[Order]:
         """Two steps of a kind in each lane."""
-        n = number or self._extent.width
+        n = number or self.extent.width
         some = np.arange(n * self.size) % len(self._data.x_train)
         batches = [some[i * n : (i + 1) * n] for i in range(self.size)]
         orders = [Order(np.concatenate([batch, batch[::-1]]), (n, n)) for batch in batches]
         if number == MASKED:  # the last lane: one step on a part of a batch; the second: two, and the other is a part
-            part = max(self._extent.least, n // 2)
+            part = max(self.extent.least, n // 2)
             if self.size > 2:
                 orders[1] = Order(np.concatenate([batches[1], batches[1][:part]]), (n, part))
             orders[-1] = Order(batches[-1][:part], (part,))
@@ -606,10 +481,6 @@ def _first_vmap() -> None:
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each sample, in fewer operations than vmap makes of torch's."""
     return -outputs.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
-def _same(t: Tensor) -> Tensor:
-    return t
 
 
 def _choose(is_active: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ import contextlib
 import contextvars
 import copy
 import functools
-import io
 import logging
 import os
-import random
 import sys
 import types
 from collections import defaultdict, deque
@@ -24,31 +22,35 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
 from flgo_hydra import own_code
 from flgo_hydra.federated.backend.putting_back import (
-    bytes_of,
     drop_new,
     refill,
     refill_where_changed,
     slots_of,
     undos_of,
 )
+from flgo_hydra.federated.backend.snapshot import (
+    PLAIN,
+    SMALL,
+    SMALL_OUTSIDE,
+    Content,
+    Identity,
+    Noise,
+    alike,
+    same,
+    snapshot,
+)
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.users_code import is_users
 
-_SMALL = 2**16
-"""Numbers of a tensor that are compared one by one: of a larger one its version tells."""
-_SMALL_OUTSIDE = 2**24
-"""Numbers of what a copy shares that are put back, and of an array that are compared."""
 _MOST = 200_000
 """Things that are looked at, at most."""
 _LONG = 10_000
 """Of a longer container only the items themselves are compared, not what they hold."""
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _BY_TEXT = {"globals", "exec", "eval", "__globals__", "_getframe", "currentframe", "import_module", "__import__"}
 """What a function names that finds things of its module by a text; `sys.modules` does, too."""
@@ -116,14 +118,14 @@ class PythonState:
     def changed(self, later: "PythonState") -> str:
         """The name of something that is another one later, or nothing."""
         for path, value in self._found.items():
-            if path not in later._found or not _same(value, later._found[path]):
+            if path not in later._found or not same(value, later._found[path]):
                 return path
         return next((path for path in later._found if path not in self._found), "")
 
     def differs(self, other: "PythonState") -> str:
         """The name of something that another object of the same kind has otherwise, or nothing."""
         for path, value in self._found.items():
-            if path not in other._found or not _alike(value, other._found[path]):
+            if path not in other._found or not alike(value, other._found[path]):
                 return path
         return next((path for path in other._found if path not in self._found), "")
 
@@ -133,14 +135,14 @@ class PythonState:
             undo()
 
     def _look(self, path: str, value: Any, is_outside: bool) -> None:
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             self._found[path] = value
             return
         is_outside = is_outside or id(value) in self._shared
         seen = self._outside if is_outside else self._inside
         is_known = id(value) in seen and not isinstance(value, Tensor)
         if is_known:
-            self._found[path] = _Identity(value)
+            self._found[path] = Identity(value)
             return
         if isinstance(value, types.ModuleType):
             self._look_at_module(value)
@@ -162,11 +164,11 @@ class PythonState:
                 "run that is gone on with would begin it again. Keep a number, and take what it gives from that."
             )
         seen[id(value)] = value
-        most = _SMALL_OUTSIDE if is_outside else _SMALL
-        self._found[path] = token = _Identity(value) if id(value) in self._trained else _token(value, most)
+        most = SMALL_OUTSIDE if is_outside else SMALL
+        self._found[path] = token = Identity(value) if id(value) in self._trained else snapshot(value, most)
         if is_outside:
-            self._undo += undos_of(value, token.content if isinstance(token, _Content) else None)
-        if not isinstance(token, _Noise | _Content):
+            self._undo += undos_of(value, token.content if isinstance(token, Content) else None)
+        if not isinstance(token, Noise | Content):
             for name, part in self._parts(value):
                 self._look(f"{path}{name}", part, is_outside)
 
@@ -255,7 +257,7 @@ class PythonState:
     def _look_at_global(self, path: str, names: dict[str, Any], name: str) -> None:
         value = names[name]
         self._look(path, value, is_outside=True)
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             self._undo.append(functools.partial(names.__setitem__, name, value))
 
     def _look_at_class(self, path: str, kind: type) -> None:
@@ -279,7 +281,7 @@ class PythonState:
                     not hasattr(value, "__get__") or isinstance(value, functools.partialmethod) or is_users(type(value))
                 ):
                     self._look(at, value, is_outside=True)
-                    if isinstance(value, _PLAIN):
+                    if isinstance(value, PLAIN):
                         self._undo.append(functools.partial(setattr, one, name, value))
 
     def _look_at_function(self, path: str, function: types.FunctionType) -> None:
@@ -290,7 +292,7 @@ class PythonState:
             with contextlib.suppress(ValueError):  # not given a value yet
                 value = cell.cell_contents
                 self._look(f"{name} of {function.__name__}", value, is_outside=True)
-                if isinstance(value, _PLAIN):
+                if isinstance(value, PLAIN):
                     self._undo.append(functools.partial(setattr, cell, "cell_contents", value))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._look(f"a default of {function.__name__}", default, is_outside=True)
@@ -318,7 +320,7 @@ class PythonState:
             elif name in names:
                 self._undo.append(functools.partial(of_module.pop, name, None))
         if "environ" in names or "putenv" in names:
-            self._found["os.environ"] = _Noise(dict(os.environ))
+            self._found["os.environ"] = Noise(dict(os.environ))
             self._undo.append(functools.partial(refill_where_changed, os.environ, dict(os.environ)))
         if "getLogger" in names:
             loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
@@ -354,39 +356,6 @@ class _Named:
         self.__module__ = name
 
 
-class _Identity:
-    """Is equal where it is the same thing."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value  # which also keeps its id its own
-
-
-class _Noise:
-    """A generator's state."""
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Content:
-    """What a tensor or array holds, and which one it is."""
-
-    def __init__(self, value: Any, content: Any) -> None:
-        self.value, self.content = value, content
-        self.place: Any = None
-        if isinstance(value, Tensor) and content is None:
-            is_dense = value.layout == torch.strided and value.device.type != "meta"
-            self.place = value._version, value.data_ptr() if is_dense else 0
-
-
-class _Items:
-    """The items of a container, and which one it is."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.items = [*value, *value.values()] if isinstance(value, dict) else list(value)
-
-
 _HELD_BY_C = ("itertools", "collections")
 
 
@@ -404,70 +373,6 @@ def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
         return
     for i, part in enumerate((*arguments, *state[:1])):
         yield f"({i})", part
-
-
-def _token(value: Any, most: int = _SMALL) -> Any:
-    if isinstance(value, torch.Generator):
-        return _Noise(value.get_state().numpy().tobytes())
-    if isinstance(value, random.Random):
-        return _Noise(value.getstate())
-    if isinstance(value, np.random.Generator):
-        return _Noise(repr(value.bit_generator.state))
-    if isinstance(value, np.random.RandomState):
-        return _Noise(repr(value.get_state(legacy=False)))
-    if isinstance(value, Tensor):
-        is_small = value.numel() <= most and value.layout == torch.strided and value.device.type != "meta"
-        return _Content(value, value.detach().clone() if is_small else None)
-    if isinstance(value, np.ndarray):
-        return _Content(value, value.copy() if value.size <= _SMALL_OUTSIDE else None)
-    if isinstance(value, io.StringIO | io.BytesIO):
-        return _Noise(None if value.closed else (value.getvalue(), value.tell()))
-    if isinstance(value, list | tuple | deque | set | frozenset | dict):
-        return _Items(value)
-    held = bytes_of(value)
-    return _Identity(value) if held is None else _Noise(held)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, _Identity):
-        return a.value is b.value
-    if isinstance(a, _Noise):
-        return bool(a.state == b.state)
-    if isinstance(a, _Items):
-        are_alike = len(a.items) == len(b.items) and all(
-            x is y or (isinstance(x, _PLAIN) and _same(x, y)) for x, y in zip(a.items, b.items, strict=True)
-        )
-        # An equal tuple or list made anew is as good as the old one.
-        return are_alike
-    if isinstance(a, _Content):
-        if a.value is not b.value or (a.content is None) != (b.content is None) or a.place != b.place:
-            return False
-        if a.content is None or isinstance(a.content, np.ndarray):
-            return a.content is None or bool(
-                np.array_equal(a.content, b.content, equal_nan=a.content.dtype.kind == "f")
-            )
-        return a.content.shape == b.content.shape and torch.equal(a.content, b.content)
-    return bool(a == b) or (a != a and b != b)
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two things are of one kind and hold the same, whichever they are."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, _Identity):
-        return type(a.value) is type(b.value)
-    if isinstance(a, _Items):
-        return len(a.items) == len(b.items)
-    if isinstance(a, _Content):
-        if type(a.value) is not type(b.value) or a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
-            return False
-        if isinstance(a.value, Tensor):
-            is_dense = a.value.layout == torch.strided and not a.value.is_quantized
-            return torch.equal(a.value, b.value) if is_dense else a.value is b.value
-        return bool(np.array_equal(a.value, b.value, equal_nan=a.value.dtype.kind == "f"))
-    return _same(a, b)
 
 
 def _is_empty(part: Any) -> bool:

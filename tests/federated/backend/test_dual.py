@@ -11,6 +11,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, extent_of
+from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -38,8 +39,8 @@ def lanes_of(model, data, algorithm, optimizer, batch_size=4):
 
 def assert_ready(made, server, hyper, loop):
     """All kinds of steps are recorded, and do what the loop does."""
-    assert made.record(made._extent.kinds, [Numbers(hyper)]) == ""
-    assert made.differs({0: loop}, [server], [Numbers(hyper)], is_rounded=False) is None
+    assert made.record(made.extent.kinds, [Numbers(hyper)]) == ""
+    assert LaneDifferences(made, {0: loop}, [server], [Numbers(hyper)]).of_steps(is_rounded=False) is None
 
 
 def test_a_step_reads_neither_weights_nor_samples(make_ragged_task, make_mlp):

@@ -16,7 +16,9 @@ from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
+from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.trial import Difference
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.data import to_data
@@ -1018,14 +1020,15 @@ def test_the_next_plainer_form_is_taken(data, monkeypatch):
     monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
     *_, note = train("vmap", data, Line)
     assert note["dual_layers"] == ["line.weight"]
-    differs, faulty = lanes.Lanes.differs, {"dual"}
+    of_steps, faulty = LaneDifferences.of_steps, {"dual"}
 
     def with_faults(self, *args):
-        is_faulty = (self._dual is not None and "dual" in faulty) or (self.is_recorded and "recorded" in faulty)
-        found = differs(self, *args)
-        return lanes.Difference("line.weight", 1.0, 1.0) if is_faulty else found
+        form = self._lanes
+        is_faulty = (form._dual is not None and "dual" in faulty) or (form.is_recorded and "recorded" in faulty)
+        found = of_steps(self, *args)
+        return Difference("line.weight", 1.0, 1.0) if is_faulty else found
 
-    monkeypatch.setattr(lanes.Lanes, "differs", with_faults)
+    monkeypatch.setattr(LaneDifferences, "of_steps", with_faults)
     *_, note = train("vmap", data, Line)
     assert note["backend"] == "vmap" and note["dual_layers"] == [] and note["compiled_with_masks"]
     assert "`line.weight` differs by" in note["why_not_dual"]
