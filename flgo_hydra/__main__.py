@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.host import num_cores
+from flgo_hydra.streams import keep_going
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i", "--version", "--hydra-help", "--shell-completion", "-sc"}
@@ -20,6 +21,7 @@ _OUR_LAUNCHER = "hydra/launcher=flgo_hydra"
 
 def main() -> None:
     """Runs the command line; exits with 0 only when every job has a result."""
+    keep_going()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         from flgo_hydra.help import config_dirs, help_page

@@ -1,11 +1,15 @@
 """Real `python -m flgo_hydra …` processes that end before a run begins."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flgo_hydra.streams import Stream
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,3 +71,34 @@ def test_a_users_folder_is_looked_in(tmp_path: Path) -> None:
     )
     assert "_target_: mine.Mine\nbeta: 0.5\n" in ended.stdout
     assert "mine" in _start(tmp_path, "-m", "flgo_hydra", "--help", "--config-dir", "own").stdout
+
+
+def test_a_sweep_goes_on_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    arguments = ["-m", "task.num_clients=4", "num_rounds=2", "lr=0.1,0.01", "hydra.sweep.dir=s"]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-m", "flgo_hydra", *arguments]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(120) == 0
+    assert said == ""
+    assert {path.name for path in (tmp_path / "s").iterdir()} > {"0", "1", "best.yaml", "results.csv", "curves.png"}
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_stream_that_nobody_reads(tmp_path: Path, code: int) -> None:
+    class Gone(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            raise OSError(code, "no")
+
+    with (tmp_path / "out").open("wb") as file, Gone(file) as gone:
+        stream = Stream(gone)
+        if code == errno.ENOSPC:  # which is no matter of readers
+            with pytest.raises(OSError, match="no"):
+                stream.write("a")
+        else:
+            assert stream.write("a") == 1
+        assert stream.writable() and stream.encoding
