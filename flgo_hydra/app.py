@@ -85,10 +85,11 @@ def run(conf: Conf, folder: Path) -> RunResult:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
+    from flgo_hydra.federated.torch_settings import torch_kept
 
     try:
         # The generators are the caller's, whom a run in this process leaves as they were.
-        with no_silent_end(), generators_kept():
+        with no_silent_end(), generators_kept(), torch_kept():
             result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)

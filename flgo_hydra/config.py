@@ -467,8 +467,8 @@ class SweeperConf:
     retry_failed: bool = False
     # when going on with a sweep: run points again whose code of yours (algorithm, model, …) has changed since
     rerun_changed: bool = False
-    # metric drawn in curves.png, by round
-    curve: str = "valid_loss"
+    # metric drawn in curves.png, by round; null: the monitor
+    curve: str | None = None
     # ends runs that fall behind others of the same task and seed: null (none), median, percentile, asha, hyperband,
     # wilcoxon, one of them with Optuna's settings ({name: median, n_warmup_steps: 5}; a step is a round), or your
     # class's {_target_: …}

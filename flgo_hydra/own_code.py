@@ -90,6 +90,12 @@ def hash_files(targets: Iterable[str]) -> dict[str, str]:
     return files
 
 
+def remember(target: str) -> None:
+    """Takes the hashes of what has just been imported, and of what that imports, before the files change."""
+    if not target.startswith(f"{GIVEN}."):
+        hash_files([target])
+
+
 def combine(files: dict[str, str]) -> str:
     """One hash of many; empty of none."""
     text = "\n".join(f"{name} {value}" for name, value in sorted(files.items()))
@@ -120,6 +126,8 @@ def _follow(name: str, found: dict[str, Path]) -> None:
         if part in found:
             continue
         path = _find(part)
+        if path is None and depth < len(parts) and _is_own_namespace(part):
+            continue  # a folder without __init__.py
         if path is None:
             return
         found[part] = path
@@ -129,26 +137,45 @@ def _follow(name: str, found: dict[str, Path]) -> None:
 
 def _find(name: str) -> Path | None:
     """The file of a module of the user's own; None of any other. Nothing is imported."""
-    head = name.partition(".")[0]
-    if not head or head in sys.stdlib_module_names or head == "flgo_hydra":
+    if _is_known_library(name):
         return None
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if file is None:
-        try:
-            path = None
-            for depth in range(name.count(".") + 1):
-                part = ".".join(name.split(".")[: depth + 1])
-                spec = importlib.util.find_spec(part) if depth == 0 else _find_below(part, path)
-                if spec is None:
-                    return None
-                path = spec.submodule_search_locations
-            file = spec.origin if spec is not None and spec.has_location else None
-        except (ImportError, ValueError, AttributeError):
-            return None
+        spec = _find_spec(name)
+        file = spec.origin if spec is not None and spec.has_location else None
     if file is None or is_installed(file) or not Path(file).is_file():
         return None
     return Path(file)
+
+
+def _is_own_namespace(name: str) -> bool:
+    """Whether a name is a folder of the user's own that holds modules and has no `__init__.py`."""
+    spec = None if _is_known_library(name) else _find_spec(name)
+    if spec is None or spec.has_location or not spec.submodule_search_locations:
+        return False
+    return any(not is_installed(str(Path(place, "_"))) for place in spec.submodule_search_locations)
+
+
+def _is_known_library(name: str) -> bool:
+    head = name.partition(".")[0]
+    return not head or head in sys.stdlib_module_names or head == "flgo_hydra"
+
+
+def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Where a module would be imported from."""
+    parts = name.split(".")
+    spec, path = None, None
+    try:
+        for depth in range(len(parts)):
+            part = ".".join(parts[: depth + 1])
+            spec = importlib.util.find_spec(part) if depth == 0 else _find_below(part, path)
+            if spec is None:
+                return None
+            path = spec.submodule_search_locations
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return spec
 
 
 def _find_below(name: str, path: Iterable[str] | None) -> importlib.machinery.ModuleSpec | None:

@@ -20,6 +20,7 @@ LAYERS = {
     "config": {"monitor"},
     "reference": set(),
     "importing": set(),
+    "streams": set(),
     "own_code": {"reference"},
     "captured": {"own_code"},
     "mistakes": set(),
@@ -58,7 +59,7 @@ LAYERS = {
         *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process"},
+    "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process", "streams"},
     "api": {
         "app",
         "captured",

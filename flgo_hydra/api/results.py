@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,8 @@ class Sweep:
     def frame(self) -> Any:
         """A pandas frame with a row for each run: what varied, how it ended, and the metrics at its best round.
 
-        Columns have the types of their values (`lr` floats, `seed` integers); one with None among them holds objects.
+        Columns have the types of their values (`lr` floats, `seed` integers), also where some runs have none: nan
+        among floats, `pandas.NA` among integers and truths.
         Metrics are called `test_loss@best(valid_loss)`; runs without a result have nan, and no best round.
         """
         pandas = _pandas()
@@ -147,7 +148,7 @@ class Sweep:
         columns: dict[str, Any] = {"job": [run.job for run in runs]}
         for key in dict.fromkeys(key for values in varied for key in values):
             column = [values.get(key) for values in varied]
-            columns[key] = pandas.Series(column, dtype=object if None in column else None)
+            columns[key] = pandas.Series(column, dtype=_dtype(column))
         columns["status"] = [run.status for run in runs]
         columns["best_round"] = pandas.array([run.round for run in runs], dtype="Int64")
         results = [run.result for run in runs]
@@ -157,6 +158,16 @@ class Sweep:
             values = [math.nan if result is None else result.best.get(name, math.nan) for result in results]
             columns[self.monitor.at_best(name)] = values
         return pandas.DataFrame(columns)
+
+
+def _dtype(column: Sequence[Any]) -> Any:
+    """Of a column where some values may be missing: None leaves it to pandas."""
+    kinds = {type(value) for value in column if value is not None}
+    if None not in column or not kinds:
+        return object if None in column else None
+    if kinds <= {int, float}:
+        return "Int64" if kinds == {int} else "float64"
+    return "boolean" if kinds == {bool} else object
 
 
 def _varied(run: Run) -> dict[str, Any]:

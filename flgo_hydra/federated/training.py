@@ -5,6 +5,8 @@ client takes on which samples; `ServerState` what goes into a round and comes ou
 same numbers.
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,9 +18,10 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, StepCounts, clip, is_zero
-from flgo_hydra.federated.randomness import Purpose, permutations
+from flgo_hydra.federated.randomness import Purpose, generators_kept, permutations
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.schedule import Order, batch_sizes, count_steps, resolve_batch_size
+from flgo_hydra.federated.users_code import is_users
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class LocalStep:
                 "batch does not depend on that parameter, and such are not among `grads`. Go through `grads.items()` "
                 "to leave them alone, or take `grads.get(name, 0.0)`."
             ) from error
+        if is_users(type(self.algorithm)):
+            _require_direction(grads, params, type(self.algorithm).__name__)
         return grads if is_zero(self.clip_grad) else clip(grads, self.clip_grad)
 
     def __call__(
@@ -122,6 +127,39 @@ class ServerState:
     """the rest of the model's state: running statistics, frozen parameters"""
     state: State = field(default_factory=dict)
     """what the algorithm keeps"""
+
+
+def states_of_copy(algorithm: Algorithm, params: Tensors) -> tuple[State, State]:
+    """What the algorithm's server and a client keep at first, asked of a copy.
+
+    The algorithm itself is asked once, for the run: what it draws or keeps then is the run's.
+    """
+    try:
+        asked = copy.deepcopy(algorithm)
+    except Exception:  # whatever it holds that cannot be copied
+        asked = algorithm
+    own = {name: p.detach().clone() for name, p in params.items()}
+    with generators_kept():
+        return asked.init_server(own), asked.init_client(own)
+
+
+def _require_direction(found: Any, params: Tensors, algorithm: str) -> None:
+    """Raises `Refused` for what is no direction of the parameters; those that it leaves out stay where they are."""
+    what = ""
+    if not isinstance(found, Mapping):
+        what = f"but it returns {type(found).__name__}"
+    else:
+        for name, direction in found.items():
+            if name not in params:
+                what = f"but it returns {name!r}, which is none of them"
+            elif not isinstance(direction, Tensor) or direction.shape != params[name].shape:
+                form = f"shape {tuple(direction.shape)}" if isinstance(direction, Tensor) else type(direction).__name__
+                what = f"but for {name!r} it returns {form}"
+    if what:
+        raise Refused(
+            f"`correct` of {algorithm} must return a tensor for each gradient, by the parameter's name and of its "
+            f"shape, {what}: return `grads` where they are changed in place."
+        )
 
 
 def server_state(model: nn.Module, algorithm: Algorithm) -> ServerState:

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from flgo_hydra import compose, reference
+from flgo_hydra import compose, own_code, reference
 from flgo_hydra.config import Conf, FlgoConf, one_of
 from flgo_hydra.monitor import KNOWN
 
@@ -41,6 +41,7 @@ def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
         known[repr(conf.task)] = task.data_sha256
     if conf.metrics is not None and conf.metrics not in _checked:
         reference.load(conf.metrics, "metrics")
+        own_code.remember(conf.metrics)
         _checked.add(conf.metrics)
     if conf.metrics is None:
         one_of("monitor", conf.monitor, tuple(KNOWN))  # of one's own, only round 0 can say
@@ -50,6 +51,7 @@ def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:
             reference.load(target, f"{key}._target_")
+            own_code.remember(target)
             _checked.add(target)
     return task
 

@@ -16,7 +16,7 @@ from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import Failure, RunResult, read_result, summarize, write_failure
+from flgo_hydra.record.result import Failure, RunResult, decimals, read_result, summarize, write_failure
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
@@ -79,7 +79,7 @@ def describe(result: RunResult) -> str:
         return f"{end}: {_NO_BEST.format(result.monitor.metric)}"
     others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
     extra = f" ({summarize(others)})" if others else ""
-    best = f"best {result.monitor.metric} {result.objective:.6f} at round {result.best_round}"
+    best = f"best {result.monitor.metric} {decimals(result.objective)} at round {result.best_round}"
     return f"{end}: {best}{extra}, {duration(result.seconds)}"
 
 

@@ -83,6 +83,7 @@ def prepare(
     """
     import torch
 
+    from flgo_hydra.federated import torch_settings
     from flgo_hydra.federated.algorithm.base import Algorithm
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
@@ -100,6 +101,7 @@ def prepare(
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
     from flgo_hydra.federated.weights import load_weights
 
+    torch_settings.reset()
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)

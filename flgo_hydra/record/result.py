@@ -128,6 +128,11 @@ def _number(value: Any) -> Any:
     return math.nan if value is None else value
 
 
+def decimals(value: float) -> str:
+    """Six decimals, or as many digits where the number is longer than a line."""
+    return f"{value:.6e}" if 1e15 <= abs(value) < float("inf") else f"{value:.6f}"
+
+
 def summarize(values: Mapping[str, float], digits: int = 4) -> str:
     """`valid_loss 0.1234, test_accuracy 0.9876`, for people."""
     return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())

@@ -26,6 +26,7 @@ from flgo_hydra.report.runs import Run, keys_that_vary
 from flgo_hydra.report.statistics import holm
 
 _ALPHA = 0.05
+_TOO_LARGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def compare(runs: Sequence[Run], question: Question) -> list[Difference]:
     """
     settings = question.settings(runs)
     averaged, tuned = [], []
-    valid = [run for run in runs if run.row.is_valid and math.isfinite(run.metric(question.metric))]
+    # Differences of larger ones would be infinite.
+    valid = [run for run in runs if run.row.is_valid and abs(run.metric(question.metric)) < _TOO_LARGE]
     for own in by_condition(valid, question.conditions):
         condition = point_of(own[0], question.conditions)
         members: dict[Point, _Cells] = {}

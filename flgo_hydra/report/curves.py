@@ -24,6 +24,8 @@ class Curve:
     best_round: int | None = None
     line: Name = ("", "")
     """of its colour and dash"""
+    chosen_by: str = "valid_loss"
+    """the metric that is best there"""
 
 
 def line_names(points: Sequence[Sequence[str]]) -> list[Name]:
@@ -84,9 +86,10 @@ def draw_curves(
             look |= {"color": BEST} if is_crowded and not methods else {}
             if curve.best_round in list(curve.rounds):
                 at = list(curve.rounds).index(curve.best_round)
-                look |= {"marker": "o", "markersize": 8, "markerfacecolor": BEST, "markeredgecolor": "white"}
+                look |= {"marker": "o", "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 2.2}
                 look["markevery"] = [at]
-                look["label"] = f"{names[i]} (best: {curve.values[at]:.4g} at round {curve.best_round})"
+                by = f" {curve.chosen_by}, with {metric}" if curve.chosen_by != metric else ":"
+                look["label"] = f"{names[i]} (best{by} {curve.values[at]:.4g} at round {curve.best_round})"
         axes.plot(curve.rounds, [v if math.isfinite(v) else math.nan for v in curve.values], **look)
     if is_crowded:
         others = len(curves) - sum(curve.is_best for curve in curves)

@@ -13,31 +13,27 @@ _MOST_CONDITIONS = 8
 _T = TypeVar("_T")
 
 
-def print_optimum(rows: Sequence[Row], best: Row, is_search: bool = False) -> None:
+def print_optimum(rows: Sequence[Row], best: Row) -> None:
     """Prints what is best, at which round, and what it came to there.
 
     Under the easiest data everything is better: where task or model vary, each condition has an optimum of its own.
-
-    Args:
-        is_search: a sampler has chosen the points, one for another: there is one optimum.
     """
-    apart = [] if is_search else conditions_apart(rows)
     _print_each(
-        [(condition, found) for condition, own in apart if (found := best_row(own)) is not None],
+        [(condition, found) for condition, own in conditions_apart(rows) if (found := best_row(own)) is not None],
         best,
         _print_one,
     )
     _tell_of_test(best.monitor)
 
 
-def print_optimal_point(rows: Sequence[Row], points: Sequence[PointRow], is_search: bool = False) -> None:
+def print_optimal_point(rows: Sequence[Row], points: Sequence[PointRow]) -> None:
     """The same where jobs are replicates of points.
 
     Args:
         points: those that have a mean, the best first.
     """
     _print_each(
-        [] if is_search else [(condition, own[0]) for condition, own in points_apart(rows, points) if own],
+        [(condition, own[0]) for condition, own in points_apart(rows, points) if own],
         points[0],
         print_best_point,
     )
@@ -45,7 +41,7 @@ def print_optimal_point(rows: Sequence[Row], points: Sequence[PointRow], is_sear
 
 
 def _tell_of_test(monitor: Monitor) -> None:
-    if "test" in monitor.metric.lower():
+    if "test" in monitor.metric.lower().replace("-", "_").split("_"):
         print(f"                     chosen by {monitor.metric}, on test samples: better than on new data")
 
 

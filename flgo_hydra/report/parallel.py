@@ -1,6 +1,7 @@
 """Parallel coordinates: an axis per key, a line per run, coloured by what it came to."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.figure import BEST, MISSING, figure, is_log_spaced, shade_range, ticks_of
 from flgo_hydra.report.formats import number_text
+from flgo_hydra.report.groups import Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import sorted_values
 
 _MOST_TICKS = 8
 _MOST_BEST = 6
+_LETTERS_PER_INCH = 13
+"""of a legend"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def scale_of(values: Sequence[Value]) -> Scale:
 def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], question: Question) -> None:
     """Draws the runs, the best one of each condition on top; runs without a valid result are grey and do not reach the
     last axis."""
-    metric, is_max, selection = question.metric, question.is_max, question.selection
+    metric, is_max = question.metric, question.is_max
     import matplotlib
     import numpy as np
 
@@ -64,9 +68,13 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], question
         value = min(max(value, low), high)
         return math.log(value / low) / math.log(high / low) if is_log else (value - low) / (high - low)
 
-    with figure(path, min(16.0, max(5.0, 1.7 * (len(keys) + 1))), 4.4) as drawn:
+    inches = min(16.0, max(5.0, 1.7 * (len(keys) + 1)))
+    with figure(path, inches, 4.4) as drawn:
         axes = drawn.subplots()
-        best = _best_of(valid, question)
+        points = _best_of(valid, keys, question)
+        letters = round(inches * _LETTERS_PER_INCH)
+        labels = {id(point[0]): _label(point, keys, question, letters) for point in points}
+        best = [run for point in points for run in point]
         # The best of the valid runs last, so that nothing is drawn over it.
         ordered = sorted(valid, key=lambda run: run.metric(metric), reverse=not is_max)
         best_ids = {id(run) for run in best}
@@ -89,10 +97,7 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], question
                     "zorder": 2,
                 }
             if id(run) in best_ids:
-                label = f"best: {' '.join(f'{k}={value_text(run.values.get(k, ABSENT))}' for k in keys)}"
-                by = "" if selection.metric == metric and selection.samples == "validation" else selection.words
-                label += f" ({metric} {number_text(run.metric(metric))}{by and f'; best by {by}'})"
-                look = {"color": BEST, "linewidth": 2.6, "zorder": 4, "label": label}
+                look = {"color": BEST, "linewidth": 2.6, "zorder": 4, "label": labels.get(id(run))}
             axes.plot(*_smooth(np.arange(len(places)), np.array(places)), **look)
         if len(valid) < len(runs):
             rest = len(runs) - len(valid)
@@ -102,17 +107,37 @@ def draw_parallel(path: Path, runs: Sequence[Run], keys: Sequence[str], question
             drawn.legend(loc="outside lower left", fontsize=8.5)
 
 
-def _best_of(valid: Sequence[Run], question: Question) -> list[Run]:
-    """The best run of each condition that has several; of many conditions none is pointed out."""
+def _best_of(valid: Sequence[Run], keys: Sequence[str], question: Question) -> list[list[Run]]:
+    """The runs of the best point of each condition that has several; of many conditions none is pointed out.
+
+    Where replicates vary, a point is as good as their mean.
+    """
     selection = question.selection
     scored = [run for run in valid if math.isfinite(run.metric(selection.metric))]
+    best = []
     apart = by_condition(scored, question.conditions) if scored else []
-    best = [
-        min(own, key=lambda run: selection.by.rank(run.metric(selection.metric)))
-        for own in apart
-        if len(own) > 1 or len(apart) == 1
-    ]
+    for own in apart:
+        points: dict[Point, list[Run]] = {}
+        for run in own:
+            points.setdefault(point_of(run, [key for key in keys if key not in question.over]), []).append(run)
+        if len(points) > 1 or len(apart) == 1:
+            best.append(min(points.values(), key=lambda runs: selection.by.rank(_mean(runs, selection.metric))))
     return best if len(best) <= _MOST_BEST else []
+
+
+def _mean(runs: Sequence[Run], metric: str) -> float:
+    return math.fsum(run.metric(metric) for run in runs) / len(runs)
+
+
+def _label(point: Sequence[Run], keys: Sequence[str], question: Question, width: int) -> str:
+    """What the legend says of the best point, in lines that the picture has room for."""
+    metric, selection = question.metric, question.selection
+    shared = keys if len(point) == 1 else [key for key in keys if key not in question.over]
+    is_plain = selection.metric == metric and selection.samples == "validation"
+    of = f", mean of {len(point)}" if len(point) > 1 else ""
+    label = f"best: {named(shared, point_of(point[0], shared))} ({metric} {number_text(_mean(point, metric))}{of})"
+    lines = textwrap.wrap(label, width, break_on_hyphens=False)
+    return "\n".join(lines if is_plain else [*lines, f"best by {selection.words}"])
 
 
 def _smooth(x: Any, y: Any) -> tuple[Any, Any]:

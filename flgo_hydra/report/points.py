@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
+from flgo_hydra.record.result import decimals
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PointRow:
     @property
     def value(self) -> str:
         """`0.483698 ± 0.012034`, for people."""
-        return f"{self.mean:.6f}" if self.std is None else f"{self.mean:.6f} ± {self.std:.6f}"
+        return decimals(self.mean) if self.std is None else f"{decimals(self.mean)} ± {decimals(self.std)}"
 
     @property
     def label(self) -> str:

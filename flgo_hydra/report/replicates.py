@@ -15,7 +15,7 @@ The outer unit is the split: keys of the task come before others.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flgo_hydra.report.runs import Value
 from flgo_hydra.report.selection import sorted_values
@@ -25,6 +25,9 @@ LEAST = 3
 """units: with two of them nothing is ever said to be larger than noise"""
 LEAST_TO_CHOOSE = LEAST + 1
 """units: one to choose a setting by, the others to compare it on"""
+
+_SQUARED = 1e100
+"""Larger numbers have squares that are no numbers."""
 
 Level = tuple[Value, ...]
 """values of the keys whose values are replicates"""
@@ -48,6 +51,8 @@ class Estimate:
     """two-sided, that the mean is 0; nan for a single unit"""
     p_exact: float | None = None
     """of the sign-flip test over units, the largest where keys are crossed"""
+    is_crossed: bool = False
+    """several keys have units of their own"""
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -58,6 +63,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 def estimate_over(values: Sequence[tuple[Level, float]], over: Sequence[str]) -> Estimate:
     """Of values with what they are replicates by."""
     numbers = [value for _, value in values]
+    largest = max(map(abs, numbers))
+    if largest > _SQUARED:
+        shrunk = estimate_over([(level, value / largest) for level, value in values], over)
+        sizes = {name: getattr(shrunk, name) * largest for name in ("mean", "std", "low", "high")}
+        return replace(shrunk, **sizes)
     count = len(numbers)
     keys = independent_keys([level for level, _ in values], over)
     by_key = [_means([(level[key], value) for level, value in values]) for key in keys]
@@ -72,9 +82,9 @@ def estimate_over(values: Sequence[tuple[Level, float]], over: Sequence[str]) ->
     if math.sqrt(math.fsum(variances)) <= 1e-12 * abs(mean) or not any(variances):  # rounding alone
         # Without any spread there is no t: all units are the same number, which has the chance of equal signs.
         p = 1.0 if mean == 0 else 2.0 ** (1 - num_units)
-        return Estimate(mean, std, count, mean, mean, num_units, p, p_exact)
+        return Estimate(mean, std, count, mean, mean, num_units, p, p_exact, len(keys) > 1)
     half, p = t_test(mean, variances, [len(means) - 1 for means in by_key])
-    return Estimate(mean, std, count, mean - half, mean + half, num_units, p, p_exact)
+    return Estimate(mean, std, count, mean - half, mean + half, num_units, p, p_exact, len(keys) > 1)
 
 
 def independent_keys(levels: Sequence[Level], over: Sequence[str]) -> list[int]:

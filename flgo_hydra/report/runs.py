@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor, metric_of
+from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -71,8 +71,8 @@ class Run:
         if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
             value = getattr(self.row, name)
             return math.nan if value is None else float(value)
-        own = metric_of(name)
-        found = self.row.best.get(own) if self.row.monitor.at_best(own) == name else None
+        at_best = self.row.monitor.at_best
+        found = next((value for own, value in self.row.best.items() if at_best(own) == name), None)
         return float(found) if isinstance(found, int | float) else math.nan
 
 
@@ -95,19 +95,21 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             )
         found.update(dict.fromkeys(own))
     names = _names(list(found))
-    runs = _with_choices([_read(path, name) for path, name in zip(found, names, strict=True)])
-    # The sweep that was met first has what another one repeats. Within a sweep all are points of their own.
+    runs = _told_apart(_with_choices([_read(path, name) for path, name in zip(found, names, strict=True)]))
+    # The sweep that was met first has what another one repeats, if it came to its end there. Within a sweep all are
+    # points of their own.
     owners: dict[tuple[Value, ...], Path] = {}
-    kept = []
-    for run in runs:
-        engine = tuple(value for key, value in sorted(run.values.items()) if key.startswith("engine."))
-        identity = (run.fingerprint, run.values.get(DATA), run.values.get(CODE), *engine)
-        sweep = run.row.folder.parent
-        if run.fingerprint is None or owners.setdefault(identity, sweep) == sweep:
-            kept.append(run)
+    for run in sorted(runs, key=lambda run: not run.row.is_valid):
+        owners.setdefault(_identity(run), run.row.folder.parent)
+    kept = [run for run in runs if run.fingerprint is None or owners[_identity(run)] == run.row.folder.parent]
     repeats = len(runs) - len(kept)
     remarks = [f"{repeats} of {len(runs)} runs repeat another one with the same config: left out."] if repeats else []
     return kept, [*remarks, *_versions(kept)]
+
+
+def _identity(run: Run) -> tuple[Value, ...]:
+    engine = tuple(value for key, value in sorted(run.values.items()) if key.startswith("engine."))
+    return (run.fingerprint, run.values.get(DATA), run.values.get(CODE), *engine)
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:
@@ -155,7 +157,7 @@ def runs_of_rows(rows: Sequence[Row]) -> list[Run]:
     for row in rows:
         overrides = _by_key(row.overrides)
         runs.append(Run(str(row.job), row, overrides, {key: _parse(text) for key, text in overrides.items()}))
-    return runs
+    return list(_told_apart(runs))
 
 
 def value_text(value: Value) -> str:
@@ -301,8 +303,11 @@ def _by_key(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _unquoted(text: str) -> str:
+    """A text without its quotes, unless they tell it from a number or the like: `"1"`."""
     is_quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if is_quoted else text
+    if not is_quoted:
+        return text
+    return text[1:-1] if isinstance(_parse(text[1:-1]), str) else f'"{text[1:-1]}"'
 
 
 def read_yaml(path: Path) -> Any:
@@ -329,8 +334,21 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text."""
-    return _parse(value) if isinstance(value, str) else value
+    """YAML 1.1 reads `1e-3` as text. Other texts that look like something else have their quotes: `"1"`, `"null"`."""
+    if not isinstance(value, str):
+        return value
+    read = _parse(value)
+    return read if isinstance(read, str | float) else f'"{value}"'
+
+
+def _told_apart(runs: Sequence[Run]) -> Sequence[Run]:
+    """The same runs, where a key that is a number in one and true in another is told in words: Python has 1 == True."""
+    for key in dict.fromkeys(key for run in runs for key, value in run.values.items() if isinstance(value, bool)):
+        if any(isinstance(run.values.get(key), int | float) and not isinstance(run.values[key], bool) for run in runs):
+            for run in runs:
+                if isinstance(run.values.get(key), bool):
+                    run.values[key] = value_text(run.values[key])  # type: ignore[index]
+    return runs
 
 
 def _parse(text: str) -> Value:
@@ -369,7 +387,9 @@ def _with_choices(runs: list[Run]) -> list[Run]:
 
 
 def keys_that_vary(runs: Sequence[Run]) -> list[str]:
-    """The overridden keys in which the runs differ; of runs that those do not tell apart, also config keys."""
+    """The overridden keys in which the runs differ; of runs that those do not tell apart, also config keys, and config
+    keys that differ for no reason that an override gives: a preset or a default was another one.
+    """
     overridden = dict.fromkeys(key for run in runs for key in run.overrides)
     keys = [key for key in overridden if _varies(key, runs)]
     by_point: dict[tuple[Value, ...], list[Run]] = {}
@@ -382,9 +402,31 @@ def keys_that_vary(runs: Sequence[Run]) -> list[str]:
             groups = [key for key in differing if _is_group(key, alike[0].values)]
             under = tuple(f"{group.replace('/', '.')}." for group in groups)
             keys += [key for key in differing if key not in keys and not key.startswith(under)]
+    keys += _unexplained(runs, overridden, keys)
     if DATA not in keys and has_other_data(runs):
         keys.append(DATA)
     return keys
+
+
+def _unexplained(runs: Sequence[Run], overridden: Collection[str], keys: Collection[str]) -> list[str]:
+    """Config keys that differ though nobody overrode them, nor a choice above them or a preset that sets such keys."""
+    config = dict.fromkeys(key for run in runs for key in run.values)
+    presets = [key for key in overridden if key not in config]
+    groups = [key for key in overridden if any(_is_group(key, run.values) for run in runs)]
+    found = []
+    for key in config:
+        if key in (CODE, *overridden, *keys) or _is_minor(key) or not _varies(key, runs):
+            continue
+        above = [group for group in groups if key.replace("/", ".").startswith(f"{group.replace('/', '.')}.")]
+        if any(all(run.values.get(key) == run.values.get(other) for run in runs) for other in overridden):
+            continue  # it repeats one
+        ends: dict[tuple[Any, ...], set[Value]] = {}
+        for run in runs:
+            reason = tuple(run.overrides.get(one) for one in (*presets, *above))
+            ends.setdefault(reason, set()).add(run.values.get(key, ABSENT))
+        if any(len(values) > 1 for values in ends.values()):
+            found.append(key)
+    return found
 
 
 def _varies(key: str, runs: Iterable[Run]) -> bool:

@@ -72,7 +72,8 @@ class Selection:
     @property
     def samples(self) -> str:
         """What the metric is measured on, by its name."""
-        return next((long for short, long in _SAMPLES.items() if short in metric_of(self.metric).lower()), "unknown")
+        words = metric_of(self.metric).lower().replace("-", "_").split("_")
+        return next((long for short, long in _SAMPLES.items() if short in words), "unknown")
 
     @property
     def words(self) -> str:
@@ -93,12 +94,17 @@ class Selection:
                 if self.samples == "test"
                 else f"the best are chosen by {self.metric}, {who}, on {self.samples} samples"
             )
-        if self.monitor != metric_of(self.metric) and "test" in self.monitor.lower():
+        if self.monitor != metric_of(self.metric) and "test" in self.monitor.lower().split("_"):
             notes.append(f"each run's best round is chosen by {self.monitor}, on test samples")
         return notes
 
 
-_SAMPLES = {"test": "test", "valid": "validation", "train": "training"}
+_SAMPLES = {
+    "test": "test",
+    **dict.fromkeys(("valid", "validation", "val"), "validation"),
+    **dict.fromkeys(("train", "training"), "training"),
+}
+"""by a word of the metric's name"""
 
 
 def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | None = None) -> Selection:

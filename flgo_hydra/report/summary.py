@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import read_rounds
+from flgo_hydra.record.result import decimals, read_rounds
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.optimum import print_optimal_point, print_optimum
 from flgo_hydra.report.points import PointRow, print_points, sort_points
@@ -26,35 +26,35 @@ def print_summary(
     storage: str,
     study_name: str,
     num_left: int,
-    curve: str,
+    curve: str | None,
     num_untried: int = 0,
     is_ours: bool = True,
     points: Sequence[PointRow] | None = None,
     num_outgrown: int = 0,
-    is_search: bool = False,
 ) -> Row | None:
     """Draws curves.png and prints the optimum, what failed, where things lie and how to go on. Returns the best row.
 
     Args:
+        curve: the metric that is drawn; None: the one that decides.
         num_left: points that did not run (the sweep was stopped).
         num_untried: failed points that were not tried again.
         is_ours: the jobs are ours, and not of another Hydra app that uses our sweeper.
         points: where jobs are replicates, what they come to; the best row is then one of the best point's.
         num_outgrown: trials of the study whose points have more replicates by now.
-        is_search: a sampler has chosen the points.
     """
     ranked = None if points is None else sort_points(points)
     best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
     drawn = rows_to_draw(rows, best)
     rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in drawn}
+    curve = curve or (best or rows[0] if rows else PointRow((), ())).monitor.metric
     is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
     print()
     if ranked:
-        print_optimal_point(rows, ranked, is_search)
+        print_optimal_point(rows, ranked)
     elif best is not None:
-        print_optimum(rows, best, is_search)
+        print_optimum(rows, best)
     elif rows:
-        print(f"no point has a finite {rows[0].monitor.metric}")
+        print("no point has a finite value")
     if points is None:
         _print_points(rows, best)
     else:
@@ -105,7 +105,7 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
     for row in listed[:_MOST_LISTED]:
         name = " ".join(row.overrides)
         rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"
-        print(f"  {row.job:>3}  {name:{width}}  {row.value:>15.6f}  {rounds}  {row.status}")
+        print(f"  {row.job:>3}  {name:{width}}  {decimals(row.value):>15}  {rounds}  {row.status}")
     if len(listed) > _MOST_LISTED:
         print(f"  … and {len(listed) - _MOST_LISTED} more")
     over_seeds = seeds_summary(rows)
@@ -125,7 +125,7 @@ def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> No
     print(f"\npruned: {len(pruned)} of {num_rows}, saving {saved_rounds} of their {of_rounds} rounds, ", end="")
     print(f"about {duration(saved_s)} of training")
     for row in pruned[:_MOST_LISTED]:
-        best = f"best {row.value:.6f} at round {row.best_round}"
+        best = f"best {decimals(row.value)} at round {row.best_round}"
         print(f"  job {row.job}  {' '.join(row.overrides)}  after round {row.last_round}, {best}")
     if len(pruned) > _MOST_LISTED:
         print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")
@@ -175,6 +175,7 @@ def _draw(
                     [line[metric] for line in lines],
                     is_best=best is not None and row.job == best.job,
                     best_round=row.best_round,
+                    chosen_by=row.monitor.metric,
                     line=names[row.job],
                 )
             )

@@ -199,7 +199,7 @@ def _where(found: Difference, others: Sequence[str], question: Question) -> str:
 def _notes(differences: Sequence[Difference], question: Question) -> list[str]:
     over = ", ".join(question.over)
     notes = [
-        f"at equal {over}; p of the paired t-test, p_holm corrected for the number of comparisons, "
+        f"at equal {over}; p of a paired t-test, p_holm corrected for the number of comparisons, "
         "p_exact of the sign-flip test"
     ]
     counts = {found.estimate.num_units for found in differences if found.is_tested}
@@ -216,7 +216,12 @@ def _notes(differences: Sequence[Difference], question: Question) -> list[str]:
     if "task.seed" in question.conditions:
         notes.append("each data split is compared by itself: `--over seed,task.seed` takes splits for replicates too")
     if any(found.estimate.count > found.estimate.num_units for found in differences):
-        notes.append(f"seeds are counted by the outer unit of {over}: those that share it are averaged first")
+        notes.append(
+            f"{over} are crossed: a mean's variance is the sum of those between its means by each of them, with "
+            "Cochran and Cox's quantiles"
+            if any(found.estimate.is_crossed for found in differences)
+            else f"seeds are counted by the outer unit of {over}: those that share it are averaged first"
+        )
     if any(found.chosen_on for found in differences):
         notes.append("each at its best: some replicates choose the settings, the others are compared")
     if not all(found.is_tested for found in differences):

@@ -49,6 +49,23 @@ def sentence(changed: Mapping[int, Iterable[str]], how: str) -> str:
     )
 
 
+def several_versions(results: Mapping[int, RunResult]) -> str:
+    """What is said where a file has changed while its sweep ran; nothing where none has."""
+    versions: dict[str, dict[str, list[str]]] = {}
+    for number, result in sorted(results.items()):
+        for name, sha256 in result.code.get("files", {}).items():
+            versions.setdefault(name, {}).setdefault(sha256, []).append(str(number))
+    several = {name: list(jobs.values()) for name, jobs in versions.items() if len(jobs) > 1}
+    if not several:
+        return ""
+    name, groups = next(iter(several.items()))
+    told = " and ".join(", ".join(jobs[:_MOST_NAMED]) + (" …" if len(jobs) > _MOST_NAMED else "") for jobs in groups)
+    return (
+        f"other code: {', '.join(several)} changed while the sweep ran: the jobs {told} are of different versions of "
+        f"{name}, and cannot be compared. The same command with `hydra.sweeper.rerun_changed=true` runs the older again"
+    )
+
+
 def _targets(task: Mapping[str, Any]) -> list[Any]:
     parts = (task.get("source"), task.get("partition"))
     return [part.get("_target_") if isinstance(part, Mapping) else None for part in parts]

@@ -33,6 +33,8 @@ class RunFolders:
         self._composer = composer
         self._fixed = tuple(fixed)
         self._root = Path(os.path.realpath(paths.folder))
+        ours = (paths.results, paths.points, paths.best, paths.curves, paths.study, paths.owner)
+        self._ours = {path.name for path in ours} | {"multirun.yaml"}
         sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
         assert isinstance(sweep, dict)
         self.rule = f"{sweep['dir']}/{sweep['subdir']}"
@@ -68,6 +70,11 @@ class RunFolders:
         """
         if self.is_by_number:
             return
+        if Path(folder).parts[0] in self._ours:
+            raise ValueError(
+                f"{_called(overrides)} would run in {folder}, but the sweep's own {Path(folder).parts[0]} lies there. "
+                "Let `hydra.sweep.subdir` name the job: `run_${hydra.job.num}`."
+            )
         around = [str(parent) for parent in Path(folder).parents][:-1]
         others = [self._owners.get(other) for other in (folder, *around)] + [self._inside.get(folder)]
         for other in others:

@@ -178,6 +178,21 @@ def refuse_twice(grid: Grid) -> None:
                 raise ValueError(f"The point `{' '.join(point)}` of `hydra.sweeper.points` sets `{name}` twice.")
 
 
+def refuse_repeated(overrides: Iterable[Override]) -> None:
+    """Refuses values that a command lists for a key that it sets again: they would never run.
+
+    Raises:
+        ValueError: there are some.
+    """
+    swept: dict[str, str] = {}
+    for one in overrides:
+        key, line = one.get_key_element().lstrip("+~"), str(one.input_line)
+        if swept.get(key, line) != line:
+            raise ValueError(f"`{key}` is given twice, `{swept[key]}` and `{line}`: only the last would count.")
+        if one.is_sweep_override():
+            swept[key] = line
+
+
 def _name(text: str) -> str:
     return text.partition("=")[0].lstrip("+~")
 

@@ -93,10 +93,12 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], study: str, fo
         named.append(f"{len(changed) - _MOST_NAMED} more differ")
     key = changed[0]
     typed = key.removesuffix(".name")
+    together = f"To compare both, sweep it: `{typed}={_text(before[key])},{_text(now[key])}`. "
+    if key in ("monitor", "monitor_mode"):  # all points of a study follow one
+        together = ""
     raise ValueError(
         f"The study {study!r} in {folder} is of another objective: {'; '.join(named)}. Nothing was started. "
-        f"To compare both, sweep it: `{typed}={_text(before[key])},{_text(now[key])}`. To run it apart, choose "
-        "another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
+        f"{together}To run it apart, choose another `hydra.sweep.dir` or `hydra.sweeper.study_name`."
     )
 
 

@@ -257,7 +257,11 @@ def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None) -
         ended = read_result(run) or read_failure(run)
         if ended is None:
             continue
-        number, overrides = recorded.read_job(run.folder, record)
+        try:
+            number, overrides = recorded.read_job(run.folder, record)
+        except recorded.SingleRun as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
         if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
             raise ValueError(

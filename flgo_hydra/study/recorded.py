@@ -29,17 +29,24 @@ def config_dir(hydra: dict[str, Any]) -> Path | None:
     return Path(paths[-1]) if paths else None
 
 
+class SingleRun(ValueError):
+    """A folder is of a run that no sweep has started."""
+
+
 def read_job(run: Path, record: str | None) -> tuple[int, list[str]]:
     """A run's job number, and the overrides that it was composed from, fixed ones included.
 
     Args:
         record: the folder in the run's where Hydra recorded it (`hydra.output_subdir`).
     Raises:
+        SingleRun: no sweep has started it.
         ValueError: Hydra recorded none, or it cannot be read.
     """
     if record is None:
         raise ValueError(f"{run} does not say which point it is: it ran with `hydra.output_subdir=null`.")
     hydra = read_hydra(run / record / "hydra.yaml")
+    if str(hydra.get("mode")).endswith("RUN") and "MULTIRUN" not in str(hydra.get("mode")):
+        raise SingleRun(f"{run} is a single run.")
     try:
         return int(hydra["job"]["num"]), [str(text) for text in hydra["overrides"]["task"]]
     except (KeyError, TypeError, ValueError) as error:

@@ -33,6 +33,10 @@ def identity_of(identities: Sequence[str]) -> str:
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and the sample standard deviation; None of a single value."""
+    largest = max(map(abs, values))
+    if largest > 1e100:  # whose squares are no numbers
+        mean, std = mean_and_std([value / largest for value in values])
+        return mean * largest, None if std is None else std * largest
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -26,7 +26,7 @@ from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
-from flgo_hydra.study.changed_code import ChangedCode, sentence
+from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, give_axes, read_choices
@@ -142,8 +142,8 @@ class Sweep:
         self._held: Job | None = None
         self._numbers: dict[tuple[str, ...], int] = {}
         self._folders: dict[int, Path] = {}
-        has_points, is_search = bool(self._settings.replicate_keys), self._settings.sampler != "grid"
-        self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points, is_search)
+        has_points = bool(self._settings.replicate_keys)
+        self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
 
     def _open_source(self, points: Sequence[Point]) -> Source:
         settings = self._settings
@@ -231,8 +231,8 @@ class Sweep:
             compose.is_ours(self._config),
             self._tables.point_rows() if self._settings.replicate_keys else None,
             self._trials.count_outgrown(self._source.trials),
-            self._settings.sampler != "grid",
         )
+        other_code = other_code or several_versions(self._results())
         if other_code:
             print(other_code, flush=True)
         if is_interrupted:
@@ -254,12 +254,14 @@ class Sweep:
             if self._trials.harvest(job) or self._trials.take_failure(job):
                 self._tables.add(job)
 
+    def _results(self) -> dict[int, RunResult]:
+        """Of all jobs that have one, by number."""
+        jobs = self._trials.jobs.everybody()
+        return {job.number: job.outcome for job in jobs if isinstance(job.outcome, RunResult)}
+
     def _tell_other_code(self) -> str:
         """Says which runs that count are of other code than there is now; empty where none is."""
-        results = {
-            job.number: job.outcome for job in self._trials.jobs.everybody() if isinstance(job.outcome, RunResult)
-        }
-        changed = {number: files for number, result in results.items() if (files := self._code.of(result))}
+        changed = {number: files for number, result in self._results().items() if (files := self._code.of(result))}
         if not changed:
             return ""
         more = "hydra.sweeper.rerun_changed=true"

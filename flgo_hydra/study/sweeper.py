@@ -18,7 +18,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_twice, write_axis
+from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_repeated, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import PointChecker, check_points
@@ -42,7 +42,7 @@ class StudySweeper(Sweeper):
         batch_size: int | None = None,
         retry_failed: bool = False,
         rerun_changed: bool = False,
-        curve: str = "valid_loss",
+        curve: str | None = None,
         pruner: Any = None,
         sampler: str = "grid",
         n_trials: int | None = None,
@@ -178,6 +178,7 @@ class StudySweeper(Sweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         written = [write_axis(key, value) for key, value in self._params.items()]
+        refuse_repeated(parser.parse_overrides(list(arguments)))
         grid = replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
         refuse_twice(grid)
         return grid

@@ -23,7 +23,6 @@ class SweepTables:
     Args:
         fixed: overrides that all jobs share.
         has_points: there are replicates.
-        is_search: a sampler chooses the points, one for another: conditions have no best of their own.
     """
 
     def __init__(
@@ -33,14 +32,12 @@ class SweepTables:
         paths: SweepPaths,
         fixed: tuple[str, ...],
         has_points: bool,
-        is_search: bool = False,
     ) -> None:
         self._trials = trials
         self._source = source
         self._paths = paths
         self._fixed = fixed
         self._has_points = has_points
-        self._is_search = is_search
         self.rows: dict[int, Row] = {}
         """by job number"""
         self.has_news = False
@@ -87,11 +84,11 @@ class SweepTables:
         if self._has_points:
             points = self.point_rows()
             write_points(self._paths.points, points)
-            apart_points = [] if self._is_search else points_apart(rows, sort_points(points))
+            apart_points = points_apart(rows, sort_points(points))
             write_best_point(self._paths.best, points, self._fixed, apart_points)
         else:
             self._paths.points.unlink(missing_ok=True)
-            write_best(self._paths.best, rows, self._fixed, [] if self._is_search else conditions_apart(rows))
+            write_best(self._paths.best, rows, self._fixed, conditions_apart(rows))
         self.has_news = False
         self._written = time.monotonic()
         self._cost = self._written - begin

@@ -15,7 +15,7 @@ def test_columns_are_typed(empty_folder):
     (empty_folder / "own.py").write_text("def status(record):\n    return {'status': 0.25, 'lr': 9, 'a.b=c': 1}\n")
     frame = sweep(*SMALL, "monitor=test_accuracy", "metrics=own.status", *grid[:2], "seed=3", "dtype=float64").frame()
     assert frame["lr"].dtype == float and frame["lr"].tolist() == [1.0, 1.0, 0.5, 0.5]
-    assert frame["early_stop"].tolist() == [None, 1, None, 1]
+    assert frame["early_stop"].dtype == "Int64" and frame["early_stop"].isna().tolist() == [True, False] * 2
     assert frame["job"].tolist() == [0, 1, 2, 3] and set(frame["status"]) == {"completed"}
     assert frame["best_round"].dtype == "Int64" and frame["best_valid_loss"].dtype == float
     for name, value in (("status", 0.25), ("lr", 9), ("a.b=c", 1)):

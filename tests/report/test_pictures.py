@@ -164,7 +164,7 @@ def test_parallel_coordinates(sweep, make_run, tmp_path):
     draw_parallel(tmp_path / "a.svg", _runs(sweep), ["algorithm", "lr", "seed"], _QUESTION)
     text = (tmp_path / "a.svg").read_text()
     for shown in (
-        "best: algorithm=fedprox lr=0.1 seed=0 (best_valid_loss 0.9000)",
+        "best: algorithm=fedprox lr=0.1 (best_valid_loss 0.9990, mean of 3)",
         "1 without a valid result",
         "(log)",
     ):

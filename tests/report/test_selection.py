@@ -266,7 +266,7 @@ def test_seeds_of_one_split_are_not_counted_apart(report, make_run):
         make_run(f"s/{i}", [9.0, loss], algorithm=algorithm, seed=seed, **{"task.seed": split})
     out = report("s", "--over", "seed,task.seed")
     assert "two seeds: too few to tell" in out and ": larger than seed noise" not in out
-    assert "seeds are counted by the outer unit of seed, task.seed" in out
+    assert "seed, task.seed are crossed" in out
     read = json.loads(report("s", "--over", "task.seed,seed", "--format", "json"))
     (row,) = read["comparison"]
     assert row["seeds"] == 2 and row["difference"] == pytest.approx(0.399, abs=1e-3)

@@ -81,7 +81,7 @@ def test_failures_are_named_with_their_logs(
 def test_many_failures_are_counted(paths: SweepPaths, capsys: pytest.CaptureFixture[str]) -> None:
     assert _print(paths, [_failed(paths, job) for job in range(25)]) is None
     out = capsys.readouterr().out
-    assert out.startswith("\nno point has a finite valid_loss\n")
+    assert out.startswith("\nno point has a finite value\n")
     assert "failed: 25 of 25\n" in out and out.count("  job ") == 20
     assert "  … and 5 more in multirun/a b/results.csv\n" in out
     assert "files:   results.csv, <job>/rounds.jsonl\n" in out

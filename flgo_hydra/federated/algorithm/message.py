@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
 from flgo_hydra.federated.refused import Refused
+from flgo_hydra.federated.training import states_of_copy
 
 
 class Messages:
@@ -30,7 +31,7 @@ class Messages:
         self._is_own = type(algorithm).finish is not Algorithm.finish
         self._needs_update = type(algorithm).update_server is Algorithm.update_server
         self._update = {name: p.shape for name, p in params.items()}
-        self._kept = _form(algorithm.init_client(params)) if self._is_own else {}
+        self._kept = _form(states_of_copy(algorithm, params)[1]) if self._is_own else {}
         self._sent: dict[str, dict[str, torch.Size]] | None = None
 
     def read(self, returned: Any) -> tuple[State, State]:

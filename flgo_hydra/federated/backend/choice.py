@@ -39,7 +39,7 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import is_zero
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, states_of_copy
 
 _BUDGET = {"cpu": 2**26, "cuda": 2**31, "mps": 2**30}
 """Bytes of the clients that are trained at once, by kind of device: how many they are must not depend on how large
@@ -189,7 +189,7 @@ def _bytes_per_lane(loop: LoopBackend, step: LocalStep, data: Data, widest: int)
         widest: samples of the largest batch, as it may be expected.
     """
     params = sum(p.numel() * p.element_size() for p in loop.params.values())
-    kept = step.algorithm.init_client(loop.params)
+    _, kept = states_of_copy(step.algorithm, loop.params)
     state = sum(t.numel() * t.element_size() for tensors in kept.values() for t in tensors.values())
     sample = data.x_train[0].numel() * data.x_train.element_size()
     return _COPIES * params + state + 16 * widest * sample

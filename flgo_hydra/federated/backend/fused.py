@@ -47,6 +47,7 @@ from flgo_hydra.federated.training import (
     check_message,
     finish_round,
     server_state,
+    states_of_copy,
     weights_of,
     with_changes,
 )
@@ -142,7 +143,9 @@ class FusedBackend:
         self._extent = _extent_of_all(data, first.work)
         self._recipe = Recipe(first.algorithm, first.num_slots, first.step)
         # What the forms are tried with: not where a run has come to, which another attempt may find elsewhere.
-        self._untrained = server_state(first.loop.model, first.algorithm)
+        self._untrained = replace(
+            server_state(first.loop.model, Algorithm()), state=states_of_copy(first.algorithm, first.loop.params)[0]
+        )
         self._lanes: Lanes | None = None
         self._shape = (0, 0)
         self._evaluates_apart = False
@@ -324,7 +327,7 @@ class FusedBackend:
             params = {name: p * 1.01 + 0.01 for name, p in server.params.items()}
             state = {
                 s: {n: torch.full_like(t, 1e-2) for n, t in ts.items()}
-                for s, ts in algorithm.init_client(server.params).items()
+                for s, ts in states_of_copy(algorithm, server.params)[1].items()
             }
             sent, _ = Messages(algorithm, params).read(
                 algorithm.finish(params, Client(server.params, server.state, state), 2, hypers[0])

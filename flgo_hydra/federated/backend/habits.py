@@ -32,7 +32,7 @@ from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.refused import Refused
-from flgo_hydra.federated.training import Mean, ServerState, finish_round
+from flgo_hydra.federated.training import Mean, ServerState, finish_round, states_of_copy
 
 if TYPE_CHECKING:
     from flgo_hydra.federated.backend.loop import LoopBackend
@@ -100,7 +100,9 @@ class _Trial:
         model, algorithm = self._original.model, self._original.step.algorithm
         own = PythonState.of_originals(model=model, algorithm=algorithm)
         if own.holds_a_part:
-            return _plain("a function of the model or the algorithm holds a part of it, and cannot be copied apart")
+            return _plain(f"{own.holds_a_part} holds a part of the model, and they cannot be copied apart")
+        if own.opaque:
+            return _plain(f"`{own.opaque}` is shared with threads or processes")
         if self._original.has_users_code:
             _refuse_hooks(model)
         if any(p._backward_hooks for p in model.parameters()):
@@ -110,6 +112,8 @@ class _Trial:
         except Exception as error:
             return replace(_plain(f"the model cannot be copied: {one_line(error)}"), keeps=own.generator)
         before = PythonState(model=loop.model, algorithm=loop.step.algorithm)
+        if other := own.differs(before, without="_hooks["):  # of which torch makes new ones
+            return replace(_plain(f"a copy of it has another `{other}`"), keeps=own.generator)
         noise = python_noise()
         try:
             self._try(loop)
@@ -129,7 +133,7 @@ class _Trial:
         # Not zero: a client's state of zeros would hide what is done with it.
         state = {
             key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
-            for key, ts in loop.step.algorithm.init_client(loop.params).items()
+            for key, ts in states_of_copy(loop.step.algorithm, loop.params)[1].items()
         }
         client = Client(server.params, server.state, state)
         largest, smallest = max(self._sizes), min(self._sizes)
@@ -238,6 +242,9 @@ class _Noticed:
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other)
 
+    def __getnewargs__(self) -> Any:
+        return (self.__class__.__mro__[2](self),)
+
     def __deepcopy__(self, memo: Any) -> "_Noticed":
         return self
 
@@ -248,6 +255,25 @@ class _Number(_Noticed, float):
 
 class _WholeNumber(_Noticed, int):
     pass
+
+
+def _derives(method: str, kind: type) -> Callable[..., Any]:
+    """What is computed from a number that is noticed is noticed, too."""
+
+    def compute(self: Any, *others: Any) -> Any:
+        found = getattr(kind, method)(self, *others)
+        return found if found is NotImplemented else _noticed(found, self.name, self.noticed)
+
+    return compute
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    for _method in (f"__{_name}__", f"__r{_name}__"):
+        setattr(_Number, _method, _derives(_method, float))
+        setattr(_WholeNumber, _method, _derives(_method, int))
+for _method in ("__neg__", "__abs__", "__pos__"):
+    setattr(_Number, _method, _derives(_method, float))
+    setattr(_WholeNumber, _method, _derives(_method, int))
 
 
 def _noticed(value: Any, name: str, noticed: list[str]) -> Any:
@@ -290,6 +316,8 @@ class _Calls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _MAKERS and any(isinstance(t, list | tuple) and _has_tensor(t) for t in (*args, *kwargs.values())):
+            self._read(func.__name__)
         if func in self._LOOK_UPS and not self.look_up:
             self._look_at_table(func, args, kwargs)
         return func(*args, **kwargs)
@@ -302,6 +330,14 @@ class _Calls(TorchFunctionMode):
             self.look_up = "an embedding has `scale_grad_by_freq`, which counts over a batch"
         elif given.get("sparse"):
             self.look_up = "an embedding has sparse gradients"
+
+
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
+"""Given a list of tensors they read its numbers."""
+
+
+def _has_tensor(items: Any) -> bool:
+    return any(isinstance(item, Tensor) or (isinstance(item, list | tuple) and _has_tensor(item)) for item in items)
 
 
 _FUNCTIONALS = (functional.embedding, functional.embedding_bag)

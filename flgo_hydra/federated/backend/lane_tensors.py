@@ -17,7 +17,7 @@ from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.optimizer import Slots
-from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, to_sum
+from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, states_of_copy, to_sum
 from flgo_hydra.federated.transfer import to_device
 
 _TEMPORARY_BYTES = 2**28
@@ -68,14 +68,11 @@ class LaneTensors:
             self.slots: dict[str, Slots] = {
                 n: tuple(self._stack(torch.zeros_like(p)) for _ in range(num_slots)) for n, p in like.params.items()
             }
-            self.kept = {
-                s: {n: self._stack(t) for n, t in ts.items()} for s, ts in algorithm.init_client(like.params).items()
-            }
+            at_server, at_client = states_of_copy(algorithm, like.params)
+            self.kept = {s: {n: self._stack(t) for n, t in ts.items()} for s, ts in at_client.items()}
             each = torch.clone if self.is_shared else self._seem_stacked
             self.anchor = {n: each(p.detach()) for n, p in like.params.items()}
-            self.server = {
-                s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in algorithm.init_server(like.params).items()
-            }
+            self.server = {s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in at_server.items()}
         self.numbers: dict[str, Any] = {}
         """the algorithm's"""
         self.settings: dict[str, Tensor] = {}

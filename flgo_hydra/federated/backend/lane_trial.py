@@ -18,6 +18,7 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Extent, Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.mixing import why_mixed
+from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.trial import Differs, few, is_wide, verdict, widened
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import generators_kept
@@ -57,7 +58,8 @@ def find_lanes(
         model = copy.deepcopy(first.model)
         model.train()
         lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
-        with generators_kept():
+        kept = {"model": first.model, "algorithm": first.step.algorithm} if first.has_users_code else {}
+        with generators_kept(), outside_kept(**kept):
             why_not = lanes.record(extent.kinds, numbers)
             if why_not:  # what vmap does not take, it takes in no form
                 return None, why_not

@@ -19,6 +19,7 @@ from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
+from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.client_state import ClientStates
@@ -36,6 +37,7 @@ from flgo_hydra.federated.training import (
     changes_of,
     finish_round,
     row_of,
+    states_of_copy,
     weights_of,
 )
 from flgo_hydra.federated.transfer import to_device
@@ -248,7 +250,8 @@ class LoopBackend:
             plain = self.copy()
             # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
             self._bind(copy.deepcopy(original))
-            with generators_kept(), exact_convolutions():
+            kept = {"model": original, "algorithm": self.step.algorithm} if self.has_users_code else {}
+            with generators_kept(), exact_convolutions(), outside_kept(**kept):
                 why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
             if why_not:
                 self._traced = None
@@ -304,7 +307,7 @@ class LoopBackend:
         # Not zero: a client's state of zeros would hide what is done with it.
         state = {
             key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
-            for key, ts in self.step.algorithm.init_client(self.params).items()
+            for key, ts in states_of_copy(self.step.algorithm, self.params)[1].items()
         }
         client = Client(server.params, server.state, state)
         for size in sizes:

@@ -98,6 +98,8 @@ def _of_items(value: Any, content: Any) -> Undo | None:
     if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
         held_in_memory: Any = value
         return functools.partial(held_in_memory.__setstate__, held_in_memory.__getstate__())
+    if isinstance(value, functools._lru_cache_wrapper):
+        return functools.partial(_forget_since, value, value.cache_info())
     if isinstance(value, BaseException):
         return functools.partial(setattr, value, "args", value.args)
     if isinstance(value, bytearray | array.array):
@@ -127,6 +129,12 @@ def _put_back_slots(value: Any, slots: Mapping[str, Any]) -> None:
     for name, part in slots.items():
         if getattr(value, name, None) is not part:
             setattr(value, name, part)
+
+
+def _forget_since(cached: Any, info: Any) -> None:
+    """What a trial computed may be a draw of the trial's: it is computed again."""
+    if cached.cache_info() != info:
+        cached.cache_clear()
 
 
 def _refuse_change(tensor: Tensor, version: int) -> None:

@@ -16,12 +16,15 @@ import functools
 import logging
 import os
 import sys
+import threading
 import types
+import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
@@ -49,6 +52,7 @@ from flgo_hydra.federated.users_code import is_users
 
 _MOST = 200_000
 """Things that are looked at, at most."""
+_KEEPING = (functools.partialmethod, functools._lru_cache_wrapper)
 _LONG = 10_000
 """Of a longer container only the items themselves are compared, not what they hold."""
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
@@ -56,6 +60,8 @@ _BY_TEXT = {"globals", "exec", "eval", "__globals__", "_getframe", "currentframe
 """What a function names that finds things of its module by a text; `sys.modules` does, too."""
 _OF_MODULES_BY_TEXT = {"vars", "__dict__", "getattr", "setattr", "delattr", "attrgetter"}
 """The same, of a module that it names."""
+_OF_THREADS = {"threading", "_thread", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "subprocess"}
+"""Modules whose objects are others' too: to put one back could stop a thread for ever."""
 _OF_EVERY_CLASS = {
     *vars(object),
     *("__abstractmethods__", "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__module__"),
@@ -78,6 +84,8 @@ class PythonState:
     def __init__(self, shared: Collection[int] = (), **roots: Any) -> None:
         self.generator = ""
         """the name of a generator object, which cannot be copied, nor its place be seen"""
+        self.opaque = ""
+        """the name of a thing that threads or processes talk by, whose state is theirs too"""
         self._found: dict[str, Any] = {}
         self._undo: list[Callable[[], Any]] = []
         self._inside: dict[int, Any] = {}
@@ -86,13 +94,22 @@ class PythonState:
         self._functions: set[int] = set()
         self._modules: set[tuple[int, str]] = set()
         self._registered: set[int] = set()
+        self._storages: set[int] = set()
+        self._part = ""
         self._trained: set[int] = set()
+        try:
+            self._look_at_roots(roots)
+        except RecursionError:
+            raise TooMuch("it holds what is nested too deeply to be looked at") from None
+
+    def _look_at_roots(self, roots: Mapping[str, Any]) -> None:
         for name, root in roots.items():
             if isinstance(root, nn.Module):
                 self._registered = {id(module) for module in root.modules()}
                 # A layer's own tensors belong to it, wherever else it or a function may hold them.
                 self._inside |= {id(t): t for t in (*root.parameters(), *root.buffers())}
                 self._trained |= self._inside.keys()
+                self._storages |= {_storage_of(t) for t in self._inside.values()} - {0}
                 self._look("a hook of all modules", global_hooks(), is_outside=True)
             self._look(name, root, is_outside=False)
 
@@ -101,19 +118,22 @@ class PythonState:
         """The same, of what is going to be copied: what a copy shares with its original is outside."""
         try:
             # A copy of its Python only: tensors need not be doubled for this.
-            tensors = [t for root in roots.values() if isinstance(root, nn.Module) for t in root.state_dict().values()]
-            tensors += [p for root in roots.values() if isinstance(root, nn.Module) for p in root.parameters()]
+            modules = [root for root in roots.values() if isinstance(root, nn.Module)]
+            tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
             copies = cls(**copy.deepcopy(roots, {id(t): t for t in tensors}))
         except Exception:  # whoever copies it in earnest will tell
             return cls(**roots)
         one = cls(**roots)
         shared = one._inside.keys() & copies._inside.keys() - one._trained
+        if shared & one._registered:
+            one._part = one._part or "a reference"  # its copy leads to the original
+            return one
         return cls(shared, **roots) if shared else one
 
     @property
-    def holds_a_part(self) -> bool:
-        """Whether a function has hold of a part of the object, which a copy of the object would then share."""
-        return bool(self._inside.keys() & self._outside.keys())
+    def holds_a_part(self) -> str:
+        """What has hold of a part of the object that a copy of the object would not have hold of, or nothing."""
+        return self._part or ("a function" if self._inside.keys() & self._outside.keys() else "")
 
     def changed(self, later: "PythonState") -> str:
         """The name of something that is another one later, or nothing."""
@@ -122,12 +142,16 @@ class PythonState:
                 return path
         return next((path for path in later._found if path not in self._found), "")
 
-    def differs(self, other: "PythonState") -> str:
-        """The name of something that another object of the same kind has otherwise, or nothing."""
+    def differs(self, other: "PythonState", without: str = "\0") -> str:
+        """The name of something that another object of the same kind has otherwise, or nothing.
+
+        Args:
+            without: what is called so is not looked at.
+        """
         for path, value in self._found.items():
-            if path not in other._found or not alike(value, other._found[path]):
+            if without not in path and (path not in other._found or not alike(value, other._found[path])):
                 return path
-        return next((path for path in other._found if path not in self._found), "")
+        return next((path for path in other._found if path not in self._found and without not in path), "")
 
     def put_back_outside(self) -> None:
         """Gives what a copy shares the values it had."""
@@ -155,6 +179,10 @@ class PythonState:
             return
         if len(self._found) > _MOST:
             raise TooMuch("it holds more than can be looked at")
+        if type(value).__module__.partition(".")[0] in _OF_THREADS and not isinstance(value, threading.local):
+            self.opaque = self.opaque or path
+            self._found[path] = Identity(value)
+            return
         if isinstance(value, types.GeneratorType):
             self.generator = self.generator or path
         if is_iterator(value) and is_outside:
@@ -168,6 +196,10 @@ class PythonState:
         self._found[path] = token = Identity(value) if id(value) in self._trained else snapshot(value, most)
         if is_outside:
             self._undo += undos_of(value, token.content if isinstance(token, Content) else None)
+        if isinstance(token, Content) and id(value) not in self._trained and _storage_of(value) in self._storages:
+            self._part = self._part or f"`{path}`"
+        if isinstance(value, dict) and any(type(key) is int and key in self._registered for key in value):
+            self._part = self._part or f"`{path}`"  # by its id
         if not isinstance(token, Noise | Content):
             for name, part in self._parts(value):
                 self._look(f"{path}{name}", part, is_outside)
@@ -190,8 +222,11 @@ class PythonState:
             if isinstance(value, defaultdict):
                 yield " (by default)", value.default_factory
             if len(value) <= _LONG:
-                for key, part in list(value.items()):
-                    yield f"[{key!r}]", part
+                for i, (key, part) in enumerate(list(value.items())):
+                    is_plain = isinstance(key, PLAIN)
+                    yield f"[{key!r}]" if is_plain else f"[{i}]", part
+                    if not is_plain:
+                        yield f" (key {i})", key
         elif isinstance(value, list | tuple | deque | set | frozenset):
             if len(value) <= _LONG:
                 for i, part in enumerate(value):
@@ -212,6 +247,8 @@ class PythonState:
                 yield f".{name}", part
         elif type(value).__module__ in _HELD_BY_C or is_iterator(value):
             yield from _reduced(value)
+        elif isinstance(value, weakref.ref):
+            yield " (referred to)", value()
         elif isinstance(value, contextvars.ContextVar):
             yield " (value)", value.get(None)
         else:
@@ -278,7 +315,9 @@ class PythonState:
                 elif isinstance(value, types.FunctionType):
                     self._look_at_function(at, value)
                 elif (
-                    not hasattr(value, "__get__") or isinstance(value, functools.partialmethod) or is_users(type(value))
+                    not hasattr(value, "__get__")
+                    or isinstance(value, functools.partialmethod | functools._lru_cache_wrapper)
+                    or is_users(type(value))
                 ):
                     self._look(at, value, is_outside=True)
                     if isinstance(value, PLAIN):
@@ -341,6 +380,22 @@ def outside_kept(**roots: Any) -> Iterator[None]:
     finally:
         if kept is not None:
             kept.put_back_outside()
+
+
+def _storage_of(value: Any) -> int:
+    """Where a tensor's or an array's numbers begin in memory, whatever view of them it is; 0 where that is unknown."""
+    while isinstance(value, np.ndarray) and value.base is not None:
+        value = value.base
+    if isinstance(value, np.ndarray):
+        return int(value.__array_interface__["data"][0])
+    if (
+        not isinstance(value, Tensor)
+        or nn.parameter.is_lazy(value)
+        or value.layout != torch.strided
+        or value.device.type == "meta"
+    ):
+        return 0
+    return value.untyped_storage().data_ptr()
 
 
 def global_hooks() -> list[Any]:

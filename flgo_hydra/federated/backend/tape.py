@@ -106,6 +106,8 @@ def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
     if _python_noise() != noise:
         raise CannotRecord("it draws random numbers from Python or numpy")
     for op in recorder.ops:
+        if any(isinstance(part, torch.Generator) for part in (*op.args, *op.kwargs.values())):
+            raise CannotRecord(f"it draws from a generator of its own ({op.name})")
         if torch.Tag.data_dependent_output in op.function.tags:
             raise ReadsNumbers(f"it reads numbers from tensors ({op.name})")
         if torch.Tag.dynamic_output_shape in op.function.tags and not _picks_by_position(op):

@@ -22,7 +22,7 @@ from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
-from flgo_hydra.federated.training import LocalStep, ServerState
+from flgo_hydra.federated.training import LocalStep, ServerState, states_of_copy
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,8 @@ class TracedSteps:
         self._lr = torch.zeros((), dtype=exact, device=self._device)
         self._count = torch.zeros((), dtype=exact, device=self._device)
         with torch.no_grad():
-            algorithm = step.algorithm
-            self._client = Client(
-                {name: p.clone() for name, p in params.items()},
-                _clone(algorithm.init_server(params)),
-                _clone(algorithm.init_client(params)),
-            )
+            at_server, at_client = states_of_copy(step.algorithm, params)
+            self._client = Client({name: p.clone() for name, p in params.items()}, _clone(at_server), _clone(at_client))
         self._arena = Arena(self._device)
         self._compiled: dict[int, _Compiled] = {}
         self._lr_now = 0.0

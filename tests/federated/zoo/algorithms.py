@@ -591,3 +591,33 @@ class AsksNumpy(Algorithm):
     def correct(self, grads, params, client, hyper):
         scale = 0.5 if np.isclose(hyper["lr"], 0.1) else 0.25
         return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("the learning rate's double as a key")
+class DerivedKey(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        scale = {0.2: 0.1, 0.06: 0.5, 0.1: 0.3}.get(2 * hyper["lr"], 1.0)
+        return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("a mask that is drawn when the server is made")
+class DrawsMask(Algorithm):
+    def init_server(self, params):
+        self.mask = {n: torch.rand_like(p) > 0.5 for n, p in params.items()}
+        return {}
+
+    def correct(self, grads, params, client, hyper):
+        return {n: g * self.mask[n] for n, g in grads.items()}
+
+
+@zoo("gradients that are changed in place, and not returned", expect="`correct` of ReturnsNothing must return")
+class ReturnsNothing(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        for g in grads.values():
+            g.mul_(0.5)
+
+
+@zoo("a direction of another shape", expect="`correct` of OtherShape must return")
+class OtherShape(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        return {n: g.flatten() for n, g in grads.items()}

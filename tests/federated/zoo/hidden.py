@@ -7,9 +7,11 @@ left a trace.
 import collections
 import contextvars
 import ctypes
+import functools
 import io
 import itertools
 import logging
+import queue
 import shutil
 import sqlite3
 import sys
@@ -20,6 +22,7 @@ import weakref
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import by_getattr
 from .models import Body, zoo
@@ -289,3 +292,163 @@ class OwnByText(Counted):
     def count(self):
         vars(self)["num" + "ber"] += 1
         return self.number
+
+
+_SCALES = weakref.WeakKeyDictionary()
+_BY_ID = {}
+
+
+@zoo("a setting of its own in a dictionary of weak keys", is_one_model=True)
+class WeakSetting(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        _SCALES[self] = 0.3
+
+    def forward(self, x):
+        return super().forward(x) * _SCALES.get(self, 1.0)
+
+
+@zoo("a setting of its own by its id", is_one_model=True)
+class SettingById(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        _BY_ID[id(self)] = 0.3
+
+    def forward(self, x):
+        return super().forward(x) * _BY_ID.get(id(self), 1.0)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, parent):
+        super().__init__()
+        self.parent = weakref.ref(parent)
+
+    def forward(self, h):
+        return h @ self.parent().hidden.weight
+
+
+@zoo("a child that knows its parent weakly", is_one_model=True)
+class WeakParent(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.decoder = _Decoder(self)
+
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        return self.output(torch.tanh(self.hidden(self.decoder(h))))
+
+
+@zoo("a view of a weight, as an attribute", is_one_model=True)
+class ViewOfWeight(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.double()
+        self.target = self.hidden.weight.detach()
+
+    def forward(self, x):
+        return super().forward(x) + self.target.square().mean()
+
+
+@zoo("a view of a weight in numpy", is_one_model=True)
+class NumpyViewOfWeight(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.double()
+        self.target = self.hidden.weight.detach().numpy()[1:]
+
+    def forward(self, x):
+        return super().forward(x) * (1 + float(self.target.sum()))
+
+
+@zoo("a copy that is made with the constructor's defaults", is_one_model=True)
+class OwnCopy(Body):
+    def __init__(self, input_shape, num_outputs, scale=0.3):
+        super().__init__(input_shape, num_outputs)
+        self.scale = scale
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+    def __deepcopy__(self, memo):
+        other = type(self)([6], 3, scale=1.0)
+        other.to(self.hidden.weight.dtype).load_state_dict(self.state_dict())
+        return other
+
+
+@zoo("a generator that is made in each call", is_one_model=True)
+class MakesGenerator(Body):
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        if self.training:
+            mask = torch.rand(h.shape, generator=torch.Generator().manual_seed(9), dtype=h.dtype) > 0.01
+            h = h * mask
+        return self.output(h)
+
+
+@zoo("a test within a list of tensors")
+class TestInAList(Body):
+    def forward(self, x):
+        outputs = super().forward(x)
+        return torch.where(torch.tensor([x.abs().max() > 2.2]), 0.1 * outputs, outputs)
+
+
+@zoo("a queue that a thread empties", is_one_model=True)
+class Worker(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.queue = _QUEUE_OF_THREAD
+
+    def forward(self, x):
+        self.queue.put(1)
+        self.queue.join()
+        return super().forward(x)
+
+
+def _empty():
+    while True:
+        _QUEUE_OF_THREAD.get()
+        _QUEUE_OF_THREAD.task_done()
+
+
+_QUEUE_OF_THREAD = queue.Queue()
+threading.Thread(target=_empty, daemon=True).start()
+
+
+@zoo("what is nested deeply", is_one_model=True)
+class Nested(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.nested = {}
+        for _ in range(2000):
+            self.nested = {"next": self.nested}
+
+
+class _Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("no name")
+
+
+@zoo("a key that cannot be written", is_one_model=True)
+class NoName(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.named = {_Unspeakable(): 1}
+
+
+@zoo("a dictionary of the model's state changes it", is_one_model=True)
+class StateDictChanges(Body):
+    def state_dict(self, *args, **kwargs):
+        with torch.no_grad():
+            self.hidden.weight.mul_(0.5)
+        return super().state_dict(*args, **kwargs)
+
+
+@functools.lru_cache
+def _drawn(width):
+    return torch.rand(width, dtype=torch.float64)
+
+
+@zoo("a draw that is kept in a cache of the module's", before=lambda: _drawn.cache_clear(), is_one_model=True)
+class CachedDraw(Body):
+    def forward(self, x):
+        return super().forward(x) * _drawn(3)
