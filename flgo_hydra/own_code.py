@@ -152,7 +152,7 @@ def _find(name: str) -> Path | None:
 def _is_own_namespace(name: str) -> bool:
     """Whether a name is a folder of the user's own that holds modules and has no `__init__.py`."""
     spec = None if _is_known_library(name) else _find_spec(name)
-    if spec is None or spec.has_location or not spec.submodule_search_locations:
+    if spec is None or spec.has_location or spec.submodule_search_locations is None:
         return False
     return any(not is_installed(str(Path(place, "_"))) for place in spec.submodule_search_locations)
 
@@ -165,7 +165,8 @@ def _is_known_library(name: str) -> bool:
 def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     """Where a module would be imported from."""
     parts = name.split(".")
-    spec, path = None, None
+    spec: importlib.machinery.ModuleSpec | None = None
+    path: Iterable[str] | None = None
     try:
         for depth in range(len(parts)):
             part = ".".join(parts[: depth + 1])
@@ -179,7 +180,14 @@ def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _find_below(name: str, path: Iterable[str] | None) -> importlib.machinery.ModuleSpec | None:
-    return None if path is None else importlib.machinery.PathFinder.find_spec(name, list(path))
+    places = list(path or ())
+    try:
+        return importlib.machinery.PathFinder.find_spec(name, places)
+    except KeyError:  # a folder without __init__.py: Python asks for its parent, which is not imported
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        folders = [Path(place, name.rpartition(".")[2]) for place in places]
+        spec.submodule_search_locations = [str(folder) for folder in folders if folder.is_dir()]
+        return spec
 
 
 @functools.lru_cache(maxsize=1000)

@@ -69,3 +69,23 @@ def test_what_a_config_leads_to(folder):
     assert code["files"]["given_in_python.of_width_0123456789ab"] == "0123456789ab"
     assert {"third/beside.py", "pack/inner_of.py", "alone.py"} <= code["files"].keys()
     assert code["sha256"] == own_code.combine(code["files"])
+
+
+def test_folders_without_init_are_followed_too(folder):
+    for name, text in {"bare/models.py": "import bare.deep.block\n", "bare/deep/block.py": "width = 1\n"}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    importlib.invalidate_caches()
+    assert sorted(own_code.hash_files(["bare.models.M"])) == ["bare/deep/block.py", "bare/models.py"]
+    Path("outer.py").write_text("from bare.models import M\n")
+    importlib.invalidate_caches()
+    assert sorted(own_code.hash_files(["outer.f"])) == ["bare/deep/block.py", "bare/models.py", "outer.py"]
+    assert "bare" not in sys.modules
+
+
+def test_the_hash_is_of_what_was_imported(folder):
+    importlib.import_module("alone")
+    own_code.remember("alone.f")
+    before = own_code.hash_files(["alone.f"])
+    Path("alone.py").write_text("changed = 2\n")
+    assert own_code.hash_files(["alone.f"]) == before

@@ -30,7 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra import reference
+from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.task import Task
 from flgo_hydra.monitor import KNOWN
 
@@ -54,6 +56,19 @@ class OwnMetrics:
             if not callable(self._function):
                 raise ValueError(f"`metrics={target}` is a class whose objects must be callable: give it a `__call__`.")
         self._offered = offered
+        self._before = _kept_by(self._function)
+        self.keeps = ""
+        """the name of what it keeps from call to call, which no checkpoint has"""
+        self.shares = ""
+        """the same of what other runs of the process would find changed"""
+
+    def look(self) -> None:
+        """After the first call: what has it changed?"""
+        if self._before is not None:
+            before, self._before = self._before, None
+            after = _kept_by(self._function)
+            if after is not None:
+                self.keeps, self.shares = (one.changed(other) for one, other in zip(before, after, strict=True))
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, record: Sequence[Mapping[str, float]]) -> Values:
@@ -94,6 +109,15 @@ class OwnMetrics:
         if isinstance(value, numbers.Real) or (hasattr(value, "item") and getattr(value, "size", 0) == 1):
             return float(value)  # type: ignore[arg-type]
         raise ValueError(f"`metrics={self._target}` must return numbers, but {name!r} is {value!r}.")
+
+
+def _kept_by(function: Callable[..., Any]) -> tuple[PythonState, PythonState] | None:
+    """What a metric keeps now, and of that what is not its object's own; None where it cannot be looked at."""
+    code = function if inspect.isfunction(function) else type(function).__call__
+    try:
+        return PythonState(metrics=function), PythonState(metrics=code)
+    except (TooMuch, Refused):
+        return None
 
 
 def monitored(name: str, values: Mapping[str, float], round_num: int) -> float:

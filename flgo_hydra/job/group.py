@@ -127,6 +127,9 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
     backend = FusedBackend(first.model, first.data, members, fuse, *switches)
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
+        shared = next((run.own.shares for run in runs.values() if run.own is not None and run.own.shares), "")
+        if shared and len(runs) > 1:
+            raise reporter.RunApart(f"their metrics share `{shared}`, which they change")
         try:
             with no_silent_end():
                 return backend.train(works)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
     from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
     from flgo_hydra.federated.backend.choice import ChosenBackend
     from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.rounds import Run, RunState, Status
     from flgo_hydra.federated.task import Task
 
@@ -46,6 +47,7 @@ class ReadyRun:
     rounds: "Run"
     warnings: list[str]
     """of the settings, for the result"""
+    own: "OwnMetrics | None" = None
 
     def end(self, status: "Status") -> RunResult:
         """Returns the result of a run that ended so.
@@ -142,6 +144,13 @@ def prepare(
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
-    measure = None if own is None else lambda model, state: own(model, watcher.record_with(state))
-    steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, hyper, backend, state, watcher, steps, warnings)
+
+    def measure(model: torch.nn.Module, state: RunState) -> dict[str, float]:
+        assert own is not None
+        found = own(model, watcher.record_with(state))
+        own.look()
+        watcher.tell_kept(own.keeps)
+        return found
+
+    steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, None if own is None else measure)
+    return ReadyRun(conf, paths, device, data, model, algorithm, hyper, backend, state, watcher, steps, warnings, own)

@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ class Watcher:
         self._line = line
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
+        self._kept = uuid.uuid4().hex
         self.data_sha256 = data_sha256
         self.code = own_code.behind(compose.parts(conf))
         """the user's own, and under `before` what the rounds before a checkpoint were trained with, if it was other"""
@@ -81,6 +83,13 @@ class Watcher:
         files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
         self.record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
+
+    def tell_kept(self, name: str) -> None:
+        """Says that the user's metrics keep something between calls, which no checkpoint has."""
+        from flgo_hydra.federated.backend.loop import KEPT_BY_PYTHON
+
+        if name and self._form is not None and KEPT_BY_PYTHON not in self._form:
+            self._form[KEPT_BY_PYTHON] = f"{name} of process {self._kept}"
 
     def _tell_other_code(self, before: dict[str, Any], round_num: int) -> None:
         """The rounds so far may have been trained with other code of the user's: then the result says so."""

@@ -147,3 +147,20 @@ def test_points_of_a_sweep_follow_one_metric(command):
     done = command("-m", *SMALL, "monitor=valid_loss,test_loss", "hydra.sweep.dir=mixed", "hydra/launcher=basic")
     assert done.status == 1 and "`monitor` and `monitor_mode` must be the same in all points" in done.err
     assert not Path("mixed").exists()
+
+
+KEEPING = """
+def grows(record):
+    grows.best = max(getattr(grows, "best", 0.0), record[-1]["valid_accuracy"])
+    return {"best_so_far": grows.best}
+"""
+
+
+def test_metrics_that_keep_something_are_not_another_runs(command, empty_folder):
+    (empty_folder / "my_keeping.py").write_text(KEEPING)
+    arguments = ["-m", "task.num_clients=4", "num_rounds=6", "num_steps=3", "lr=1,0.01", "metrics=my_keeping.grows"]
+    found = {}
+    for fuse in ("off", "2"):
+        assert command(*arguments, f"hydra.launcher.fuse={fuse}", f"hydra.sweep.dir={fuse}").status == 0
+        found[fuse] = [read_rounds(RunPaths(Path(fuse) / job))[-1]["best_so_far"] for job in "01"]
+    assert found["off"] == found["2"] and found["off"][0] > found["off"][1]

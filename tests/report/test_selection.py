@@ -8,7 +8,9 @@ import re
 
 import pytest
 
+from flgo_hydra.monitor import Monitor
 from flgo_hydra.report.command import main
+from flgo_hydra.report.selection import Selection
 
 
 @pytest.fixture
@@ -330,3 +332,44 @@ def test_versions_of_code_are_told_and_the_seeds_of_both_are_not_hidden(report, 
         make_run(f"s/{seed}", [4.0, 1.0 + seed], seed=seed, code={"my.py": f"v{seed // 2}", "other.py": "x"})
     out = report("s")
     assert "Runs are of 2 versions of my.py: 2 of v0, 2 of v1." in out and "other.py" not in out
+
+
+def test_a_preset_that_was_edited_is_told(report, make_run):
+    """Nobody overrode the rate, and the algorithms alone tell the runs apart: it is still another setting."""
+    for i, (algorithm, seed) in enumerate(itertools.product(("fedavg", "fedprox"), range(4))):
+        config = {"lr": 0.1 if algorithm == "fedavg" else 0.5, "momentum": 0.0}
+        make_run(f"s/{i}", [3.0, 1.0 + 0.01 * seed], algorithm=algorithm, seed=seed, config=config)
+    out = report("s", "--table", "comparison")
+    assert "each at its only setting: lr=0.1 / lr=0.5" in out and "momentum" not in out
+
+
+def test_values_of_other_types_are_other_values(report, make_run):
+    values = [True, 1, '"1"', None, '"null"', 0.5]
+    for i, (value, seed) in enumerate(itertools.product(values, (0, 1))):
+        config = {"task_option": value.strip('"') if isinstance(value, str) else value}
+        make_run(f"s/{i}", [3.0, 1.0 + i], config=config, task_option=value, seed=seed)
+    read = json.loads(report("s", "--format", "json", "--table", "groups"))
+    assert [group["runs"] for group in read["groups"]] == [2] * len(values)
+    assert {str(group["task_option"]) for group in read["groups"]} == {"true", "1", '"1"', "None", '"null"', "0.5"}
+
+
+def test_of_a_repeated_run_the_one_that_ended_counts(report, make_run):
+    make_run("a/0", [3.0, 2.5], "pruned", lr=0.1)
+    make_run("b/0", [3.0, 1.0], lr=0.1)
+    for folders in (("a", "b"), ("b", "a")):
+        read = json.loads(report(*folders, "--format", "json"))
+        assert [point["status"] for point in read["points"]] == ["completed"]
+
+
+@pytest.mark.parametrize(
+    "name, is_test", [("latest_gap", False), ("fastest", False), ("test_f1", True), ("f1_test", True)]
+)
+def test_which_samples_a_metric_is_of_is_read_off_whole_words(name, is_test):
+    assert (Selection(Monitor(name)).samples == "test") == is_test
+
+
+def test_numbers_whose_squares_are_none(report, make_run):
+    for i, (algorithm, seed) in enumerate(itertools.product(("fedavg", "fedprox"), range(3))):
+        loss = (1e308 if algorithm == "fedavg" else 1e160) * (1 - 0.1 * seed)
+        make_run(f"s/{i}", [3e307, loss], algorithm=algorithm, seed=seed)
+    assert "e+307" in report("s")

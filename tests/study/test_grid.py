@@ -1,9 +1,10 @@
+import re
 from dataclasses import replace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flgo_hydra.study.grid import parse_point, read_grid, read_points, refuse_twice, write_axis
+from flgo_hydra.study.grid import parse_point, read_grid, read_points, refuse_repeated, refuse_twice, write_axis
 
 
 def grid(*overrides):
@@ -145,3 +146,23 @@ def test_what_listed_points_set_is_set_nowhere_else(points, besides, says):
 
 def test_listed_points_may_set_parts_of_what_is_chosen_besides():
     refuse_twice(replace(grid("algorithm=fedprox", "seed=0,1"), listed=read_points(["algorithm.mu=1 lr=2"])))
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["lr=0.1,0.2", "lr=0.5"], "`lr` is given twice, `lr=0.1,0.2` and `lr=0.5`: only the last would count"),
+        (["seed=range(3)", "num_rounds=2", "seed=1,2"], "`seed` is given twice"),
+        (["+lr=interval(0.1,1)", "lr=1,2"], "`lr` is given twice"),
+        (["lr=0.1", "lr=0.1,0.2"], ""),  # a script's default, and what is asked for
+        (["lr=0.1,0.2", "lr=0.1,0.2"], ""),
+        (["task/partition=iid,dirichlet", "task=digits"], ""),
+    ],
+)
+def test_listed_values_that_would_never_run_are_refused(arguments, says):
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    if not says:
+        refuse_repeated(overrides)
+        return
+    with pytest.raises(ValueError, match=re.escape(says)):
+        refuse_repeated(overrides)
