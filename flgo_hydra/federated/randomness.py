@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,13 @@ def seed_torch(value: int, device: "torch.device | None" = None) -> None:
         torch.cuda.manual_seed(value)
     elif device is not None and device.type == "mps":
         torch.mps.manual_seed(value)
+
+
+def generators_now() -> tuple[Any, ...]:
+    """Where the generators stand that a user's code draws from, to be compared."""
+    kind, keys, *rest = np.random.get_state()
+    of_torch = sys.modules["torch"].get_rng_state().numpy().tobytes() if "torch" in sys.modules else b""
+    return random.getstate(), kind, np.asarray(keys).tobytes(), tuple(rest), of_torch
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Everything is decided by `task.seed`.
 
 import functools
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from flgo_hydra import own_code, reference
 from flgo_hydra.captured import hash_of
 from flgo_hydra.config import TaskConf, hold
 from flgo_hydra.federated import dependencies, partition, samples, sources, task_cache
-from flgo_hydra.federated.randomness import generators_kept, seed_all, seed_at
+from flgo_hydra.federated.randomness import generators_kept, generators_now, seed_all, seed_at
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # Raise it when this code builds another task from the same config: cached ones are then left alone.
-FORMAT = 3
+FORMAT = 4
 
 # Addresses of the generators [task.seed, purpose]. Not 0, since [seed, 0] is [seed]; and far from the small numbers
 # that training uses with its own seed, so that equal seeds do not draw equal numbers.
@@ -49,6 +50,8 @@ class Task:
         x_test, y_test: the test samples, which belong to no client.
         num_classes: one more than the largest label; None of a regression.
         data_sha256: of the content of all these arrays, wherever they came from.
+        source: a hash of which source was called and how, a colon, and the hash of what it returned: tasks that split
+            one source in different ways share both.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Task:
     y_test: Array
     num_classes: int | None
     data_sha256: str = ""
+    source: str = ""
 
     @property
     def num_clients(self) -> int:
@@ -113,7 +117,17 @@ def build_task(conf: TaskConf) -> Task:
     targets = [made.arrays[key] for key in ("y_train", "y_valid", "y_test")]
     is_regression = targets[0].dtype.kind == "f"
     num_classes = None if is_regression else max(int(labels.max()) for labels in targets) + 1
-    return Task(name=conf.name, num_classes=num_classes, data_sha256=made.sha256, **made.arrays)
+    source = f"{_source_key(plan)}:{made.source_sha256}"
+    return Task(name=conf.name, num_classes=num_classes, data_sha256=made.sha256, source=source, **made.arrays)
+
+
+def _source_key(plan: _Plan) -> str:
+    """What all tasks of one source have in common, however they split it: a hash of the call, wherever files lie."""
+    name = f"{plan.source.__module__}.{getattr(plan.source, '__qualname__', type(plan.source).__qualname__)}"
+    if plan.source.__module__ in ("__main__", "__mp_main__") or "<" in name:  # of a program, where names are no names
+        name = str(_identify(plan.source))
+    arguments = {key: value for key, value in plan.arguments.items() if key != "data_dir"}
+    return hashlib.sha256(json.dumps([name, arguments], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _plan(conf: TaskConf) -> _Plan:
@@ -189,23 +203,37 @@ _depended: dict[Any, dependencies.Record] = {}
 """What each source and partition of this process has depended on: a source may keep what it has read once."""
 
 
-def _build(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Makes the arrays of a `Task` by name. Returns them with the state of what they depend on."""
+def _build(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], dict[str, Any], str]:
+    """Makes the arrays of a `Task` by name. Returns them with the state of what they depend on, and the hash of what
+    the source returned."""
     key = (plan.source, plan.partition)
     with dependencies.recording() as record:
-        arrays = _make(conf, plan)
+        arrays, source_sha256 = _make(conf, plan)
     for other in (_depended.get(key), dependencies.files_record(i for i in plan.inputs if isinstance(i, Path))):
         if other is not None:
             record.update(other)
     record.files |= dependencies.named_files(*key)
     _depended[key] = record
-    return arrays, dependencies.state_of(record)
+    return arrays, dependencies.state_of(record), source_sha256
 
 
-def _make(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
-    """Calls the source and splits what it returns. Returns a `Task`'s arrays by name."""
+def _make(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], str]:
+    """Calls the source and splits what it returns. Returns a `Task`'s arrays by name, and the hash of what it split."""
     where = str(conf.path) if "path" in plan.arguments and conf.path else f"task.source={_identify(plan.source)[0]}"
-    given = samples.check(_seeded(conf, SOURCE_DRAWS, lambda: plan.source(**plan.arguments)), where)
+    draws: list[bool] = []
+
+    def call_source() -> Any:
+        before = generators_now()
+        returned = plan.source(**plan.arguments)
+        draws.append(generators_now() != before)
+        return returned
+
+    given = samples.check(_seeded(conf, SOURCE_DRAWS, call_source), where)
+    whole = {"x_train": given.x_train, "y_train": given.y_train, "x_test": given.x_test, "y_test": given.y_test}
+    whole |= {"client": given.client, "valid": given.valid}
+    # What a source has drawn follows the task's seed, and is another for each.
+    there = {key: array for key, array in whole.items() if array is not None}
+    source_sha256 = "" if draws[0] else task_cache.hash_arrays(there)
     n = len(given.x_train)
     keep: Ints = np.arange(n)
     if given.x_test is not None and given.y_test is not None:
@@ -246,7 +274,7 @@ def _make(conf: TaskConf, plan: _Plan) -> dict[str, Array]:
     }
     if conf.standardize:
         standardize(*(arrays[key] for key in ("x_train", "x_valid", "x_test")))
-    return arrays
+    return arrays, source_sha256
 
 
 def split_clients(

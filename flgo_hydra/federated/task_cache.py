@@ -48,6 +48,8 @@ class Content:
 
     arrays: Arrays
     sha256: str
+    source_sha256: str
+    """of what the source returned, before it was split"""
 
 
 class _Damaged(Exception):
@@ -81,7 +83,7 @@ def find_folder(cache_dir: str | None) -> Path:
 
 
 def load_or_build(
-    folder: Path | None, name: str, content: Mapping[str, Any], build: Callable[[], tuple[Arrays, State]]
+    folder: Path | None, name: str, content: Mapping[str, Any], build: Callable[[], tuple[Arrays, State, str]]
 ) -> Content:
     """Returns the arrays that `build` makes, from disk where it has run before, for any process.
 
@@ -89,7 +91,7 @@ def load_or_build(
         folder: the cache's; None: build without it.
         name: begins the entry's name, for people.
         content: what decides the arrays beside what `build` says they depend on, as JSON.
-        build: returns the arrays, and the state of what they depend on.
+        build: returns the arrays, the state of what they depend on, and the hash of what the source returned.
     Returns:
         arrays mapped copy-on-write: writing to one changes no file. Plain arrays where nothing can be written.
     """
@@ -114,10 +116,11 @@ def load_or_build(
         except OSError as error:
             log.warning("The task cache %s cannot be used (%s); building %s in memory.", folder, error, name)
             return _build_alone(build)
-        arrays, state = build()
-        made = Content(arrays, hash_arrays(arrays))
+        arrays, state, source_sha256 = build()
+        made = Content(arrays, hash_arrays(arrays), source_sha256)
         try:
-            _write(entry, key, {"content": content, "depends": state, "sha256": made.sha256}, arrays)
+            hashes = {"sha256": made.sha256, "source_sha256": source_sha256}
+            _write(entry, key, {"content": content, "depends": state, **hashes}, arrays)
             # From the file, so that all processes share its pages and this one need not keep its own.
             read = _read(entry)
             return made if read is None else read[0]
@@ -128,9 +131,9 @@ def load_or_build(
             return made
 
 
-def _build_alone(build: Callable[[], tuple[Arrays, State]]) -> Content:
-    arrays, _ = build()
-    return Content(arrays, hash_arrays(arrays))
+def _build_alone(build: Callable[[], tuple[Arrays, State, str]]) -> Content:
+    arrays, _, source_sha256 = build()
+    return Content(arrays, hash_arrays(arrays), source_sha256)
 
 
 @contextlib.contextmanager
@@ -178,7 +181,7 @@ def _read(entry: Path) -> tuple[Content, dict[str, Any] | None] | None:
         if change is not None:
             raise _Changed(change)
         arrays = {name: _read_array(entry / f"{name}.npy", recorded) for name, recorded in meta["arrays"].items()}
-        content = Content(arrays, str(meta["sha256"]))
+        content = Content(arrays, str(meta["sha256"]), str(meta["source_sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
     return content, None if state == meta["depends"] else {**meta, "depends": state}

@@ -14,7 +14,7 @@ _checked: set[str] = set()
 _log = logging.getLogger("flgo_hydra")
 
 
-def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
+def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task | None":
     """Checks what the config refers to: a user's own functions and classes, data files, and the task they make.
 
     Args:
@@ -34,11 +34,11 @@ def check(conf: Conf, data: dict[str, str] | None = None) -> "Task | None":
 
         flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
         if data is not None and repr(conf.task) not in data:
-            data[repr(conf.task)] = flgo_runner.data_sha256(conf.task)
+            data[repr(conf.task)] = flgo_runner.data_sha256(conf.task), ""
         return None
     if repr(conf.task) not in known:
         task = build_task(conf.task)
-        known[repr(conf.task)] = task.data_sha256
+        known[repr(conf.task)] = task.data_sha256, task.source
     if conf.metrics is not None and conf.metrics not in _checked:
         reference.load(conf.metrics, "metrics")
         own_code.remember(conf.metrics)

@@ -94,7 +94,7 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
         jobs[i].finish(result.objective)
 
     task, data = None, None
-    known: dict[str, str] = {}
+    known: dict[str, tuple[str, str]] = {}
     for i, job in enumerate(jobs):
         paths = RunPaths(job.folder)
         try:

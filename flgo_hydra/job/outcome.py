@@ -93,6 +93,7 @@ def result_of(
     record: Sequence[Mapping[str, float]],
     warnings: Sequence[str] = (),
     data_sha256: str = "",
+    source: str = "",
     code: dict[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
@@ -102,7 +103,7 @@ def result_of(
         engine: what trained it, for people.
         record: the evaluated rounds.
         warnings: what its settings make of it, for people.
-        data_sha256: of the task's content.
+        data_sha256, source: of the task's content, and of what it was made of.
         code: the user's own; None: what it is now.
     """
     import numpy as np
@@ -151,5 +152,6 @@ def result_of(
         monitor=state.patience.monitor,
         warnings=list(warnings),
         data_sha256=data_sha256,
+        source=source,
         code=own_code.behind(parts) if code is None else code,
     )

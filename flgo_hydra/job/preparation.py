@@ -48,6 +48,8 @@ class ReadyRun:
     warnings: list[str]
     """of the settings, for the result"""
     own: "OwnMetrics | None" = None
+    source: str = ""
+    """of the task"""
 
     def end(self, status: "Status") -> RunResult:
         """Returns the result of a run that ended so.
@@ -61,7 +63,7 @@ class ReadyRun:
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
         record, note = self.watcher.record, self.backend.note
-        known = self.watcher.data_sha256, self.watcher.code
+        known = self.watcher.data_sha256, self.source, self.watcher.code
         return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings, *known)
 
 
@@ -153,4 +155,5 @@ def prepare(
         return found
 
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, None if own is None else measure)
-    return ReadyRun(conf, paths, device, data, model, algorithm, hyper, backend, state, watcher, steps, warnings, own)
+    parts = (model, algorithm, hyper, backend, state, watcher, steps, warnings, own, task.source)
+    return ReadyRun(conf, paths, device, data, *parts)

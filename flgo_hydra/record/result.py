@@ -47,6 +47,8 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
     data_sha256: str = ""
+    source: str = ""
+    """what the task's source was and returned, see `federated.task.Task`"""
     """of the content of the samples and their split"""
     code: dict[str, Any] = field(default_factory=dict)
     """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""

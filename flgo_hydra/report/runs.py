@@ -52,6 +52,8 @@ class Run:
     """of the config of a finished run: equal ones on the same data with the same code are repeats"""
     code: Mapping[str, str] = field(default_factory=dict)
     """hashes of the user's own files that it was computed by"""
+    source: str = ""
+    """what its task's source was and returned"""
 
     @cached_property
     def rounds(self) -> list[dict[str, float]]:
@@ -95,7 +97,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             )
         found.update(dict.fromkeys(own))
     names = _names(list(found))
-    runs = _told_apart(_with_choices([_read(path, name) for path, name in zip(found, names, strict=True)]))
+    runs = _told_apart(_of_sources(_with_choices([_read(path, name) for path, name in zip(found, names, strict=True)])))
     # The sweep that was met first has what another one repeats, if it came to its end there. Within a sweep all are
     # points of their own.
     owners: dict[tuple[Value, ...], Path] = {}
@@ -110,6 +112,23 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 def _identity(run: Run) -> tuple[Value, ...]:
     engine = tuple(value for key, value in sorted(run.values.items()) if key.startswith("engine."))
     return (run.fingerprint, run.values.get(DATA), run.values.get(CODE), *engine)
+
+
+def _of_sources(runs: list[Run]) -> list[Run]:
+    """The same runs; where a source has returned other data to some of them, that is what their data are told by:
+    tasks that split them in other ways differ anyway."""
+    if _other_sources(runs):
+        for run in runs:
+            if run.source:
+                run.values[DATA] = run.source.partition(":")[2][:_HASH_DIGITS]  # type: ignore[index]
+    return runs
+
+
+def _other_sources(runs: Iterable[Run]) -> bool:
+    """Whether a source has returned other data to some runs than to others."""
+    found: dict[str, str] = {}
+    pairs = (run.source.partition(":")[::2] for run in runs if run.source)
+    return any(found.setdefault(key, sha256) != sha256 for key, sha256 in pairs)
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:
@@ -137,6 +156,8 @@ def has_other_data(runs: Sequence[Run]) -> bool:
     """Whether runs with the same task in their configs had different data: a file was changed between them."""
     if len({run.values[DATA] for run in runs if DATA in run.values}) < 2:
         return False
+    if _other_sources(runs):
+        return True
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.values) if _is_of_task(key)]
     found: dict[tuple[Value, ...], Value] = {}
     for run in runs:
@@ -228,7 +249,7 @@ def _read(folder: Path, name: str) -> Run:
         code = result.code
         hashes = {DATA: result.data_sha256, CODE: code.get("sha256", "")}
         values |= {key: text[:_HASH_DIGITS] for key, text in hashes.items() if text}
-        return Run(name, row, overrides, values, result.fingerprint or None, code.get("files", {}))
+        return Run(name, row, overrides, values, result.fingerprint or None, code.get("files", {}), result.source)
     return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
 
 

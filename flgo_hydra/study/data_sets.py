@@ -3,7 +3,8 @@ compared.
 
 The study has an attribute `data <hash of the task's config>` for each task: the SHA-256 of its content by the folder
 of data files (`task.data_dir`, which is no part of the config's hash). Where that folder is swept, each has its own;
-else all must have the same.
+else all must have the same. So it is with what a source returns (`source <hash of its call>`): tasks that split it in
+other ways, by another seed or for more clients, have other contents, but are of one data set.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from flgo_hydra.study.points import Point
 
 _PREFIX = "data "
+_OF_SOURCE = "source "
 
 
 class OtherData(ValueError):
@@ -35,24 +37,27 @@ class DataSets:
         describe: stores attributes in the study.
         """
         self._known: dict[str, dict[str, str]] = {
-            name: dict(value) for name, value in earlier.items() if name.startswith(_PREFIX)
+            name: dict(value) for name, value in earlier.items() if name.startswith((_PREFIX, _OF_SOURCE))
         }
         self._is_by_folder = "task.data_dir" in set(apart)
         self._where = where
         self._describe = describe
 
     def check(self, point: Point) -> None:
-        """Raises OtherData where the study has other data of the point's task, with both hashes."""
-        known = self._known.get(f"{_PREFIX}{point.task}", {})
+        """Raises OtherData where the study has other data of the point's task or source, with both hashes."""
         folder = str(point.how.get("task.data_dir"))
-        for place, before in known.items():
-            if point.data_sha256 and before != point.data_sha256 and (place == folder or not self._is_by_folder):
-                raise OtherData(
-                    f"The study {self._where} is of other data: `data_sha256` of the task was {before[:16]} and is "
-                    f"{point.data_sha256[:16]} now. Nothing was started. The source's files, its code or what it reads "
-                    "have changed: put them back to go on, or choose another `hydra.sweep.dir` or "
-                    "`hydra.sweeper.study_name`."
-                )
+        for name, now in _hashes(point).items():
+            for place, before in self._known.get(name, {}).items():
+                if before != now and (place == folder or not self._is_by_folder):
+                    what = (
+                        "`data_sha256` of the task" if name.startswith(_PREFIX) else "what the task's source returned"
+                    )
+                    raise OtherData(
+                        f"The study {self._where} is of other data: {what} was {before[:16]} and is {now[:16]} now "
+                        "(`data_sha256`). Nothing was started. The source's files, its code or what it reads have "
+                        "changed: put them back to go on, or choose another `hydra.sweep.dir` or "
+                        "`hydra.sweeper.study_name`."
+                    )
 
     def add(self, points: Iterable[Point]) -> None:
         """Takes points into the study.
@@ -65,9 +70,17 @@ class DataSets:
             self.check(point)
         changed: dict[str, dict[str, str]] = {}
         for point in points:
-            name, folder = f"{_PREFIX}{point.task}", str(point.how.get("task.data_dir"))
-            if point.data_sha256 and self._known.get(name, {}).get(folder) != point.data_sha256:
-                self._known.setdefault(name, {})[folder] = point.data_sha256
-                changed[name] = dict(self._known[name])
+            folder = str(point.how.get("task.data_dir"))
+            for name, now in _hashes(point).items():
+                if self._known.get(name, {}).get(folder) != now:
+                    self._known.setdefault(name, {})[folder] = now
+                    changed[name] = dict(self._known[name])
         if changed:
             self._describe(changed)
+
+
+def _hashes(point: Point) -> dict[str, str]:
+    """What is known of a point's data, by the attribute that has it."""
+    key, _, sha256 = point.source.partition(":")
+    found = {f"{_PREFIX}{point.task}": point.data_sha256, f"{_OF_SOURCE}{key}": sha256}
+    return {name: value for name, value in found.items() if value}

@@ -42,6 +42,8 @@ class Point:
     """a hash of its task's config"""
     data_sha256: str = field(default="", compare=False)
     """of its task's content; empty where it is not known"""
+    source: str = field(default="", compare=False)
+    """what its task's source is and returns, see `federated.task.Task`"""
 
     @property
     def run_fingerprint(self) -> str:
@@ -97,7 +99,7 @@ class PointChecker:
         self._common = common
         self._typed = TypedPoints(composer)
         self._seen: set[str] = set()
-        self._data: dict[str, str] = {}
+        self._data: dict[str, tuple[str, str]] = {}
         self._hows: dict[str, Mapping[str, Any]] = {}
         self.apart: set[str] = set()
         """keys that belong to a point's identity though they decide no numbers"""
@@ -165,11 +167,11 @@ class PointChecker:
             del cfg["hydra"]
         return cfg
 
-    def refer(self, overrides: tuple[str, ...], conf: Conf) -> str:
+    def refer(self, overrides: tuple[str, ...], conf: Conf) -> tuple[str, str]:
         """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
 
         Returns:
-            the hash of the task's content; empty where it is not known.
+            the hash of the task's content, and its source's; empty where they are not known.
         Raises:
             ValueError: something is missing or impossible.
         """
@@ -177,13 +179,14 @@ class PointChecker:
             check_model(conf, check(conf, self._data))
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
-        return self._data.get(repr(conf.task), "")
+        return self._data.get(repr(conf.task), ("", ""))
 
     def check(self, overrides: tuple[str, ...]) -> Point:
         """Does both for one point."""
         point, conf = self.compose(overrides)
         if conf is not None:
-            point = replace(point, data_sha256=self.refer(overrides, conf))
+            data_sha256, source = self.refer(overrides, conf)
+            point = replace(point, data_sha256=data_sha256, source=source)
             self.take_in([point])
         return point
 
@@ -210,13 +213,14 @@ def check_points(
         if not composed:
             when_first_is_lawful()
         composed.append(point)
-    data: dict[tuple[str, ...], str] = {}
+    data: dict[tuple[str, ...], tuple[str, str]] = {}
     for overrides, conf in confs:  # laws first: what they refer to takes longer to look at
         data[overrides] = checker.refer(overrides, conf)
     checker.apart |= keys_apart(composed)
     unique: dict[str, Point] = {}
     for point in composed:
-        point = replace(tell_apart(point, checker.apart), data_sha256=data.get(point.overrides, ""))
+        data_sha256, source = data.get(point.overrides, ("", ""))
+        point = replace(tell_apart(point, checker.apart), data_sha256=data_sha256, source=source)
         unique.setdefault(point.identity, point).written.append(point.overrides)
     return list(unique.values())
 

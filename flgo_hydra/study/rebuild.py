@@ -164,9 +164,9 @@ def _fill(
         overrides = tuple(text for text in run.overrides if _key(text) in swept or _replicates(command, text))
         how = compose.not_deciding(run.conf)
         task = compose.hash_of(compose.deciding(run.conf)["task"])
-        data_sha256 = run.ended.data_sha256 if isinstance(run.ended, RunResult) else ""
+        known = (run.ended.data_sha256, run.ended.source) if isinstance(run.ended, RunResult) else ("", "")
         fingerprint, group = compose.fingerprint(run.conf), compose.group(run.conf)
-        points.append(Point(overrides, fingerprint, group, how=how, task=task, data_sha256=data_sha256))
+        points.append(Point(overrides, fingerprint, group, how=how, task=task, data_sha256=known[0], source=known[1]))
     apart = keys_apart(points)
     points = [tell_apart(point, apart) for point in points]
     study.follow(common.monitor)

@@ -276,11 +276,11 @@ def split(labels, num_clients):
 
 def test_what_a_source_and_a_partition_draw_follows_the_tasks_seed(conf, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "drawing", raising=False)
-    (tmp_path / "drawing.py").write_text(DRAWING)
-    split = {"_target_": "drawing.split", "name": "split"}
+    monkeypatch.delitem(sys.modules, "drawing_task", raising=False)
+    (tmp_path / "drawing_task.py").write_text(DRAWING)
+    split = {"_target_": "drawing_task.split", "name": "split"}
     for i, source in enumerate(("make", "with_torch")):
-        own = replace(conf, source={"_target_": f"drawing.{source}"}, partition=split)
+        own = replace(conf, source={"_target_": f"drawing_task.{source}"}, partition=split)
 
         def built(name, seed, own=own, i=i):
             np.random.seed(len(name))  # whatever was drawn before
@@ -297,13 +297,13 @@ def test_what_a_source_and_a_partition_draw_follows_the_tasks_seed(conf, tmp_pat
 
 
 def test_a_source_that_imports_torch_first_is_seeded_all_the_same(conf, tmp_path):
-    (tmp_path / "drawing.py").write_text(DRAWING)
+    (tmp_path / "drawing_task.py").write_text(DRAWING)
     code = (
         "import sys, dataclasses\n"
         "from flgo_hydra.config import PartitionConf, TaskConf\n"
         "from flgo_hydra.federated import task\n"
         f"iid = PartitionConf('{OURS}.partition.iid', 'iid')\n"
-        "conf = TaskConf('t', {'_target_': 'drawing.with_torch'}, iid, num_clients=2, cache_dir=sys.argv[1])\n"
+        "conf = TaskConf('t', {'_target_': 'drawing_task.with_torch'}, iid, num_clients=2, cache_dir=sys.argv[1])\n"
         "assert 'torch' not in sys.modules\n"
         "print(task.build_task(conf).x_train.sum())\n"
     )

@@ -18,7 +18,7 @@ ARRAYS = {"x": np.arange(600, dtype=np.float32).reshape(3, 200), "y": np.array([
 
 def build():
     build.calls += 1
-    return {name: array.copy() for name, array in ARRAYS.items()}, build.state
+    return {name: array.copy() for name, array in ARRAYS.items()}, build.state, "0" * 64
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ folder, log, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def build():
     with log.open("a") as file:
         file.write("built\\n")
-    return {"x": np.zeros(200_000)}, dependencies.state_of(dependencies.Record())
+    return {"x": np.zeros(200_000)}, dependencies.state_of(dependencies.Record()), "0" * 64
 
 if mode == "killed":
     os.rename = lambda *names: os.kill(os.getpid(), 9)

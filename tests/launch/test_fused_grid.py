@@ -25,8 +25,10 @@ def dying(record):
 
 
 def sweep(folder, name, *arguments):
+    given = {text.partition("=")[0] for text in arguments}
+    grid = [text for text in GRID if text.partition("=")[0] not in given]
     done = subprocess.run(
-        [sys.executable, "-m", "flgo_hydra", "-m", *GRID, *arguments, f"hydra.sweep.dir={name}"],
+        [sys.executable, "-m", "flgo_hydra", "-m", *grid, *arguments, f"hydra.sweep.dir={name}"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
         capture_output=True,

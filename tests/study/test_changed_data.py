@@ -172,3 +172,28 @@ def test_a_checkpoint_is_of_its_data(command, folder):
     assert Path("run/rounds.jsonl").read_text() == before
     save()
     assert command(*run).status == 0 and len(Path("run/rounds.jsonl").read_text().splitlines()) == 5
+
+
+def test_other_splits_of_other_data_are_other_data_too(command, folder):
+    """A new `task.seed` or number of clients has no content to be compared with, but one source."""
+    for more in (["task.seed=0,1"], ["task.seed=2"], ["task.num_clients=3,4"]):
+        assert (
+            command(*[text for text in SWEEP if text.partition("=")[0] != more[0].partition("=")[0]], *more).status == 0
+        )
+    save(1.0)
+    before = files()
+    for more in ("task.seed=3", "task.num_clients=5"):
+        key = more.partition("=")[0]
+        assert_refused(command(*[text for text in SWEEP if text.partition("=")[0] != key], more))
+    assert files() == before
+
+
+def test_what_a_source_draws_follows_the_seed(command, folder):
+    Path("drawn.py").write_text(
+        "import numpy as np\n\n\ndef arrays():\n"
+        "    return {'x_train': np.random.rand(40, 3), 'y_train': np.arange(40) % 2}\n"
+    )
+    sweep = ["-m", "hydra/launcher=basic", "hydra.sweep.dir=sweep", *SMALL[:1], "task.num_clients=2", *SMALL[-2:]]
+    for seed in ("0,1", "2"):
+        assert command(*sweep, "task.source._target_=drawn.arrays", f"task.seed={seed}").status == 0
+    assert len(set(hashes())) == 3
