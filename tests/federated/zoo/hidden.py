@@ -451,4 +451,4 @@ def _drawn(width):
 @zoo("a draw that is kept in a cache of the module's", before=lambda: _drawn.cache_clear(), is_one_model=True)
 class CachedDraw(Body):
     def forward(self, x):
-        return super().forward(x) * _drawn(3)
+        return super().forward(x) * _drawn(3).to(x.dtype)
