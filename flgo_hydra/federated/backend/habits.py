@@ -114,12 +114,16 @@ class _Trial:
         before = PythonState(model=loop.model, algorithm=loop.step.algorithm)
         if other := own.differs(before, without="_hooks["):  # of which torch makes new ones
             return replace(_plain(f"a copy of it has another `{other}`"), keeps=own.generator)
-        noise = python_noise()
+        noise, torch_noise = python_noise(), _TorchNoise(loop.data.x_train.device)
+        keeps_draws = False
         try:
             self._try(loop)
+            keeps_draws = own.has_filled_a_cache and torch_noise.has_moved
             changed = before.changed(PythonState(model=loop.model, algorithm=loop.step.algorithm))
         finally:
             own.put_back_outside()
+        if keeps_draws:
+            return _plain("a function's cache may keep what it has drawn", self._found)
         if python_noise() != noise:
             return _plain("it draws random numbers from Python or numpy", self._found)
         if changed:

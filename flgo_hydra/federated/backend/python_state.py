@@ -86,6 +86,7 @@ class PythonState:
         """the name of a generator object, which cannot be copied, nor its place be seen"""
         self.opaque = ""
         """the name of a thing that threads or processes talk by, whose state is theirs too"""
+        self._caches: list[tuple[Any, int]] = []
         self._found: dict[str, Any] = {}
         self._undo: list[Callable[[], Any]] = []
         self._inside: dict[int, Any] = {}
@@ -135,6 +136,11 @@ class PythonState:
         """What has hold of a part of the object that a copy of the object would not have hold of, or nothing."""
         return self._part or ("a function" if self._inside.keys() & self._outside.keys() else "")
 
+    @property
+    def has_filled_a_cache(self) -> bool:
+        """Whether a function's cache has got results since."""
+        return any(cached.cache_info().misses != misses for cached, misses in self._caches)
+
     def changed(self, later: "PythonState") -> str:
         """The name of something that is another one later, or nothing."""
         for path, value in self._found.items():
@@ -183,6 +189,8 @@ class PythonState:
             self.opaque = self.opaque or path
             self._found[path] = Identity(value)
             return
+        if isinstance(value, functools._lru_cache_wrapper):
+            self._caches.append((value, value.cache_info().misses))
         if isinstance(value, types.GeneratorType):
             self.generator = self.generator or path
         if is_iterator(value) and is_outside:

@@ -448,7 +448,12 @@ def _drawn(width):
     return torch.rand(width, dtype=torch.float64)
 
 
-@zoo("a draw that is kept in a cache of the module's", before=lambda: _drawn.cache_clear(), is_one_model=True)
+@zoo(
+    "a draw that is kept in a cache of the module's",
+    before=lambda: _drawn.cache_clear(),
+    is_one_model=True,
+    is_outside=True,
+)
 class CachedDraw(Body):
     def forward(self, x):
         return super().forward(x) * _drawn(3).to(x.dtype)
