@@ -8,16 +8,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+_KINDS = ("cpu", "cuda")
+
 
 def reset() -> None:
     """Gives torch the settings that a new process has."""
     import torch
 
-    torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(False)
-    torch.set_float32_matmul_precision("highest")
-    for kind in ("cpu", "cuda"):
-        torch.set_autocast_enabled(kind, False)
+    _set(torch, torch.float32, "highest", (False, False), dict.fromkeys(_KINDS, False))
 
 
 @contextlib.contextmanager
@@ -27,15 +25,27 @@ def torch_kept() -> Iterator[None]:
     if torch is None:
         yield
         return
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    is_deterministic = torch.are_deterministic_algorithms_enabled()
-    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), _determinism(torch), _autocast(torch)
     try:
         yield
     finally:
-        torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
-        for kind, is_on in autocast.items():
+        _set(torch, *before)
+
+
+def _set(torch: Any, dtype: Any, precision: str, determinism: tuple[bool, bool], autocast: dict[str, bool]) -> None:
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    if _determinism(torch) != determinism:  # to set it imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
+    for kind, is_on in autocast.items():
+        if torch.is_autocast_enabled(kind) != is_on:
             torch.set_autocast_enabled(kind, is_on)
+
+
+def _determinism(torch: Any) -> tuple[bool, bool]:
+    """Whether it is asked for, and whether it only warns."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _autocast(torch: Any) -> dict[str, bool]:
+    return {kind: torch.is_autocast_enabled(kind) for kind in _KINDS}
