@@ -11,7 +11,12 @@ _ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit)
 def is_users(value: Any) -> bool:
     """Whether a class, a function or an object's class may be the user's own: it is no part of Python, torch, numpy or
     flgo_hydra."""
-    return str(getattr(value, "__module__", "") or "").partition(".")[0] not in _LIBRARIES
+    return is_users_module(str(getattr(value, "__module__", "") or ""))
+
+
+def is_users_module(name: str) -> bool:
+    """The same of a module, by its name."""
+    return name.partition(".")[0] not in _LIBRARIES
 
 
 class no_silent_end:  # noqa: N801  # a function in all but its making: contextlib lets StopIteration through

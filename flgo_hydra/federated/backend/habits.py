@@ -246,9 +246,6 @@ class _Noticed:
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other)
 
-    def __getnewargs__(self) -> Any:
-        return (self.__class__.__mro__[2](self),)
-
     def __deepcopy__(self, memo: Any) -> "_Noticed":
         return self
 

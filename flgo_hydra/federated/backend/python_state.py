@@ -48,11 +48,10 @@ from flgo_hydra.federated.backend.snapshot import (
     snapshot,
 )
 from flgo_hydra.federated.refused import Refused
-from flgo_hydra.federated.users_code import is_users
+from flgo_hydra.federated.users_code import is_users, is_users_module
 
 _MOST = 200_000
 """Things that are looked at, at most."""
-_KEEPING = (functools.partialmethod, functools._lru_cache_wrapper)
 _LONG = 10_000
 """Of a longer container only the items themselves are compared, not what they hold."""
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
@@ -270,7 +269,7 @@ class PythonState:
 
     def _look_at_module(self, module: types.ModuleType, names: Iterable[str] | None = None) -> None:
         """What a module of the user's own has under these names, or all of its, whoever changes it."""
-        if not is_users(_Named(module.__name__)) or own_code.is_installed(getattr(module, "__file__", None) or ""):
+        if not is_users_module(module.__name__) or own_code.is_installed(getattr(module, "__file__", None) or ""):
             return
         made_up = vars(module).get("__getattr__")
         if names is None or made_up is not None:
@@ -410,13 +409,6 @@ def global_hooks() -> list[Any]:
     """Hooks of all modules of the process, whichever model they were made for."""
     found = (held for name, held in vars(modules_of_torch).items() if name.startswith("_global_") and "hooks" in name)
     return [hook for held in found if isinstance(held, dict) for hook in held.values() if callable(hook)]
-
-
-class _Named:
-    """Has a module's name, to be judged by."""
-
-    def __init__(self, name: str) -> None:
-        self.__module__ = name
 
 
 _HELD_BY_C = ("itertools", "collections")
