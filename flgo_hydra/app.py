@@ -16,6 +16,7 @@ from flgo_hydra.job.checks import check
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.job.group import fuse_key, job_group
 from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary
+from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure, result_of
 from flgo_hydra.job.preparation import prepare
 from flgo_hydra.job.watcher import Watcher
@@ -89,7 +90,7 @@ def run(conf: Conf, folder: Path) -> RunResult:
 
     try:
         # The generators are the caller's, whom a run in this process leaves as they were.
-        with no_silent_end(), generators_kept(), torch_kept():
+        with no_silent_end(), generators_kept(), torch_kept(), modules_kept(conf):
             result = _train(conf, paths, check(conf))
     except Exception as error:
         record_failure(paths, error)

@@ -1,5 +1,6 @@
 """Several jobs as one program: which may run so, and how they do (see `launch/group.py`)."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.job.checks import check
+from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.job.preparation import ReadyRun, prepare
 from flgo_hydra.launch import reporter
@@ -59,6 +61,11 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
     Args:
         fuse: train so many of them at once, at most.
     """
+    with contextlib.ExitStack() as kept:
+        _job_group(jobs, fuse, kept)
+
+
+def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.ExitStack) -> None:
     import torch
 
     from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member, form_of
@@ -105,6 +112,8 @@ def job_group(jobs: Sequence[reporter.GroupJob], fuse: int) -> None:
                 continue
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")
+            if not runs:  # all have the same model and algorithm
+                kept.enter_context(modules_kept(conf))
             with no_silent_end():
                 task = check(conf, known) or task
             with jobs[i].logging(), no_silent_end():

@@ -142,7 +142,9 @@ def prepare(
     if form is None:
         backend.prepare(server, hyper)
     rounding = {**backend.form, **(form or {})}
-    watcher = Watcher(conf, paths, device, line, is_interrupted, rounding, task.data_sha256)
+    watcher = Watcher(
+        conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python
+    )
     watcher.resume(state)
     seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
     own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,12 @@ class Watcher:
         is_interrupted: threading.Event,
         form: Mapping[str, Any] | None = None,
         data_sha256: str = "",
+        kept: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """
         Args:
             form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
+            kept: tells what has come to `form` since.
         """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
@@ -51,6 +53,7 @@ class Watcher:
         self._line = line
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
+        self._kept_since = kept
         self._kept = uuid.uuid4().hex
         self.data_sha256 = data_sha256
         self.code = own_code.behind(compose.parts(conf))
@@ -147,7 +150,7 @@ class Watcher:
             "best": state.best,
             "last": state.last,
             "seconds": state.seconds,
-            "form": self._form,
+            "form": None if self._form is None else {**self._form, **self._kept_since()},
             "data_sha256": self.data_sha256,
             "code": self.code,
         }

@@ -97,6 +97,7 @@ class VmapBackend:
     ) -> ServerState:
         orders = self._orders(cohort, round_num)
         self.prepare(server, hyper)
+        self.why_not = self.why_not or self._loop.why_plain_from(round_num)
         if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
         message: State = {}
@@ -117,6 +118,8 @@ class VmapBackend:
                 for state, tensors in sent.items():
                     _add(message.setdefault(state, {}), tensors)
                 _add(changes, theirs)
+            self._loop.require_unchanged(round_num)
+            self._lanes.require_unchanged(round_num)
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
             return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
 
@@ -138,6 +141,7 @@ class VmapBackend:
             )
             if self.why_not:
                 _log.info("clients train one after another: %s", self.why_not)
+            self._loop.begin_to_watch()
 
     @property
     def _lanes(self) -> Lanes:

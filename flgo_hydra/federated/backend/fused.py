@@ -172,11 +172,20 @@ class FusedBackend:
         """
         keys = list(works)
         servers: dict[Key, ServerState] = {}
+        self._require_unchanged(works)
         self._model.train()
         while len(servers) < len(keys):
             chosen = keys[len(servers) : len(servers) + self._width]
             servers |= self._halving(partial(self._train_chunk, chosen, works))
         return servers
+
+    def _require_unchanged(self, works: Mapping[Key, RoundWork]) -> None:
+        """Before a round: what one run's Python has changed since the first, the others have not."""
+        for key, work in works.items():
+            if why := self._members[key].loop.why_plain_from(work.round_num):
+                for member in self._members.values():
+                    member.loop.put_back()
+                raise CannotFuse(why)
 
     def evaluate(self, asked: Mapping[Key, Evaluation]) -> dict[Key, Metrics]:
         """The metrics of several runs' models on held-out samples."""
@@ -245,6 +254,9 @@ class FusedBackend:
             for row, work in enumerate(chunk.works):
                 weights[:, row, : len(work.cohort.clients)] = weights_of(work.cohort)
             sent, changes, kept = lanes.mean(weights.reshape(3, -1), [len(order) for order in orders])
+            for key in keys:
+                self._members[key].loop.require_unchanged(works[key].round_num)
+                lanes.require_unchanged(works[key].round_num)
             states = self._finish(chunk, sent, changes)
         # Only now: what was raised above has changed nothing.
         for row, key in enumerate(keys if kept else ()):
@@ -304,6 +316,8 @@ class FusedBackend:
         habits = first.loop.habits(self._untrained, hyper)
         if why_not := habits.why_apart or habits.why_not_fused or self._why_not_models():
             raise CannotFuse(why_not)
+        for member in self._members.values():
+            member.loop.begin_to_watch()
 
     def _why_not_models(self) -> str:
         """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""

@@ -103,6 +103,10 @@ class _Trial:
             return _plain(f"{own.holds_a_part} holds a part of the model, and they cannot be copied apart")
         if own.opaque:
             return _plain(f"`{own.opaque}` is shared with threads or processes")
+        if own.peeks:
+            return _plain(f"it asks for what Python alone knows (`{own.peeks}`)")
+        if PythonState(algorithm=algorithm).asks_types:
+            return _plain("it asks whether numbers are Python's")
         if self._original.has_users_code:
             _refuse_hooks(model)
         if any(p._backward_hooks for p in model.parameters()):
@@ -157,7 +161,7 @@ class _Trial:
         self._evaluate(loop)
         if self._noticed:
             self._found = _plain(
-                f"it looks numbers up, rounds or writes them (`hyper[{self._noticed[0]!r}]`)", self._found
+                f"it looks numbers up, compares, rounds or writes them (`hyper[{self._noticed[0]!r}]`)", self._found
             )
         if calls.reader:
             self._found = _plain(f"it reads numbers from tensors ({calls.reader})", self._found)
@@ -214,7 +218,7 @@ class _Trial:
 
 
 class _Noticed:
-    """Notices that a number is looked up in a table, or written: a tensor in its place would be found or read
+    """Notices that a number is looked up in a table, compared or written: a tensor in its place would be found or read
     otherwise."""
 
     name: str
@@ -246,6 +250,15 @@ class _Noticed:
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other)
 
+    def __bool__(self) -> bool:
+        self._notice_value()
+        return super().__ne__(0)
+
+    def _notice_value(self) -> None:
+        """Which way the code goes follows from the number: the learning rate is another one than in the trial."""
+        if self.name == "lr":
+            self._notice()
+
     def __deepcopy__(self, memo: Any) -> "_Noticed":
         return self
 
@@ -275,6 +288,23 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
 for _method in ("__neg__", "__abs__", "__pos__"):
     setattr(_Number, _method, _derives(_method, float))
     setattr(_WholeNumber, _method, _derives(_method, int))
+
+
+def _decides(method: str, kind: type) -> Callable[..., Any]:
+    """What is made of a number that is no number computed with: the code goes one way or another."""
+
+    def compute(self: Any, *others: Any) -> Any:
+        self._notice_value()
+        return getattr(kind, method)(self, *others)
+
+    return compute
+
+
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "int", "floor", "ceil", "trunc", "divmod", "rdivmod"):
+    for _class, _kind in ((_Number, float), (_WholeNumber, int)):
+        setattr(_class, f"__{_name}__", _decides(f"__{_name}__", _kind))
+for _name in ("is_integer", "as_integer_ratio", "hex"):
+    setattr(_Number, _name, _decides(_name, float))
 
 
 def _noticed(value: Any, name: str, noticed: list[str]) -> Any:

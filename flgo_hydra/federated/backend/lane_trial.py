@@ -72,11 +72,15 @@ def find_lanes(
             if not why_not:
                 lanes.capture(servers, tried)
                 lanes.why_plainer = before
-                return lanes, ""
+                break
         before = why_not
         if not lanes.is_recorded:  # the plainest has been tried
-            break
-    return None, why_not
+            return None, why_not
+    else:
+        return None, why_not
+    if first.has_users_code:
+        lanes.begin_to_watch()
+    return lanes, ""
 
 
 def _verdict(

@@ -39,6 +39,7 @@ from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, ReadsNumbers, record
+from flgo_hydra.federated.backend.watch import Watch
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
@@ -126,6 +127,7 @@ class Lanes:
         self._like = like.params
         self._dual = self._make_dual(like.params) if compiles and dual else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
+        self._watch: Watch | None = None
         self.why_plainer = ""
         """why the lanes are not in a faster form"""
         self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
@@ -206,6 +208,15 @@ class Lanes:
     def mean(self, weights: np.ndarray, num_steps: Sequence[int]) -> tuple[State, Tensors, State]:
         """What each run's server receives, and what the clients keep: `LaneTensors.mean`."""
         return self.tensors.mean(weights, num_steps, self._dual)
+
+    def begin_to_watch(self) -> None:
+        """Before the first round: from now on it is noticed where the lanes' model keeps something else."""
+        self._watch = Watch(model=self._model)
+
+    def require_unchanged(self, round_num: int) -> None:
+        """After the clients' steps of a round: `Watch.require_unchanged`."""
+        if self._watch is not None:
+            self._watch.require_unchanged(round_num)
 
     def put_weights(self) -> None:
         """Brings what is kept in another form into the lanes' parameters."""

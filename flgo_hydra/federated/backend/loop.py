@@ -22,6 +22,7 @@ from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
+from flgo_hydra.federated.backend.watch import Watch, late
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
@@ -84,6 +85,7 @@ class LoopBackend:
         self._graphs = graphs
         self._traced: TracedSteps | None = None
         self._habits: Habits | None = None
+        self._watch: Watch | None = None
         self._is_prepared = not compiles
         self._why_not_compiled = "engine.compile=off"
         if compiles:
@@ -119,9 +121,12 @@ class LoopBackend:
     @property
     def kept_by_python(self) -> dict[str, str]:
         """What a model or an algorithm keeps beside its tensors, if any: no checkpoint has it, nor another process."""
-        if self._habits is None or not self._habits.keeps:
-            return {}
-        return {KEPT_BY_PYTHON: f"{self._habits.keeps} of process {uuid.uuid4()}"}
+        name = self._keeps or (self._watch.changed() if self._watch is not None else "")
+        return {KEPT_BY_PYTHON: f"{name} of process {uuid.uuid4()}"} if name else {}
+
+    @property
+    def _keeps(self) -> str:
+        return self._habits.keeps if self._habits is not None else ""
 
     @property
     def note(self) -> dict[str, Any]:
@@ -145,6 +150,7 @@ class LoopBackend:
         ids = cohort.clients.tolist()
         batches = self._batches(cohort.clients, round_num)
         self.prepare(server, hyper)
+        self.why_plain_from(round_num)
         self.model.train()
         message, changes = Mean(), Mean()
         # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
@@ -161,6 +167,8 @@ class LoopBackend:
                 clients.put(k, kept)
                 if self.buffers:
                     changes.add({"": changes_of(self._buffers.now(), server.buffers)}, weights[MEAN])
+        if self._traced is not None:
+            self.require_unchanged(round_num)
         with torch.no_grad():
             mean_changes = changes.value()[""] if self.buffers else {}
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._param_list[0].device)
@@ -241,10 +249,12 @@ class LoopBackend:
     def prepare(self, server: ServerState, hyper: Hyper) -> None:
         """Before the first round: records programs for the batch sizes that pay, where they do what plain steps do."""
         habits = self.habits(server, hyper)
-        if self._is_prepared or not self._paying:
-            return
+        if not self._is_prepared and self._paying:
+            self._prepare(habits.why_plain, server, hyper)
+        self.begin_to_watch()
+
+    def _prepare(self, why_not: str, server: ServerState, hyper: Hyper) -> None:
         self._is_prepared = True
-        why_not = habits.why_plain
         if not why_not:
             original = self.model
             plain = self.copy()
@@ -262,6 +272,32 @@ class LoopBackend:
         if why_not:
             _log.info("local steps run uncompiled: %s", why_not)
             self._why_not_compiled = why_not
+
+    def begin_to_watch(self) -> None:
+        """Before the first round: from now on it is noticed where Python keeps something else."""
+        if self._watch is None and self.has_users_code:
+            self._watch = Watch(model=self.model, algorithm=self.step.algorithm)
+
+    def why_plain_from(self, round_num: int) -> str:
+        """Before a round: why steps must be plain from now on, since something has changed, or nothing."""
+        name = self._watch.changed() if self._watch is not None and not self._keeps else ""
+        if not name:
+            return ""
+        why = late(name, round_num)
+        _log.warning("from now on local steps run uncompiled: %s", why)
+        self._traced, self._is_prepared, self._why_not_compiled = None, True, why
+        self._habits = Habits(why_plain=why, why_apart=why, keeps=name)
+        return why
+
+    def require_unchanged(self, round_num: int) -> None:
+        """After the clients' steps of a round, which were not all plain: `Watch.require_unchanged`."""
+        if self._watch is not None and not self._keeps:
+            self._watch.require_unchanged(round_num)
+
+    def put_back(self) -> None:
+        """Gives what other runs share with this one the values that it had before the first round."""
+        if self._watch is not None:
+            self._watch.put_back()
 
     def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> str:
         """Records a program for each of these batch sizes; says why that cannot be, or nothing."""

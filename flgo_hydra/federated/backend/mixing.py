@@ -27,6 +27,7 @@ _SCALES = (1.0, 3.0)
 _FAR = 100.0
 """Outputs far from others: e^100 is finite, and so are their losses."""
 _CORNERS = 4
+_MOST_VALUES = 512
 _WIDTH = 16
 """Of the batches: what mixes so many samples mixes more, and a trial is cheap."""
 _SHARE = {torch.float64: 1e-9}
@@ -58,10 +59,11 @@ def _why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int]
     batches: dict[int, list[Tensor]] = {}
     for size, rows in filled_batches(loop, server, sizes, width):
         batches.setdefault(size, []).append(torch.from_numpy(rows).to(loop.data.x_train.device))
+    values = _values(plain.data.y_train)
     for scale in _SCALES:
         scaled = replace(server, params={name: p * scale for name, p in server.params.items()})
         for size, own in batches.items():
-            if difference := _Batch(loop, scaled, size, own, width, least).difference():
+            if difference := _Batch(loop, scaled, size, own, values, width, least).difference():
                 of_those = f"a batch of {size} that is filled up to {width}"
                 return f"a sample's loss depends on what else is in its batch: in {of_those} it differs by {difference}"
     return ""
@@ -82,17 +84,37 @@ def _in_float64(plain: "LoopBackend", server: ServerState, width: int) -> tuple[
     return plain, server
 
 
+def _beyond_rounding(own: Tensor, found: Tensor) -> str:
+    size = float((found - own).abs().max())
+    return "" if size <= _SHARE.get(own.dtype, 1e-5) * float(own.abs().max()) else f"{size:.1e}"
+
+
+def _values(y: Tensor) -> Tensor:
+    """Targets that samples have: all classes, however rare, or of numbers both ends and some between."""
+    found: Tensor = torch.unique(y)
+    return found if len(found) <= _MOST_VALUES else found[torch.linspace(0, len(found) - 1, _MOST_VALUES).long()]
+
+
 class _Batch:
     """A batch of so many samples, and what may fill it up.
 
     Args:
         rows: of the training samples, the batch's own first, each filled up otherwise, by its own first sample first.
+        values: that targets have.
     """
 
     def __init__(
-        self, loop: "LoopBackend", server: ServerState, size: int, rows: list[Tensor], width: int, least: int
+        self,
+        loop: "LoopBackend",
+        server: ServerState,
+        size: int,
+        rows: list[Tensor],
+        values: Tensor,
+        width: int,
+        least: int,
     ) -> None:
         self._loop, self._server, self._size, self._rows, self._least = loop, server, size, rows, least
+        self._values = values
         self._x, self._y = loop.data.x_train[rows[0]], loop.data.y_train[rows[0]]
         weights = torch.zeros(width, dtype=next(iter(server.params.values())).dtype, device=self._x.device)
         weights[:size] = 1 / size
@@ -105,13 +127,27 @@ class _Batch:
             own = self._own_losses(outputs, self._y)
             if not bool(torch.isfinite(own).all()):
                 return ""
-            share = _SHARE.get(own.dtype, 1e-5)
             for filled, y in self._fillings(outputs):
-                found = self._own_losses(filled, y)
-                size = float((found - own).abs().max())
-                if not size <= share * float(own.abs().max()):
-                    return f"{size:.1e}"
+                if found := _beyond_rounding(own, self._own_losses(filled, y)):
+                    return found
+            return self._of_rare_targets(outputs)
+
+    def _of_rare_targets(self, outputs: Any) -> str:
+        """The first difference that what fills a batch up makes by its targets, each of which the batch has, too."""
+        if not self._has_own_loss:
+            return ""
+        for value, other in zip(self._values, self._values.roll(1), strict=True):
+            y = self._y.clone()
+            y[0], y[self._size :] = value, value
+            own = self._own_losses(outputs, y)
+            y[self._size :] = other
+            if found := _beyond_rounding(own, self._own_losses(outputs, y)):
+                return found
         return ""
+
+    @property
+    def _has_own_loss(self) -> bool:
+        return type(self._loop.step.algorithm).loss is not Algorithm.loss
 
     def _outputs(self, x: Tensor) -> Any:
         self._loop.load(self._server)
@@ -120,7 +156,7 @@ class _Batch:
             return self._loop.model(x.clone())
 
     def _own_losses(self, outputs: Any, y: Tensor) -> Tensor:
-        losses = self._loop.step.algorithm.loss(outputs, y, self._loop.data.criterion)
+        losses: Tensor = self._loop.step.algorithm.loss(outputs, y, self._loop.data.criterion)
         return losses[: self._size] if losses.dim() else losses
 
     def _fillings(self, outputs: Any) -> Iterator[tuple[Any, Tensor]]:
@@ -137,8 +173,7 @@ class _Batch:
             except Exception:  # no sample is like this one, and a model may refuse it
                 continue
             yield found, y
-        has_own_loss = type(self._loop.step.algorithm).loss is not Algorithm.loss
-        if has_own_loss and isinstance(outputs, Tensor) and outputs.is_floating_point():
+        if self._has_own_loss and isinstance(outputs, Tensor) and outputs.is_floating_point():
             if outputs.shape[:1] == self._y.shape[:1]:
                 yield from ((far, targets) for far in self._far(outputs) for targets in (self._y, y))
 

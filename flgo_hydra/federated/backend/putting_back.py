@@ -90,6 +90,11 @@ def _of_items(value: Any, content: Any) -> Undo | None:
         return lambda: value.set_state(state)
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.BitGenerator):
+        left = value.state
+        return lambda: setattr(value, "state", left)
+    if isinstance(value, np.random.SeedSequence):
+        return functools.partial(_refuse_spawned, value, value.n_children_spawned)
     if isinstance(value, np.random.Generator):
         drawn = value.bit_generator.state
         return lambda: setattr(value.bit_generator, "state", drawn)
@@ -143,6 +148,14 @@ def _refuse_change(tensor: Tensor, version: int) -> None:
             f"A tensor of shape {tuple(tensor.shape)} that is not the model's own (a global, or an attribute of a "
             "class) changes while it computes, and is too large to be put back after a trial. Make it an attribute of "
             "the model, or a buffer."
+        )
+
+
+def _refuse_spawned(seeds: np.random.SeedSequence, spawned: int) -> None:
+    if seeds.n_children_spawned != spawned:
+        raise Refused(
+            "A `numpy.random.SeedSequence` that is not the model's own (a global, or an attribute of a class) spawns "
+            "while it computes, and cannot be put back after a trial. Make it an attribute of the model."
         )
 
 

@@ -12,6 +12,7 @@ What can be neither looked at nor put back, an iterator that is shared, is refus
 import contextlib
 import contextvars
 import copy
+import dis
 import functools
 import logging
 import os
@@ -59,6 +60,9 @@ _BY_TEXT = {"globals", "exec", "eval", "__globals__", "_getframe", "currentframe
 """What a function names that finds things of its module by a text; `sys.modules` does, too."""
 _OF_MODULES_BY_TEXT = {"vars", "__dict__", "getattr", "setattr", "delattr", "attrgetter"}
 """The same, of a module that it names."""
+_PEEKS = {"initial_seed", "get_rng_state", "getstate", "get_state", "seed_seq", "_version", "data_ptr"}
+"""What a function names that asks where a generator or a tensor stands, which no trial sees change."""
+_OF_NUMBERS = {"float", "int", "Number", "Real", "numbers"}
 _OF_THREADS = {"threading", "_thread", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "subprocess"}
 """Modules whose objects are others' too: to put one back could stop a thread for ever."""
 _OF_EVERY_CLASS = {
@@ -85,6 +89,10 @@ class PythonState:
         """the name of a generator object, which cannot be copied, nor its place be seen"""
         self.opaque = ""
         """the name of a thing that threads or processes talk by, whose state is theirs too"""
+        self.peeks = ""
+        """what one of its functions asks of a generator or a tensor without changing it"""
+        self.asks_types = False
+        """one of its functions asks of something whether it is a number of Python's"""
         self._caches: list[tuple[Any, int]] = []
         self._found: dict[str, Any] = {}
         self._undo: list[Callable[[], Any]] = []
@@ -348,6 +356,8 @@ class PythonState:
         for name, value in list(function.__dict__.items()):
             self._look(f"{function.__name__}.{name}", value, is_outside=True)
         names = dict.fromkeys(_names_in(function.__code__))
+        self.peeks = self.peeks or next(iter(_PEEKS & names.keys()), "")
+        self.asks_types = self.asks_types or _asks_types(function.__code__)
         self._look_at_names(names, function.__globals__, list(_texts_in(function.__code__)))
 
     def _look_at_names(self, names: Collection[str], of_module: dict[str, Any], texts: Collection[str]) -> None:
@@ -444,6 +454,15 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_in(constant)
+
+
+def _asks_types(code: types.CodeType) -> bool:
+    """Whether it has `isinstance(x, float)`, `type(x) is int` or the like."""
+    names = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    nested = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return (not names.isdisjoint({"isinstance", "type"}) and not names.isdisjoint(_OF_NUMBERS)) or any(
+        map(_asks_types, nested)
+    )
 
 
 def _texts_in(code: types.CodeType) -> Iterator[str]:

@@ -61,6 +61,8 @@ def snapshot(value: Any, most: int = SMALL) -> Any:
         return Noise(repr(value.bit_generator.state))
     if isinstance(value, np.random.RandomState):
         return Noise(repr(value.get_state(legacy=False)))
+    if isinstance(value, np.random.BitGenerator | np.random.SeedSequence):
+        return Noise(repr(value.state))
     if isinstance(value, Tensor):
         is_small = value.numel() <= most and value.layout == torch.strided and value.device.type != "meta"
         return Content(value, value.detach().clone() if is_small else None)

@@ -1002,6 +1002,25 @@ def test_what_mixes_the_samples_of_a_batch_may_where_none_is_filled_up(make_ragg
     assert_alike(data, build, 1e-12, None, "", backends=("vmap", "vmap, plain"), algorithm=algorithm())
 
 
+class RareTogether(Algorithm):
+    """Samples of the last class share one weight; there is none of them in most batches."""
+
+    def loss(self, outputs, targets, criterion):
+        is_rare = targets == 2
+        return criterion(outputs, targets) / torch.where(is_rare, is_rare.sum(), 1)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "vmap, plain"])
+def test_what_mixes_a_rare_class_is_found(make_ragged_task, backend):
+    task = make_ragged_task((150, 160, 170, 155))
+    y = np.minimum(task.y_train, 1)
+    y[-1] = 2  # of a batch that is filled up with the same samples in every epoch
+    object.__setattr__(task, "y_train", y)
+    data = to_data(task, CPU, torch.float64)
+    more = {"algorithm": RareTogether(), "batch_size": 32, "epochs": 8, "num_rounds": 3}
+    assert_alike(data, Line, 1e-12, None, "differs by", backends=(backend,), **more)
+
+
 def test_what_mixes_may_where_clients_differ_in_the_number_of_whole_batches(make_ragged_task):
     data = to_data(make_ragged_task((8, 4, 12)), CPU, torch.float64)
     assert_alike(data, Centres, 1e-12, None, "", backends=("vmap", "vmap, plain"), algorithm=WorstHalf())

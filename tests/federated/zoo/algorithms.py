@@ -43,6 +43,8 @@ def zoo(
     forms: frozenset[str] = frozenset(),
     build: Callable[..., nn.Module] = mlp,
     source: Callable[..., Any] = samples.vectors,
+    before: Callable[[], None] | None = None,
+    is_one_model: bool = False,
     **options: Any,
 ) -> Callable[[type[Algorithm]], type[Algorithm]]:
     """Puts an algorithm into the zoo."""
@@ -51,7 +53,7 @@ def zoo(
         name = kind.__name__
         assert name not in ALGORITHMS
         chosen = options or VARIANTS[len(ALGORITHMS) % len(VARIANTS)]
-        case = Case(name, build, source, "ragged", kind, numbers or {}, chosen)
+        case = Case(name, build, source, "ragged", kind, numbers or {}, chosen, is_one_model, before)
         ALGORITHMS[name] = Entry(case, why, expect, forms)
         return kind
 
@@ -598,6 +600,81 @@ class DerivedKey(Algorithm):
     def correct(self, grads, params, client, hyper):
         scale = {0.2: 0.1, 0.06: 0.5, 0.1: 0.3}.get(2 * hyper["lr"], 1.0)
         return {n: scale * g for n, g in grads.items()}
+
+
+@zoo("a learning rate that is compared, where it is a number of Python's")
+class Compares(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        lr = hyper["lr"]
+        scale = 0.25 if isinstance(lr, float) and lr > 0.02 else 1.0
+        return {n: scale * g for n, g in grads.items()}
+
+
+def _is_large(number):
+    return type(number) is float and number > 0.02
+
+
+@zoo("the same, elsewhere, by its type")
+class ComparesType(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        return {n: (0.25 if _is_large(hyper["lr"]) else 1.0) * g for n, g in grads.items()}
+
+
+@zoo("a learning rate that is rounded down, where it has a method for that")
+class RoundsDown(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        try:
+            scale = 1.0 + hyper["lr"].as_integer_ratio()[0] % 2
+        except AttributeError:
+            scale = 1.0
+        return {n: 0.1 * scale * g for n, g in grads.items()}
+
+
+@zoo("a flag that the server sets when updates are large", clip_grad=0.0)
+class LateAtServer(Algorithm):
+    is_late = False
+
+    def correct(self, grads, params, client, hyper):
+        return {n: (0.25 if self.is_late else 1.0) * g for n, g in grads.items()}
+
+    def update_server(self, params, server, message, participation, hyper):
+        if float(norm_of(message["update"])) > 0.1:
+            self.is_late = True
+        return super().update_server(params, server, message, participation, hyper)
+
+
+_LATE = []
+
+
+@zoo("the same in a global", clip_grad=0.0, before=lambda: _LATE.clear())
+class LateGlobal(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        return {n: (0.25 if _LATE else 1.0) * g for n, g in grads.items()}
+
+    def update_server(self, params, server, message, participation, hyper):
+        if float(norm_of(message["update"])) > 0.1:
+            _LATE.append(1)
+        return super().update_server(params, server, message, participation, hyper)
+
+
+class Shrinks(nn.Module):
+    """A flag that an evaluation sets when the loss has become other than at first."""
+
+    def __init__(self, input_shape, num_outputs):
+        super().__init__()
+        self.layers = mlp(input_shape, num_outputs)
+        self.is_late = False
+        self.first = float(self.layers[0].weight.detach().abs().sum())
+
+    def forward(self, x):
+        if not self.training and float(self.layers[0].weight.detach().abs().sum()) > self.first + 0.05:
+            self.is_late = True
+        return self.layers(x) * (0.25 if self.is_late else 1.0)
+
+
+@zoo("a flag that an evaluation sets", build=Shrinks, is_one_model=True, clip_grad=0.0)
+class LateInEvaluation(Algorithm):
+    pass
 
 
 @zoo("a mask that is drawn when the server is made")

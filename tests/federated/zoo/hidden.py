@@ -21,6 +21,7 @@ import types
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -91,7 +92,7 @@ class Counted(Body):
 
 
 def hidden(why, **more):
-    return zoo(why, before=_forget, is_one_model=True, is_outside=True, **more)
+    return zoo(why, before=_forget, is_one_model=True, **more)
 
 
 @hidden("a global reached by a text")
@@ -452,8 +453,36 @@ def _drawn(width):
     "a draw that is kept in a cache of the module's",
     before=lambda: _drawn.cache_clear(),
     is_one_model=True,
-    is_outside=True,
 )
 class CachedDraw(Body):
     def forward(self, x):
         return super().forward(x) * _drawn(3).to(x.dtype)
+
+
+@zoo("the seed of torch's generator, which is not drawn from")
+class PeeksSeed(Body):
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs * (0.5 + torch.initial_seed() % 7 / 7) if self.training else outputs
+
+
+@zoo("numpy's bits, without a generator", is_one_model=True)
+class RawBits(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.bits = np.random.PCG64(0)
+
+    def forward(self, x):
+        return super().forward(x) * (0.5 + self.bits.random_raw() % 2) if self.training else super().forward(x)
+
+
+@zoo("seeds that numpy spawns", is_one_model=True)
+class SpawnsSeeds(Body):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.seeds = np.random.SeedSequence(0)
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        return super().forward(x) * (0.5 + np.random.default_rng(self.seeds.spawn(1)[0]).random())

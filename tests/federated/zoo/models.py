@@ -38,8 +38,6 @@ class Model:
     """faster forms that must come on: recorded, vmap, fused"""
     keeps: Callable[[nn.Module], Any] | None = None
     """what it keeps in Python, to be compared after a run of the loop"""
-    is_outside: bool = False
-    """what it keeps is not its own: runs of one process share it"""
 
 
 MODELS: dict[str, Model] = {}
@@ -56,7 +54,6 @@ def zoo(
     keeps: Callable[[nn.Module], Any] | None = None,
     is_one_model: bool = False,
     before: Callable[[], None] | None = None,
-    is_outside: bool = False,
     **options: Any,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Puts a model (a class, or a function that makes one) into the zoo."""
@@ -74,7 +71,7 @@ def zoo(
             is_one_model=is_one_model or keeps is not None,
             before=before,
         )
-        MODELS[name] = Model(case, why, expect, forms, keeps, is_outside)
+        MODELS[name] = Model(case, why, expect, forms, keeps)
         return build
 
     return put
@@ -731,14 +728,14 @@ def _forget() -> None:
     _table.cache_clear()
 
 
-@zoo("a counter of the module's, outside the model", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a counter of the module's, outside the model", before=_forget, is_one_model=True)
 class GlobalState(Body):
     def forward(self, x):
         _CALLS[0] += self.training
         return super().forward(x) / (1 + 0.01 * _CALLS[0])
 
 
-@zoo("a counter of the class, not of the object", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a counter of the class, not of the object", before=_forget, is_one_model=True)
 class ClassCounter(Body):
     calls = 0
 
@@ -1600,21 +1597,21 @@ class ReplacesParameter(Body):
         return super().forward(x)
 
 
-@zoo("a counter of another module, in a function of that module", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a counter of another module, in a function of that module", before=_forget, is_one_model=True)
 class OtherModule(Body):
     def forward(self, x):
         outputs = super().forward(x)
         return elsewhere.warm(outputs) if self.training else outputs
 
 
-@zoo("another module's dict, which counts late", before=_forget, is_one_model=True, is_outside=True)
+@zoo("another module's dict, which counts late", before=_forget, is_one_model=True)
 class OtherModulesDict(Body):
     def forward(self, x):
         elsewhere.STATE["calls"] += self.training
         return super().forward(x) * (0.5 if elsewhere.STATE["calls"] > 12 else 1.0)
 
 
-@zoo("a generator of another module", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a generator of another module", before=_forget, is_one_model=True)
 class OtherModulesNoise(Body):
     def forward(self, x):
         outputs = super().forward(x)
@@ -1627,7 +1624,7 @@ def _ramp(outputs):
     return outputs * min(1.0, _ramp.calls / 20)
 
 
-@zoo("an attribute of a function", before=_forget, is_one_model=True, is_outside=True)
+@zoo("an attribute of a function", before=_forget, is_one_model=True)
 class FunctionAttribute(Body):
     def forward(self, x):
         return _ramp(super().forward(x)) if self.training else super().forward(x)
@@ -1720,7 +1717,7 @@ class ReentrantCheckpoint(Body):
 _BANK = torch.zeros(700, 100)
 
 
-@zoo("a large tensor of the module's", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a large tensor of the module's", before=_forget, is_one_model=True)
 class LargeGlobal(Body):
     def forward(self, x):
         if self.training:
@@ -1728,7 +1725,7 @@ class LargeGlobal(Body):
         return super().forward(x) / (1 + _BANK[0, 0].to(x.dtype))
 
 
-@zoo("another module, imported in the method that changes it", before=_forget, is_one_model=True, is_outside=True)
+@zoo("another module, imported in the method that changes it", before=_forget, is_one_model=True)
 class ImportsInside(Body):
     def tick(self):
         from .elsewhere import STATE
@@ -1751,7 +1748,7 @@ def _made_by_need(outputs):
     return outputs * min(1.0, sum(counts) / 80)
 
 
-@zoo("counters that come into being in the first call", before=_forget, is_one_model=True, is_outside=True)
+@zoo("counters that come into being in the first call", before=_forget, is_one_model=True)
 class MadeByNeed(Body):
     def forward(self, x):
         return _made_by_need(super().forward(x)) if self.training else super().forward(x)
@@ -1761,7 +1758,7 @@ class _Counts(type):
     total = 0
 
 
-@zoo("a counter of the class's class", before=_forget, is_one_model=True, is_outside=True)
+@zoo("a counter of the class's class", before=_forget, is_one_model=True)
 class MetaclassCounter(Body, metaclass=_Counts):
     def forward(self, x):
         type(type(self)).total += self.training

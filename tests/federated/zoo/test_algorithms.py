@@ -8,7 +8,7 @@ from .checks import each, hold
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
-@each(ALGORITHMS, {})
+@each(ALGORITHMS)
 def test_the_numbers_are_the_plain_loops(name, form, tmp_path, monkeypatch):
     entry = ALGORITHMS[name]
     kind = "vmap" if form.startswith("vmap") else form

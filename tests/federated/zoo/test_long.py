@@ -8,7 +8,6 @@ from . import runs
 from .algorithms import ALGORITHMS
 from .checks import FASTER, TOLERANCE, each, hold
 from .models import MODELS
-from .test_models import KNOWN
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,17 +25,17 @@ CHAOTIC = {
     "SignSteps": "the sign of what float32 rounds to either side of 0",
 }
 
-EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in KNOWN and n not in CHAOTIC]
+EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in CHAOTIC]
 EXACT_ALGORITHMS = [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC]
 
 
-@each(EXACT_MODELS, {}, FASTER)
+@each(EXACT_MODELS, FASTER)
 def test_models_in_float32(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     hold(model.case, form, tmp_path, monkeypatch, "float32", "exact", form in model.forms)
 
 
-@each(EXACT_ALGORITHMS, {}, FASTER)
+@each(EXACT_ALGORITHMS, FASTER)
 def test_algorithms_in_float32(name, form, tmp_path, monkeypatch):
     hold(ALGORITHMS[name].case, form, tmp_path, monkeypatch, "float32")
 

@@ -11,11 +11,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # torch's, in any loop
 ]
 
-_SHARED = "runs that go apart share the process here, and what is outside the model; a launcher gives each its own"
-KNOWN = {name: (("fused",), _SHARED) for name, model in MODELS.items() if model.is_outside}
 
-
-@each(MODELS, KNOWN)
+@each(MODELS)
 def test_the_numbers_are_the_plain_loops(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     kinds = {"recorded": "recorded", "vmap": "vmap", "vmap, plain steps": "vmap", "fused": "fused"}

@@ -1,0 +1,54 @@
+"""A run leaves the modules of the user's own as it found them.
+
+What a model or an algorithm keeps outside its objects (a counter in a global, a list of a class) belongs to the run
+that keeps it. A process runs many jobs, and which ones depends on slots, order and restarts: so each finds such things
+as they were after the import, and its numbers do not depend on who ran before.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flgo_hydra import compose, reference
+from flgo_hydra.config import Conf, FlgoConf
+
+if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
+    from flgo_hydra.federated.backend.python_state import PythonState
+
+_log = logging.getLogger("flgo_hydra")
+
+
+@contextlib.contextmanager
+def modules_kept(conf: Conf) -> Iterator[None]:
+    """Puts back what the code behind a config's model, algorithm and metrics changes outside its objects.
+
+    What cannot be looked at or put back stays as it is.
+    """
+    kept = None
+    # What is wrong with a target, whoever needs it will say.
+    with contextlib.suppress(Exception):
+        kept = _state_of_code(conf)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            try:
+                kept.put_back_outside()
+            except Exception as error:
+                _log.warning("what this run has changed outside itself stays so: %s", error)
+
+
+def _state_of_code(conf: Conf) -> "PythonState | None":
+    if isinstance(conf.algorithm, FlgoConf):
+        return None
+    targets = {key: str(compose.parameters(getattr(conf, key))["_target_"]) for key in ("model", "algorithm")}
+    if conf.metrics is not None:
+        targets["metrics"] = conf.metrics
+    own = {key: target for key, target in targets.items() if not target.startswith("flgo_hydra.")}
+    if not own:
+        return None
+    from flgo_hydra.federated.backend.python_state import PythonState
+
+    roots: dict[str, Any] = {key: reference.load(target, key) for key, target in own.items()}
+    return PythonState(**roots)
