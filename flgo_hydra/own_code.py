@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,14 +62,50 @@ def behind(config: Mapping[str, Any]) -> dict[str, Any]:
     files = {**hash_files(target for target in targets if target and target not in given), **given}
     weights = config["option"].get("initial_weights")
     if weights and (path := Path(weights)).is_file():
-        files[str(weights)] = _hash_weights(path, path.stat().st_mtime_ns)
+        files[str(weights)] = _hash_of(path, path.stat().st_mtime_ns)
     return {"sha256": combine(files), "files": files}
 
 
-@functools.lru_cache(maxsize=100)
-def _hash_weights(path: Path, mtime_ns: int) -> str:
+@functools.lru_cache(maxsize=1000)
+def _hash_of(path: Path, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_reads(names: Iterable[str]) -> dict[str, str]:
+    """What code reads beside code, as it is now: files by their path, and variables of the environment by `$NAME`.
+
+    Returns:
+        by name the SHA-256; empty where there is no such file or variable.
+    """
+    found = {}
+    for name in names:
+        if name.startswith("$"):
+            value = os.environ.get(name[1:])
+            found[name] = "" if value is None else hashlib.sha256(value.encode()).hexdigest()
+            continue
+        try:
+            found[name] = _hash_of(Path(name).absolute(), Path(name).stat().st_mtime_ns)
+        except OSError:
+            found[name] = ""
+    return found
+
+
+def with_reads(code: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The code behind a config, with what else it has been seen to read."""
+    reads = {**code.get("reads", {}), **hash_reads(names)}
+    return {**code, "sha256": combine({**code["files"], **reads}), "reads": reads} if reads else dict(code)
+
+
+def changed_since(code: Mapping[str, Any], files: Mapping[str, str]) -> list[str]:
+    """What has changed since a result: files of code, and what it read.
+
+    Args:
+        code: as the result has it.
+        files: the hashes of the code's files as they are now.
+    """
+    reads = code.get("reads", {})
+    return sorted({*differing(code["files"], files), *differing(reads, hash_reads(reads))})
 
 
 def hash_files(targets: Iterable[str]) -> dict[str, str]:
@@ -102,7 +139,7 @@ def combine(files: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if files else ""
 
 
-def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """The files that two versions of some code do not share."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 

@@ -27,6 +27,7 @@ _CODE = (".py", ".pyc", ".pyd", ".so")
 _MACHINE = ("OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "CUDA_", "PYTORCH_", "HYDRA_", "PYTHON", "PYTEST_", "LC_", "LANG")
 """Variables that our own processes have different values of, or that say how, not what."""
 _MACHINE_NAMES = ("COLUMNS", "LINES", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TMP", "TEMP")
+_ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 _IMPORTING = "<frozen importlib"
 _ENVIRONMENT_CODE = ("<frozen os>", "<frozen _collections_abc>", os.__file__, sys.modules["_collections_abc"].__file__)
 
@@ -38,6 +39,8 @@ class Record:
     files: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     variables: set[str] = field(default_factory=set)
+    own_variables: set[str] = field(default_factory=set)
+    """those that the user's own code asks for"""
     is_relative: bool = False
     """whether some path began in the current folder"""
 
@@ -45,6 +48,7 @@ class Record:
         self.files |= other.files
         self.folders |= other.folders
         self.variables |= other.variables
+        self.own_variables |= other.own_variables
         self.is_relative |= other.is_relative
 
 
@@ -79,6 +83,8 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         return
     with contextlib.suppress(Exception):  # a hook that raises would end what it only watches
         given = arguments[0]
+        if event == "open" and arguments[2] & _ACCESS == os.O_WRONLY:
+            return
         if isinstance(given, int) or (given is None and event == "open"):
             return
         if _is_import(sys._getframe(1)):
@@ -115,6 +121,8 @@ class _WatchedEnvironment(os._Environ):  # type: ignore[type-arg]
             if is_own or not (name.startswith(_MACHINE) or name in _MACHINE_NAMES):
                 for record in _records:
                     record.variables.add(name)
+                    if is_own:
+                        record.own_variables.add(name)
         return super().__getitem__(key)
 
 
@@ -125,6 +133,21 @@ def _is_below_import(frame: types.FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def reads_of(record: Record, without: Path) -> list[str]:
+    """What was seen to be read beside code, as `own_code.hash_reads` takes it.
+
+    Args:
+        without: a folder whose files do not count.
+    """
+    here = os.getcwd()
+    files = [
+        os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+        for path in sorted(record.files)
+        if not (path.endswith(_CODE) or own_code.is_installed(path) or Path(path).is_relative_to(without.absolute()))
+    ]
+    return [*files, *(f"${name}" for name in sorted(record.own_variables))]
 
 
 def named_files(*functions: Any) -> set[str]:

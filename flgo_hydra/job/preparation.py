@@ -4,6 +4,7 @@ import logging
 import shlex
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,7 @@ def prepare(
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.cohort import caveats, count_drawn
     from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.dependencies import Record, reads_of, recording
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import arrange_for_cpu
@@ -112,46 +114,52 @@ def prepare(
     targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
     has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
-    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
-    algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
-    warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
-    for text in warnings:
-        _log.warning("%s", text)
-    has_own_loss = type(algorithm).loss is not Algorithm.loss
-    fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
-    model = fitting.model
-    data = data or to_data(task, device, dtype, fitting.takes_integers)
-    if conf.initial_weights:
-        load_weights(model, conf.initial_weights)
-    model.to(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
-    if device.type == "cpu":
-        arrange_for_cpu(model)
-        torch.set_num_threads(count_threads(conf))
-    optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
-    step = LocalStep(algorithm, optimizer, conf.clip_grad)
-    proportion = 1.0 if conf.sample == "full" else conf.proportion
-    cohort_size = count_drawn(task.num_clients, proportion)
-    backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
-    seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
-    server = server_state(model, algorithm)
-    clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
-    state = RunState(server, clients, patience=Patience(conf.followed))
-    hyper = {**numbers, "lr": conf.lr}
-    if form is None:
-        backend.prepare(server, hyper)
+    is_ours = not has_users_code and conf.metrics is None
+    with nullcontext(Record()) if is_ours else recording() as seen:
+        seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
+        algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+        warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
+        for text in warnings:
+            _log.warning("%s", text)
+        has_own_loss = type(algorithm).loss is not Algorithm.loss
+        fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
+        model = fitting.model
+        data = data or to_data(task, device, dtype, fitting.takes_integers)
+        if conf.initial_weights:
+            load_weights(model, conf.initial_weights)
+        model.to(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # the one whose generator a model's dropout draws from
+        if device.type == "cpu":
+            arrange_for_cpu(model)
+            torch.set_num_threads(count_threads(conf))
+        optimizer = build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay)
+        step = LocalStep(algorithm, optimizer, conf.clip_grad)
+        proportion = 1.0 if conf.sample == "full" else conf.proportion
+        cohort_size = count_drawn(task.num_clients, proportion)
+        backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+        seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
+        server = server_state(model, algorithm)
+        clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
+        state = RunState(server, clients, patience=Patience(conf.followed))
+        hyper = {**numbers, "lr": conf.lr}
+        if form is None:
+            backend.prepare(server, hyper)
+        seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
+        own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
     rounding = {**backend.form, **(form or {})}
     watcher = Watcher(
         conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python
     )
+    watcher.tell_reads(reads_of(seen, paths.folder))
     watcher.resume(state)
-    seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
-    own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
 
     def measure(model: torch.nn.Module, state: RunState) -> dict[str, float]:
         assert own is not None
-        found = own(model, watcher.record_with(state))
+        with nullcontext(None) if own.has_been_called else recording() as read:
+            found = own(model, watcher.record_with(state))
+        if read is not None:
+            watcher.tell_reads(reads_of(read, paths.folder))
         own.look()
         watcher.tell_kept(own.keeps)
         return found

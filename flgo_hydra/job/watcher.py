@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,13 @@ class Watcher:
         self.record = read_rounds(self._paths)
         self._lines = files.JsonLines(self._paths.rounds)
 
+    def tell_reads(self, names: Iterable[str]) -> None:
+        """Says what the user's code has been seen to read, files and variables: it is a part of the code."""
+        before = self.code.pop("before", None)
+        self.code = own_code.with_reads(self.code, names)
+        if before is not None:
+            self.code["before"] = before
+
     def tell_kept(self, name: str) -> None:
         """Says that the user's metrics keep something between calls, which no checkpoint has."""
         from flgo_hydra.federated.backend.loop import KEPT_BY_PYTHON
@@ -97,7 +104,7 @@ class Watcher:
     def _tell_other_code(self, before: dict[str, Any], round_num: int) -> None:
         """The rounds so far may have been trained with other code of the user's: then the result says so."""
         earlier = before.pop("before", [])
-        changed = own_code.differing(before["files"], self.code["files"])
+        changed = own_code.changed_since(before, self.code["files"])
         if changed:
             _log.warning("%s changed: rounds up to %d were trained with other code", ", ".join(changed), round_num)
             earlier = [*earlier, {**before, "last_round": round_num}]

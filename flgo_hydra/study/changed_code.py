@@ -1,7 +1,8 @@
 """Which runs of a sweep were trained with other code of the user's than there is now.
 
-A run's result has the hash of each file of the user's own that its config leads to (`own_code.py`). When a sweep goes
-on, the files are looked at again: what differs is said, or runs again (`hydra.sweeper.rerun_changed=true`).
+A run's result has the hash of each file of the user's own that its config leads to (`own_code.py`), and of what its
+model, algorithm and metrics were seen to read. When a sweep goes on, these are looked at again: what differs is said,
+or runs again (`hydra.sweeper.rerun_changed=true`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ class ChangedCode:
         if key not in self._now:
             self._now[key] = own_code.behind(config)["files"]
         versions = [result.code, *result.code.get("before", [])]
-        return sorted({name for code in versions for name in own_code.differing(code["files"], self._now[key])})
+        return sorted({name for code in versions for name in own_code.changed_since(code, self._now[key])})
 
 
 def sentence(changed: Mapping[int, Iterable[str]], how: str) -> str:
@@ -53,7 +54,7 @@ def several_versions(results: Mapping[int, RunResult]) -> str:
     """What is said where a file has changed while its sweep ran; nothing where none has."""
     versions: dict[str, dict[str, list[str]]] = {}
     for number, result in sorted(results.items()):
-        for name, sha256 in result.code.get("files", {}).items():
+        for name, sha256 in {**result.code.get("files", {}), **result.code.get("reads", {})}.items():
             versions.setdefault(name, {}).setdefault(sha256, []).append(str(number))
     several = {name: list(jobs.values()) for name, jobs in versions.items() if len(jobs) > 1}
     if not several:

@@ -77,6 +77,44 @@ def test_runs_of_other_code_are_named_and_run_again_if_asked(run):
     assert "jobs 0, 1, 2 ran before my_model.py changed" in run(*SWEEP, "lr=0.3")
 
 
+READS = """
+import json, os
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, num_outputs):
+        with open("width.json") as file:
+            width = json.load(file) * int(os.environ.get("TIMES", "1"))
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_outputs))
+
+
+def scale(model):
+    with open("scale.txt") as file, open("log.txt", "a") as log:
+        log.write("called")
+        return {"scale": float(file.read())}
+"""
+
+
+def test_what_models_and_metrics_read_is_part_of_the_code(run, monkeypatch):
+    Path("reads.py").write_text(READS)
+    Path("width.json").write_text("3")
+    Path("scale.txt").write_text("1")
+    sweep = [*SWEEP[:3], *SMALL[3:4], "model=custom", "model._target_=reads.Net", *SMALL[-2:], "metrics=reads.scale"]
+    run(*sweep, "lr=0.1")
+    assert sorted(result(0)["code"]["reads"]) == ["$TIMES", "scale.txt", "width.json"]
+    assert "other code" not in run(*sweep, "lr=0.1,0.2")
+    for change, named in (
+        (lambda: Path("width.json").write_text("4"), "width.json"),
+        (lambda: Path("scale.txt").unlink() or Path("scale.txt").write_text("2"), "scale.txt, width.json"),
+        (lambda: monkeypatch.setenv("TIMES", "2"), "$TIMES, scale.txt, width.json"),
+    ):
+        change()
+        assert f"jobs 0, 1 ran before {named} changed" in run(*sweep, "lr=0.1,0.2")
+    out = run("sweep", "hydra.sweeper.rerun_changed=true", module="flgo_hydra.resume")
+    assert "other code" not in out and result(0)["best"]["scale"] == 2.0
+
+
 @pytest.mark.slow
 def test_in_searches_and_replicates_too(run):
     search = ("hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=2", "lr=interval(0.1,0.2)")
