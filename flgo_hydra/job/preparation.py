@@ -1,6 +1,7 @@
 """A run made ready to go: config, task, model, algorithm, backend and watcher put together."""
 
 import logging
+import os
 import shlex
 import threading
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class ReadyRun:
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
         reason = self.watcher.prune_reason or ""
         record, note = self.watcher.record, self.backend.note
+        note |= {"why_not_fused": why} if (why := os.environ.get(reporter.WHY_APART)) else {}
         known = self.watcher.data_sha256, self.source, self.watcher.code
         return result_of(self.conf, self.state, status, self.device, reason, note, record, self.warnings, *known)
 

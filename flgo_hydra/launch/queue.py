@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
+from flgo_hydra.launch.reporter import WHY_APART
 from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import forget_failure
@@ -146,7 +147,7 @@ class Queue:
         self.stop_level = 0  # 1: at the next round boundary; 2: now
         self._events: deque[Event] = deque()
         self._kernel_kills = self.read_kernel_kills()
-        self._apart: set[str] = set()  # fuse keys of jobs that gain nothing together
+        self._apart: dict[str, str] = {}  # why, by fuse keys of jobs that cannot run together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
         self._has_told_stuck = False
@@ -307,6 +308,7 @@ class Queue:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text(f"Ran in one process with other jobs, whose output is in {logs[0]}\n", encoding="utf-8")
             env = {"FLGO_HYDRA_ATTEMPT": str(numbers[0]), **self._device_env(placement.device)}
+            env |= {WHY_APART: why} if (why := self._apart.get(group[0].fuse_key)) else {}
             is_group = len(group) > 1 or self._fuses(group[0].fuse_key)
             tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env, is_group)
         except OSError as error:
@@ -434,7 +436,7 @@ class Queue:
         job = running.job
         if running.end_message is not None and running.end_message.get("status") == "apart":
             # It has lost nothing, and neither it nor its like shall start together again.
-            self._apart.add(job.fuse_key)
+            self._apart[job.fuse_key] = str(running.end_message.get("why", ""))
             job.state = "waiting"
             self.waiting.insert(0, job)
             return

@@ -17,6 +17,10 @@ THREADS = "FLGO_HYDRA_THREADS"
 on how many threads there happen to be."""
 
 
+WHY_APART = "FLGO_HYDRA_WHY_APART"
+"""The same: why the job runs alone, where it was to run as one program with others."""
+
+
 class Reporter:
     """A job's line to its launcher; without one it says nothing and is never asked to end."""
 

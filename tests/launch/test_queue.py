@@ -9,6 +9,7 @@ import pytest
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.queue import Job, Queue
+from flgo_hydra.launch.reporter import WHY_APART
 from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Scheduler
 
 HOST = Device("cpu", 10_000, 9_000, slots=2)
@@ -448,6 +449,7 @@ def test_jobs_that_are_sent_apart_go_again_one_by_one(world):
     assert [job.state for job in jobs] == ["done"] * 3
     assert [[attempt.group_size for attempt in job.attempts] for job in jobs] == [[1], [1], [1]]
     assert world.pool.groups == [True, True, False, False]  # the third had begun as a group of its own
+    assert [env.get(WHY_APART) for _, _, env in world.pool.started][-2:] == ["no gain"] * 2
 
 
 def test_one_that_is_left_of_a_group_still_runs_as_one(world):
