@@ -137,7 +137,9 @@ class _Trial:
     def _try(self, loop: "LoopBackend") -> None:
         server = copied(self._given)
         loop.load(server)
+        flags = dict.fromkeys(loop.params, True)
         loop.model.train()
+        _refuse_other_flags(loop.model, flags, "its `train()`")
         # Not zero: a client's state of zeros would hide what is done with it.
         state = {
             key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
@@ -467,17 +469,22 @@ def _refuse_new_parts(model: nn.Module, params: Tensors, buffers: set[str], flag
                 f"The model must make its parameters before it trains, but its forward pass makes or drops `{name}`: "
                 "make it in `__init__`."
             )
-    for name, flag in flags.items():
-        if now[name].requires_grad != flag:
-            raise Refused(
-                f"Which parameters are trained must be fixed before training, but the model's forward pass sets "
-                f"`requires_grad` of `{name}`: set it in `__init__`."
-            )
+    _refuse_other_flags(model, flags, "its forward pass")
     for name in sorted(buffers ^ set(dict(model.named_buffers()))):
         raise Refused(
             f"The model must register its buffers before it trains, since the clients' are averaged, but its forward "
             f"pass makes or drops `{name}`: give it its shape in `__init__`, or keep it as a plain attribute."
         )
+
+
+def _refuse_other_flags(model: nn.Module, flags: dict[str, bool], by: str) -> None:
+    now = _flags(model)
+    for name, flag in flags.items():
+        if now[name] != flag:
+            raise Refused(
+                f"Which parameters are trained must be fixed before training, but the model sets `requires_grad` of "
+                f"`{name}` in {by}: set it in `__init__`."
+            )
 
 
 def _refuse_changes(given: ServerState, server: ServerState, state: State, by: str) -> None:

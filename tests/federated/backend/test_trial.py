@@ -598,9 +598,17 @@ class Freezes(Line):
         return self.line(x)
 
 
+class FreezesInTraining(Line):
+    def train(self, mode=True):
+        super().train(mode)
+        self.line.bias.requires_grad_(not mode)
+        return self
+
+
 @pytest.mark.parametrize(
     "build, message",
     [
+        (FreezesInTraining, r"sets `requires_grad` of `line.bias` in its `train\(\)`"),
         (GrowsBuffer, r"buffer `seen` must keep its shape \(0,\)"),
         (WidensBuffer, "`steps` must keep its shape .* dtype int64"),
         (LazyBuffer, "makes or drops `mean`"),
