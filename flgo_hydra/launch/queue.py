@@ -436,7 +436,7 @@ class Queue:
         job = running.job
         if running.end_message is not None and running.end_message.get("status") == "apart":
             # It has lost nothing, and neither it nor its like shall start together again.
-            self._apart[job.fuse_key] = str(running.end_message.get("why", ""))
+            self._apart.setdefault(job.fuse_key, str(running.end_message.get("why", "")))
             job.state = "waiting"
             self.waiting.insert(0, job)
             return

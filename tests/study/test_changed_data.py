@@ -28,7 +28,8 @@ calls = []
 
 def failing(model, data, task):
     calls.append(1)
-    if len(calls) == 3:
+    if len(calls) == 3 and not os.path.exists("broken"):
+        os.mkdir("broken")
         raise RuntimeError("broken off")
     return {}
 

@@ -1,6 +1,7 @@
 """Gives things that a copy of a model shares with it what they held before a trial."""
 
 import array
+import contextvars
 import functools
 import io
 import operator
@@ -103,6 +104,8 @@ def _of_items(value: Any, content: Any) -> Undo | None:
     if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
         held_in_memory: Any = value
         return functools.partial(held_in_memory.__setstate__, held_in_memory.__getstate__())
+    if isinstance(value, contextvars.ContextVar):
+        return functools.partial(value.set, value.get()) if value.get(None) is not None else None
     if isinstance(value, functools._lru_cache_wrapper):
         return functools.partial(_forget_since, value, value.cache_info())
     if isinstance(value, BaseException):

@@ -62,7 +62,7 @@ _OF_MODULES_BY_TEXT = {"vars", "__dict__", "getattr", "setattr", "delattr", "att
 """The same, of a module that it names."""
 _PEEKS = {"initial_seed", "get_rng_state", "getstate", "get_state", "seed_seq", "_version", "data_ptr"}
 """What a function names that asks where a generator or a tensor stands, which no trial sees change."""
-_OF_NUMBERS = {"float", "int", "Number", "Real", "numbers"}
+_OF_NUMBERS = {"float", "Number", "Real", "numbers"}
 _OF_THREADS = {"threading", "_thread", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "subprocess"}
 """Modules whose objects are others' too: to put one back could stop a thread for ever."""
 _OF_EVERY_CLASS = {
@@ -412,7 +412,10 @@ def _storage_of(value: Any) -> int:
         or value.device.type == "meta"
     ):
         return 0
-    return value.untyped_storage().data_ptr()
+    try:
+        return value.untyped_storage().data_ptr()
+    except NotImplementedError:  # of a call by vmap that is over
+        return 0
 
 
 def global_hooks() -> list[Any]:
@@ -457,7 +460,7 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 
 
 def _asks_types(code: types.CodeType) -> bool:
-    """Whether it has `isinstance(x, float)`, `type(x) is int` or the like."""
+    """Whether it has `isinstance(x, float)`, `type(x) is float` or the like."""
     names = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     nested = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return (not names.isdisjoint({"isinstance", "type"}) and not names.isdisjoint(_OF_NUMBERS)) or any(

@@ -8,6 +8,7 @@ from . import runs
 from .algorithms import ALGORITHMS
 from .checks import FASTER, TOLERANCE, each, hold
 from .models import MODELS
+from .test_models import KNOWN
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +30,7 @@ EXACT_MODELS = [n for n, m in MODELS.items() if m.expect == "exact" and n not in
 EXACT_ALGORITHMS = [n for n, e in ALGORITHMS.items() if e.expect == "exact" and n not in CHAOTIC]
 
 
-@each(EXACT_MODELS, FASTER)
+@each(EXACT_MODELS, FASTER, KNOWN)
 def test_models_in_float32(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     hold(model.case, form, tmp_path, monkeypatch, "float32", "exact", form in model.forms)
