@@ -7,26 +7,21 @@ way is looked at. What no backend can honour is refused here, in a sentence.
 """
 
 import contextvars
-import inspect
 import random
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from flgo_hydra import own_code
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
+from flgo_hydra.federated.backend.calls import Calls
+from flgo_hydra.federated.backend.hooks import refuse_hooks
+from flgo_hydra.federated.backend.noticed import noticed
 from flgo_hydra.federated.backend.python_state import PythonState
-from flgo_hydra.federated.backend.tape import readers_noticed
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
@@ -75,10 +70,6 @@ def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hype
     return _plain(str(beyond), found) if beyond else found
 
 
-class _Called(Exception):
-    pass
-
-
 _REENTRANT = (
     "`torch.utils.checkpoint` with `use_reentrant=True` works with `.backward()` only, but gradients are taken with "
     "`torch.autograd.grad` here: set `use_reentrant=False`, which PyTorch recommends."
@@ -92,7 +83,7 @@ class _Trial:
         self._given = server
         self._noticed: list[str] = []
         self._hyper: Hyper = {
-            name: _noticed(value, name, self._noticed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
+            name: noticed(value, name, self._noticed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
         }
         self._found = Habits()
 
@@ -108,7 +99,7 @@ class _Trial:
         if PythonState(algorithm=algorithm).asks_types:
             return _plain("it asks whether numbers are Python's")
         if self._original.has_users_code:
-            _refuse_hooks(model)
+            refuse_hooks(model)
         if any(p._backward_hooks for p in model.parameters()):
             return _plain("the model's parameters have hooks")
         try:
@@ -147,7 +138,7 @@ class _Trial:
         }
         client = Client(server.params, server.state, state)
         largest, smallest = max(self._sizes), min(self._sizes)
-        calls = _Calls()
+        calls = Calls()
         with calls:
             self._pass(loop, _rows(loop.data, largest))
             loop.train_client([_rows(loop.data, largest)], client, self._hyper)
@@ -219,173 +210,6 @@ class _Trial:
         evaluate(loop.model, loop.data, Samples(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 
 
-class _Noticed:
-    """Notices that a number is looked up in a table, compared or written: a tensor in its place would be found or read
-    otherwise."""
-
-    name: str
-    noticed: list[str]
-
-    def _notice(self) -> None:
-        self.noticed.append(self.name)
-
-    def __hash__(self) -> int:
-        self._notice()
-        return super().__hash__()
-
-    def __str__(self) -> str:
-        self._notice()
-        return super().__str__()
-
-    def __repr__(self) -> str:
-        self._notice()
-        return super().__repr__()
-
-    def __format__(self, form: str) -> str:
-        self._notice()
-        return super().__format__(form)
-
-    def __round__(self, digits: Any = None) -> Any:
-        self._notice()
-        return round(self.__class__.__mro__[2](self), digits)
-
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(other)
-
-    def __bool__(self) -> bool:
-        self._notice_value()
-        return super().__ne__(0)
-
-    def _notice_value(self) -> None:
-        """Which way the code goes follows from the number: the learning rate is another one than in the trial."""
-        if self.name == "lr":
-            self._notice()
-
-    def __deepcopy__(self, memo: Any) -> "_Noticed":
-        return self
-
-
-class _Number(_Noticed, float):
-    pass
-
-
-class _WholeNumber(_Noticed, int):
-    pass
-
-
-def _derives(method: str, kind: type) -> Callable[..., Any]:
-    """What is computed from a number that is noticed is noticed, too."""
-
-    def compute(self: Any, *others: Any) -> Any:
-        found = getattr(kind, method)(self, *others)
-        return found if found is NotImplemented else _noticed(found, self.name, self.noticed)
-
-    return compute
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    for _method in (f"__{_name}__", f"__r{_name}__"):
-        setattr(_Number, _method, _derives(_method, float))
-        setattr(_WholeNumber, _method, _derives(_method, int))
-for _method in ("__neg__", "__abs__", "__pos__"):
-    setattr(_Number, _method, _derives(_method, float))
-    setattr(_WholeNumber, _method, _derives(_method, int))
-
-
-def _decides(method: str, kind: type) -> Callable[..., Any]:
-    """What is made of a number that is no number computed with: the code goes one way or another."""
-
-    def compute(self: Any, *others: Any) -> Any:
-        self._notice_value()
-        return getattr(kind, method)(self, *others)
-
-    return compute
-
-
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "int", "floor", "ceil", "trunc", "divmod", "rdivmod"):
-    for _class, _kind in ((_Number, float), (_WholeNumber, int)):
-        setattr(_class, f"__{_name}__", _decides(f"__{_name}__", _kind))
-for _name in ("is_integer", "as_integer_ratio", "hex"):
-    setattr(_Number, _name, _decides(_name, float))
-
-
-def _noticed(value: Any, name: str, noticed: list[str]) -> Any:
-    """The same number, which adds its name to `noticed` when it is looked up or written."""
-    kind = {float: _Number, int: _WholeNumber}.get(type(value))
-    if kind is None:
-        return value
-    number = kind(value)
-    number.name, number.noticed = name, noticed
-    return number
-
-
-class _Calls(TorchFunctionMode):
-    """Notices calls that a faster form does not repeat, whatever they compute at the moment."""
-
-    _LOOK_UPS = (functional.embedding, functional.embedding_bag, torch.embedding, torch.embedding_bag)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reader = ""
-        """how a tensor's numbers leave torch"""
-        self.look_up = ""
-        """what a table of embeddings does with its gradient that `torch.vmap` does not"""
-
-    def __enter__(self) -> "_Calls":
-        # Within hooks of the backward pass there is no mode.
-        self._readers = readers_noticed(self._read)
-        self._readers.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        self._readers.__exit__(*exception)
-
-    def _read(self, name: str) -> None:
-        self.reader = self.reader or name
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _MAKERS and any(isinstance(t, list | tuple) and _has_tensor(t) for t in (*args, *kwargs.values())):
-            self._read(func.__name__)
-        if func in self._LOOK_UPS and not self.look_up:
-            self._look_at_table(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def _look_at_table(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
-        given = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
-        if given.get("padding_idx") not in (None, -1) or (func in _FUNCTIONALS and given.get("padding_idx") == -1):
-            self.look_up = "an embedding has a `padding_idx`, which torch.vmap does not know"
-        elif given.get("scale_grad_by_freq"):
-            self.look_up = "an embedding has `scale_grad_by_freq`, which counts over a batch"
-        elif given.get("sparse"):
-            self.look_up = "an embedding has sparse gradients"
-
-
-_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
-"""Given a list of tensors they read its numbers."""
-
-
-def _has_tensor(items: Any) -> bool:
-    return any(isinstance(item, Tensor) or (isinstance(item, list | tuple) and _has_tensor(item)) for item in items)
-
-
-_FUNCTIONALS = (functional.embedding, functional.embedding_bag)
-_OF_TABLE = ("padding_idx", "scale_grad_by_freq", "sparse")
-_ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    functional.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", *_OF_TABLE[1:]),
-    torch.embedding: ("weight", "input", *_OF_TABLE),
-    functional.embedding_bag: tuple(inspect.signature(functional.embedding_bag).parameters),
-    torch.embedding_bag: (
-        *("weight", "input", "offsets", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights"),
-        *("include_last_offset", "padding_idx"),
-    ),
-}
-
-
 def _plain(why: str, found: Habits | None = None) -> Habits:
     """Only plain steps will do."""
     found = found or Habits()
@@ -402,53 +226,6 @@ def _nodes(loss: Tensor) -> set[Any]:
             found.add(node)
             to_see.extend(before for before, _ in node.next_functions)
     return found
-
-
-def _refuse_hooks(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if getattr(p, "_post_accumulate_grad_hooks", None):
-            raise Refused(
-                f"`{name}` has a hook that runs when `.backward()` has added to `.grad` "
-                "(`register_post_accumulate_grad_hook`), but gradients are taken with `torch.autograd.grad` here, and "
-                "it would never run. Use `register_hook`, or change the gradient in the algorithm's `correct`."
-            )
-    name = _hooked_where_gradients_add_up(model)
-    if name:
-        raise Refused(
-            f"`{name}` has a hook at the node that adds to `.grad` (`AccumulateGrad`), but gradients are taken with "
-            "`torch.autograd.grad` here, and it would never run. Use the parameter's `register_hook`, or change the "
-            "gradient in the algorithm's `correct`."
-        )
-
-
-def _hooked_where_gradients_add_up(model: nn.Module) -> str:
-    """The name of a parameter whose hooks run only in `.backward()`, or nothing; none of them runs.
-
-    Torch does not tell of such hooks, so gradients of zero are added up, and the first call of a user's function is
-    ended before it begins.
-    """
-
-    def end(frame: FrameType, event: str, _: Any) -> None:
-        caller = frame.f_back.f_code.co_name if frame.f_back is not None else ""
-        if event == "call" and "run_backward" in caller and not own_code.is_installed(frame.f_code.co_filename):
-            raise _Called
-
-    for name, p in model.named_parameters():
-        if not p.requires_grad or p._backward_hooks or p.layout != torch.strided:
-            continue
-        kept, profiler = p.grad, sys.getprofile()
-        with torch.enable_grad():
-            same = p.view_as(p)
-        p.grad = None
-        sys.setprofile(end)
-        try:
-            torch.autograd.backward(same, torch.zeros_like(same))
-        except _Called:
-            return name
-        finally:
-            sys.setprofile(profiler)
-            p.grad = kept
-    return ""
 
 
 def _rows(data: Data, size: int) -> Tensor:
