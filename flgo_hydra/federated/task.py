@@ -220,20 +220,21 @@ def _build(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], dict[str, Any
 def _make(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], str]:
     """Calls the source and splits what it returns. Returns a `Task`'s arrays by name, and the hash of what it split."""
     where = str(conf.path) if "path" in plan.arguments and conf.path else f"task.source={_identify(plan.source)[0]}"
-    draws: list[bool] = []
 
-    def call_source() -> Any:
+    def call_source() -> tuple[Any, bool]:
         before = generators_now()
         returned = plan.source(**plan.arguments)
-        draws.append(generators_now() != before)
-        return returned
+        return returned, generators_now() != before
 
-    given = samples.check(_seeded(conf, SOURCE_DRAWS, call_source), where)
+    returned, draws = _seeded(conf, SOURCE_DRAWS, call_source)
+    if draws:  # or what it imports has drawn, which it does once in a process: the second call tells
+        returned, draws = _seeded(conf, SOURCE_DRAWS, call_source)
+    given = samples.check(returned, where)
     whole = {"x_train": given.x_train, "y_train": given.y_train, "x_test": given.x_test, "y_test": given.y_test}
     whole |= {"client": given.client, "valid": given.valid}
     # What a source has drawn follows the task's seed, and is another for each.
     there = {key: array for key, array in whole.items() if array is not None}
-    source_sha256 = "" if draws[0] else task_cache.hash_arrays(there)
+    source_sha256 = "" if draws else task_cache.hash_arrays(there)
     n = len(given.x_train)
     keep: Ints = np.arange(n)
     if given.x_test is not None and given.y_test is not None:

@@ -15,7 +15,7 @@ def reset() -> None:
     """Gives torch the settings that a new process has."""
     import torch
 
-    _set(torch, torch.float32, "highest", (False, False), dict.fromkeys(_KINDS, False))
+    _set(torch, torch.float32, "highest", (False, False), dict.fromkeys(_KINDS, False), False)
 
 
 @contextlib.contextmanager
@@ -25,14 +25,31 @@ def torch_kept() -> Iterator[None]:
     if torch is None:
         yield
         return
-    before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), _determinism(torch), _autocast(torch)
+    before = now()
     try:
         yield
     finally:
-        _set(torch, *before)
+        put_back(before)
 
 
-def _set(torch: Any, dtype: Any, precision: str, determinism: tuple[bool, bool], autocast: dict[str, bool]) -> None:
+def now() -> tuple[Any, ...]:
+    """The settings, as `put_back` takes them."""
+    import torch
+
+    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    return torch.get_default_dtype(), precision, _determinism(torch), _autocast(torch), benchmark
+
+
+def put_back(settings: tuple[Any, ...]) -> None:
+    """Gives torch these settings."""
+    import torch
+
+    _set(torch, *settings)
+
+
+def _set(
+    torch: Any, dtype: Any, precision: str, determinism: tuple[bool, bool], autocast: dict[str, bool], benchmark: bool
+) -> None:
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(precision)
     if _determinism(torch) != determinism:  # to set it imports torch's compiler, which takes a second
@@ -40,6 +57,8 @@ def _set(torch: Any, dtype: Any, precision: str, determinism: tuple[bool, bool],
     for kind, is_on in autocast.items():
         if torch.is_autocast_enabled(kind) != is_on:
             torch.set_autocast_enabled(kind, is_on)
+    if torch.backends.cudnn.benchmark != benchmark:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _determinism(torch: Any) -> tuple[bool, bool]:

@@ -4,6 +4,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from flgo_hydra import own_code
+
 _LIBRARIES = {"torch", "numpy", "flgo_hydra", *sys.stdlib_module_names} - {"__main__"}
 _ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit)
 
@@ -15,8 +17,12 @@ def is_users(value: Any) -> bool:
 
 
 def is_users_module(name: str) -> bool:
-    """The same of a module, by its name."""
-    return name.partition(".")[0] not in _LIBRARIES
+    """The same of a module, by its name; one of the user's own may have the name of one of Python's."""
+    top = name.partition(".")[0]
+    if top not in _LIBRARIES:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None) if top in sys.stdlib_module_names else None
+    return file is not None and not own_code.is_installed(file)
 
 
 class no_silent_end:  # noqa: N801  # a function in all but its making: contextlib lets StopIteration through

@@ -60,6 +60,15 @@ class Buffers:
             found[name] = now.detach()
         return found
 
+    def bring_home(self) -> None:
+        """Puts what was assigned anew into the tensors that programs work on."""
+        for name, registry, leaf, home in self._places:
+            now = registry[leaf]
+            if now is not home:
+                self._check(name, now, home)
+                registry[leaf] = home
+                home.copy_(now)
+
     def anew(self) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a buffer's first tensor and the one that was assigned in its place, as a recording knows it; puts
         the first ones back."""

@@ -200,6 +200,8 @@ class LoopBackend:
                     loss = self.loss(x, y)
                     grads = torch.autograd.grad(loss, self._param_list, allow_unused=True)
                 self._apply(grads, counts, client, hyper)
+                if self._traced is not None:  # the next step may be a program
+                    self._buffers.bring_home()
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         try:
@@ -242,9 +244,12 @@ class LoopBackend:
             Refused: something that no backend can honour.
         """
         if self._habits is None:
-            sizes = sorted(paying_sizes(np.diff(self.data.offsets), self._work, float("inf")))
-            self._habits = look(self, sizes, server, hyper)
+            self._habits = look(self, sorted(self._all_sizes()), server, hyper)
         return self._habits
+
+    def _all_sizes(self) -> frozenset[int]:
+        """Of the batches that clients of the task take."""
+        return paying_sizes(np.diff(self.data.offsets), self._work, float("inf"))
 
     def prepare(self, server: ServerState, hyper: Hyper) -> None:
         """Before the first round: records programs for the batch sizes that pay, where they do what plain steps do."""
@@ -338,7 +343,7 @@ class LoopBackend:
     def _differs(
         self, plain: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper, is_rounded: bool
     ) -> Difference | None:
-        """The worst difference between our steps and plain ones, two of each size."""
+        """The worst difference between our steps and plain ones, two of each size, and of two sizes in turn."""
         hyper = {**hyper, "lr": TRIAL_LR}
         # Not zero: a client's state of zeros would hide what is done with it.
         state = {
@@ -346,8 +351,12 @@ class LoopBackend:
             for key, ts in states_of_copy(self.step.algorithm, self.params)[1].items()
         }
         client = Client(server.params, server.state, state)
-        for size in sizes:
-            batches = _batches_of(self.data, size)
+        tried = [_batches_of(self.data, size) for size in sizes]
+        others = self._all_sizes() - set(sizes)
+        if others:  # a client takes recorded steps and plain ones
+            first, second = tried[-1]
+            tried.append((first, _batches_of(self.data, max(others))[0], second))
+        for batches in tried:
             theirs = plain.after(batches, server, client, hyper)
             noise = plain.after(batches, rounded(server), client, hyper) if is_rounded else None
             ours = self.after(batches, server, client, hyper)
@@ -371,7 +380,7 @@ class LoopBackend:
         self._buffers.now()
 
 
-def _batches_of(data: Data, size: int) -> tuple[Tensor, Tensor]:
+def _batches_of(data: Data, size: int) -> tuple[Tensor, ...]:
     """The rows of two batches that share few samples or none, from all over the training samples."""
     n = len(data.x_train)
     rows = torch.arange(size, device=data.x_train.device) * max(1, n // size)

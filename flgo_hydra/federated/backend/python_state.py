@@ -12,6 +12,7 @@ What can be neither looked at nor put back, an iterator that is shared, is refus
 import contextlib
 import contextvars
 import copy
+import decimal
 import dis
 import functools
 import logging
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
 from flgo_hydra import own_code
+from flgo_hydra.federated import torch_settings
 from flgo_hydra.federated.backend.putting_back import (
     drop_new,
     refill,
@@ -54,14 +56,16 @@ from flgo_hydra.federated.users_code import is_users, is_users_module
 _MOST = 200_000
 """Things that are looked at, at most."""
 _LONG = 10_000
-"""Of a longer container only the items themselves are compared, not what they hold."""
+"""Of a longer container the items themselves are compared; what they hold is more than can be looked at."""
 _OURS_OF_MODULES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
+_OURS_OF_MODULES |= {"_flat_weights", "_flat_weight_refs"}  # of recurrent layers: their parameters once more
 _BY_TEXT = {"globals", "exec", "eval", "__globals__", "_getframe", "currentframe", "import_module", "__import__"}
 """What a function names that finds things of its module by a text; `sys.modules` does, too."""
 _OF_MODULES_BY_TEXT = {"vars", "__dict__", "getattr", "setattr", "delattr", "attrgetter"}
 """The same, of a module that it names."""
 _PEEKS = {"initial_seed", "get_rng_state", "getstate", "get_state", "seed_seq", "_version", "data_ptr"}
-"""What a function names that asks where a generator or a tensor stands, which no trial sees change."""
+_PEEKS |= {"exists", "isfile", "isdir", "getmtime", "is_file", "is_dir", "listdir", "scandir", "iterdir"}
+"""What a function names that asks where a generator, a tensor or a file stands, which no trial sees change."""
 _OF_NUMBERS = {"float", "Number", "Real", "numbers"}
 _OF_THREADS = {"threading", "_thread", "queue", "_queue", "multiprocessing", "concurrent", "asyncio", "subprocess"}
 """Modules whose objects are others' too: to put one back could stop a thread for ever."""
@@ -70,6 +74,10 @@ _OF_EVERY_CLASS = {
     *("__abstractmethods__", "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__module__"),
     *("__orig_bases__", "__parameters__", "__qualname__", "__slots__", "__static_attributes__", "__weakref__"),
 }
+
+
+_LARGE = {"torch", "numpy", "flgo_hydra", "builtins"}
+"""Libraries that are too large to be a root's own."""
 
 
 class TooMuch(Exception):
@@ -105,6 +113,8 @@ class PythonState:
         self._storages: set[int] = set()
         self._part = ""
         self._trained: set[int] = set()
+        self._packages = {_package_of(root) for root in roots.values()} - _LARGE
+        """of libraries that are the roots' own"""
         try:
             self._look_at_roots(roots)
         except RecursionError:
@@ -112,6 +122,8 @@ class PythonState:
 
     def _look_at_roots(self, roots: Mapping[str, Any]) -> None:
         for name, root in roots.items():
+            self._found["torch's settings"] = Noise(settings := torch_settings.now())
+            self._undo.append(functools.partial(torch_settings.put_back, settings))
             if isinstance(root, nn.Module):
                 self._registered = {id(module) for module in root.modules()}
                 # A layer's own tensors belong to it, wherever else it or a function may hold them.
@@ -236,14 +248,14 @@ class PythonState:
         elif isinstance(value, dict):
             if isinstance(value, defaultdict):
                 yield " (by default)", value.default_factory
-            if len(value) <= _LONG:
+            if self._is_to_be_seen(value.values()):
                 for i, (key, part) in enumerate(list(value.items())):
                     is_plain = isinstance(key, PLAIN)
                     yield f"[{key!r}]" if is_plain else f"[{i}]", part
                     if not is_plain:
                         yield f" (key {i})", key
         elif isinstance(value, list | tuple | deque | set | frozenset):
-            if len(value) <= _LONG:
+            if self._is_to_be_seen(value):
                 for i, part in enumerate(value):
                     yield f"[{i}]", part
         elif isinstance(value, nn.Module):
@@ -254,12 +266,17 @@ class PythonState:
             for name, child in value._modules.items() if is_one_of_ours else ():
                 yield f".{name}", child
             for name, p in value._parameters.items() if is_one_of_ours else ():
+                if p is not None:
+                    yield f".{name}.requires_grad", p.requires_grad
+                    yield f".{name} (hooks)", [*(p._backward_hooks or {}).values()]
                 for key, part in vars(p).items() if p is not None else ():
                     yield f".{name}.{key}", part
             yield "", type(value)
         elif isinstance(value, Tensor | np.ndarray):
             for name, part in vars(value).items() if isinstance(value, Tensor) else ():
                 yield f".{name}", part
+            if isinstance(value, np.ndarray) and value.dtype.hasobject:
+                yield " (objects)", value.tolist()
         elif type(value).__module__ in _HELD_BY_C or is_iterator(value):
             yield from _reduced(value)
         elif isinstance(value, weakref.ref):
@@ -275,9 +292,18 @@ class PythonState:
                 yield ".args", value.args
             yield "", type(value)
 
+    def _is_to_be_seen(self, items: Collection[Any]) -> bool:
+        """Whether what these items hold is looked at, too."""
+        if len(items) <= _LONG:
+            return True
+        if all(isinstance(item, PLAIN) for item in items):
+            return False
+        raise TooMuch("it holds more than can be looked at")
+
     def _look_at_module(self, module: types.ModuleType, names: Iterable[str] | None = None) -> None:
         """What a module of the user's own has under these names, or all of its, whoever changes it."""
-        if not is_users_module(module.__name__) or own_code.is_installed(getattr(module, "__file__", None) or ""):
+        file = getattr(module, "__file__", None) or ""
+        if not is_users_module(module.__name__) or self._is_installed(module.__name__, file):
             return
         made_up = vars(module).get("__getattr__")
         if names is None or made_up is not None:
@@ -294,6 +320,32 @@ class PythonState:
                     self._look_at_global(f"{module.__name__}.{name}", vars(module), name)
             elif name not in vars(module):
                 self._undo.append(functools.partial(vars(module).pop, name, None))
+
+    def _is_installed(self, module: str | None, file: str) -> bool:
+        """Whether it is of a library that is not the roots' own."""
+        return own_code.is_installed(file) and str(module).partition(".")[0] not in self._packages
+
+    def _look_at_library(self, holder: Any, names: Collection[str]) -> None:
+        """What a library's module or class has under these names: users may put things there, and replace others."""
+        for name in names:
+            if name.startswith("__") or (id(holder), name) in self._modules:
+                continue
+            self._modules.add((id(holder), name))
+            if name not in vars(holder):
+                self._undo.append(functools.partial(_take_away, holder, name))
+                continue
+            value = vars(holder)[name]
+            if isinstance(value, types.ModuleType):
+                self._look_at_library(value, names)
+                continue
+            path = f"{holder.__name__}.{name}"
+            if isinstance(value, list | dict | set) and len(value) <= _LONG and value is not sys.modules:
+                self._look(path, value, is_outside=True)
+            else:
+                self._found[path] = value if isinstance(value, PLAIN) else Identity(value)
+            self._undo.append(functools.partial(_restore, holder, name, value))
+            if isinstance(value, type):
+                self._look_at_library(value, names)
 
     def _look_at_all(self, module: str, names: dict[str, Any]) -> None:
         """All that a module of the user's own has, where one cannot tell what of it."""
@@ -350,13 +402,14 @@ class PythonState:
                     self._undo.append(functools.partial(setattr, cell, "cell_contents", value))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._look(f"a default of {function.__name__}", default, is_outside=True)
-        if not is_users(function) or "-packages" in function.__code__.co_filename:
+        if not is_users(function) or self._is_installed(function.__module__, function.__code__.co_filename):
             return
         self._undo.append(functools.partial(refill, function.__dict__, dict(function.__dict__)))
         for name, value in list(function.__dict__.items()):
             self._look(f"{function.__name__}.{name}", value, is_outside=True)
         names = dict.fromkeys(_names_in(function.__code__))
-        self.peeks = self.peeks or next(iter(_PEEKS & names.keys()), "")
+        if function.__name__ != "__init__":
+            self.peeks = self.peeks or next(iter(sorted(_PEEKS & names.keys())), "")
         self.asks_types = self.asks_types or _asks_types(function.__code__)
         self._look_at_names(names, function.__globals__, list(_texts_in(function.__code__)))
 
@@ -371,16 +424,25 @@ class PythonState:
             found = of_module.get(name, sys.modules.get(name))
             if isinstance(found, types.ModuleType):
                 self._look_at_module(found, asked)
+                if not is_users_module(found.__name__):
+                    self._look_at_library(found, names)
             elif name in of_module and name in names:
                 self._look_at_global(f"the global {name}", of_module, name)
+                if isinstance(found, type) and not is_users(found):
+                    self._look_at_library(found, names)
             elif name in names:
                 self._undo.append(functools.partial(of_module.pop, name, None))
-        if "environ" in names or "putenv" in names:
+        if not {"environ", "putenv", "getenv"}.isdisjoint(names):
             self._found["os.environ"] = Noise(dict(os.environ))
             self._undo.append(functools.partial(refill_where_changed, os.environ, dict(os.environ)))
+        if not {"getcontext", "localcontext"}.isdisjoint(names):
+            self._found["decimal's context"] = Noise(repr(decimal.getcontext()))
+            self._undo.append(functools.partial(decimal.setcontext, decimal.getcontext().copy()))
         if "getLogger" in names:
             loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+            self._found["the levels of loggers"] = Noise([(one.name, one.level, one.disabled) for one in loggers])
             for logger in (logging.root, *loggers):
+                self._undo.append(functools.partial(_put_back_level, logger, logger.level, logger.disabled))
                 for part in (*logger.handlers, *logger.filters):
                     if is_users(type(part)):
                         self._look(f"a handler of the logger {logger.name}", part, is_outside=True)
@@ -443,6 +505,28 @@ def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
         yield f"({i})", part
 
 
+def _package_of(root: Any) -> str:
+    of_class = root if isinstance(root, type | types.FunctionType) else type(root)
+    return str(of_class.__module__).partition(".")[0]
+
+
+def _restore(holder: Any, name: str, value: Any) -> None:
+    if vars(holder).get(name) is not value:
+        setattr(holder, name, value)
+
+
+def _take_away(holder: Any, name: str) -> None:
+    """What has come to a library, but for what it imports when asked."""
+    if name in vars(holder) and not isinstance(vars(holder)[name], types.ModuleType):
+        delattr(holder, name)
+
+
+def _put_back_level(logger: logging.Logger, level: int, is_disabled: bool) -> None:
+    logger.disabled = is_disabled
+    if logger.level != level:
+        logger.setLevel(level)
+
+
 def _is_empty(part: Any) -> bool:
     return isinstance(part, dict | set | list) and not part
 
@@ -462,8 +546,9 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 def _asks_types(code: types.CodeType) -> bool:
     """Whether it has `isinstance(x, float)`, `type(x) is float` or the like."""
     names = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names |= {"__class__"} & set(code.co_names)
     nested = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return (not names.isdisjoint({"isinstance", "type"}) and not names.isdisjoint(_OF_NUMBERS)) or any(
+    return (not names.isdisjoint({"isinstance", "type", "__class__"}) and not names.isdisjoint(_OF_NUMBERS)) or any(
         map(_asks_types, nested)
     )
 

@@ -1,7 +1,9 @@
 """What a thing is and holds at a moment, to be compared with what it is and holds later, or with another thing."""
 
 import io
+import pickle
 import random
+import types
 from collections import deque
 from typing import Any
 
@@ -15,6 +17,7 @@ SMALL = 2**16
 """Numbers of a tensor that are compared one by one: of a larger one its version tells."""
 SMALL_OUTSIDE = 2**24
 """Numbers of what a copy shares that are put back, and of an array that are compared."""
+_MOST_BYTES = 2**24
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
 """What holds nothing that changes."""
 
@@ -73,7 +76,25 @@ def snapshot(value: Any, most: int = SMALL) -> Any:
     if isinstance(value, list | tuple | deque | set | frozenset | dict):
         return Items(value)
     held = bytes_of(value)
+    if (
+        held is None
+        and not callable(value)
+        and not hasattr(value, "__dict__")
+        and not isinstance(value, types.CellType)
+    ):
+        held = _pickled(value)
     return Identity(value) if held is None else Noise(held)
+
+
+def _pickled(value: Any) -> Any:
+    """What a thing of a library holds that shows no attributes, as pickle would have it; None where it does not say."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        text = pickle.dumps(value, 5, buffer_callback=buffers.append)
+        parts = [buffer.raw() for buffer in buffers]
+        return None if sum(part.nbytes for part in parts) > _MOST_BYTES else (text, *map(bytes, parts))
+    except Exception:  # whatever a class raises that is not made for it
+        return None
 
 
 def same(a: Any, b: Any) -> bool:

@@ -126,12 +126,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = Op(func, tuple(args), kwargs or {}, func(*args, **(kwargs or {})))
-        op.mutated = tuple(_changed(op))
+        op.mutated = tuple(changed_by(op))
         self.ops.append(op)
         return op.output
 
 
-def _changed(op: Op) -> Iterator[Tensor]:
+def changed_by(op: Op) -> Iterator[Tensor]:
+    """Inputs that a call of the operation changes."""
     for i, argument in enumerate(op.function._schema.arguments):
         # Batch norms change their running statistics without saying so.
         is_silent = argument.name in ("running_mean", "running_var") and "backward" not in op.name
