@@ -106,11 +106,18 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     with without_garbage_collection():
         import torch  # noqa: F401  # here, where it is quick
 
+    from flgo_hydra.federated.backend.watch import ChangedLate
     from flgo_hydra.federated.rounds import drive
 
     with ctrl_c_at_round_boundary() as is_interrupted:
         run = prepare(conf, paths, task, reporter.current(), is_interrupted)
         try:
+            status = drive(run.rounds, run.backend, run.data)
+        except ChangedLate as why:
+            _log.warning("the run begins anew, by plain steps: %s", why)
+            run.watcher.progress.close()
+            run.backend.loop.put_back()
+            run = prepare(conf, paths, task, reporter.current(), is_interrupted, why_plain=str(why))
             status = drive(run.rounds, run.backend, run.data)
         finally:
             run.watcher.progress.close()

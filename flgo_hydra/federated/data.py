@@ -36,6 +36,12 @@ class Data:
         begin, end = self.offsets[k], self.offsets[k + 1]
         return self.x_train[begin:end], self.y_train[begin:end]
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor has been changed in place."""
+        tensors = (self.x_train, self.y_train, *(t for s in (self.valid, self.test) for t in (s.x, s.y, s.weights)))
+        return tuple(t._version for t in tensors)
+
     def num_samples(self, k: int) -> int:
         """Training samples of client k."""
         return self.offsets[k + 1] - self.offsets[k]

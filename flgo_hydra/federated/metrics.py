@@ -57,7 +57,6 @@ class OwnMetrics:
                 raise ValueError(f"`metrics={target}` is a class whose objects must be callable: give it a `__call__`.")
         self._offered = offered
         self._before = _kept_by(self._function)
-        self.has_been_called = False
         self.keeps = ""
         """the name of what it keeps from call to call, which no checkpoint has"""
         self.shares = ""
@@ -65,7 +64,6 @@ class OwnMetrics:
 
     def look(self) -> None:
         """After the first call: what has it changed?"""
-        self.has_been_called = True
         if self._before is not None:
             before, self._before = self._before, None
             after = _kept_by(self._function)

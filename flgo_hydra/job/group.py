@@ -69,6 +69,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
     import torch
 
     from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member, form_of
+    from flgo_hydra.federated.backend.watch import ChangedLate
     from flgo_hydra.federated.rounds import RoundWork
     from flgo_hydra.federated.together import run_together
     from flgo_hydra.federated.training import LocalWork, ServerState
@@ -144,7 +145,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
                 return backend.train(works)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except CannotFuse as error:
+        except (CannotFuse, ChangedLate) as error:
             raise reporter.RunApart(str(error)) from None
         except Exception as error:
             # Whose fault it is shows where each runs alone. They begin anew, not to mix two ways of rounding.

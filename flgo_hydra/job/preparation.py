@@ -6,7 +6,7 @@ import shlex
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose
@@ -78,6 +78,7 @@ def prepare(
     is_interrupted: threading.Event,
     data: "Data | None" = None,
     form: Mapping[str, Any] | None = None,
+    why_plain: str = "",
 ) -> ReadyRun:
     """Makes a run ready: a new one, or one that goes on from its folder's checkpoint.
 
@@ -86,6 +87,7 @@ def prepare(
         line: to the launcher.
         is_interrupted: set when the run shall end at its next round boundary.
         data: of the task, if another run has them on the device already.
+        why_plain: why only plain steps will do, which is known already.
         form: what of the backend's `form` another one replaces, that trains this run in its place.
     """
     import torch
@@ -107,6 +109,7 @@ def prepare(
     from flgo_hydra.federated.rounds import RunState, rounds
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+    from flgo_hydra.federated.users_code import no_silent_end
     from flgo_hydra.federated.weights import load_weights
 
     torch_settings.reset()
@@ -139,7 +142,10 @@ def prepare(
         step = LocalStep(algorithm, optimizer, conf.clip_grad)
         proportion = 1.0 if conf.sample == "full" else conf.proportion
         cohort_size = count_drawn(task.num_clients, proportion)
-        backend = build_backend(conf.engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+        engine = replace(conf.engine, backend="loop", compile="off") if why_plain else conf.engine
+        backend = build_backend(engine, model, data, step, work, cohort_size, conf.num_rounds * proportion)
+        if why_plain:
+            backend.say_why_plain(why_plain)
         seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
         server = server_state(model, algorithm)
         clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
@@ -158,10 +164,15 @@ def prepare(
 
     def measure(model: torch.nn.Module, state: RunState) -> dict[str, float]:
         assert own is not None
-        with nullcontext(None) if own.has_been_called else recording() as read:
+        before = data.versions
+        with recording() as read, no_silent_end():
             found = own(model, watcher.record_with(state))
-        if read is not None:
-            watcher.tell_reads(reads_of(read, paths.folder))
+        if data.versions != before:
+            raise ValueError(
+                f"`metrics={conf.metrics}` must leave the task's samples as they are, which are trained on, but it "
+                "changes them in place: compute on a copy (`x.clone()`)."
+            )
+        watcher.tell_reads(reads_of(read, paths.folder))
         own.look()
         watcher.tell_kept(own.keeps)
         return found

@@ -89,8 +89,11 @@ class Watcher:
 
     def tell_reads(self, names: Iterable[str]) -> None:
         """Says what the user's code has been seen to read, files and variables: it is a part of the code."""
+        names = set(names) - self.code.get("reads", {}).keys() - self.code["files"].keys()
+        if not names:
+            return
         before = self.code.pop("before", None)
-        self.code = own_code.with_reads(self.code, names)
+        self.code = own_code.with_reads(self.code, sorted(names))
         if before is not None:
             self.code["before"] = before
 

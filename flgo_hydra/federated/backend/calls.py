@@ -1,7 +1,9 @@
 """Notices calls of torch that a faster form does not repeat."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flgo_hydra.federated.backend.tape import readers_noticed
+
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 class Calls(TorchFunctionMode):
@@ -21,6 +25,8 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self.reader = ""
         """how a tensor's numbers leave torch"""
+        self.scalar = ""
+        """how a number leaves torch by itself: side by side that is an error, which a user's code may keep to itself"""
         self.look_up = ""
         """what a table of embeddings does with its gradient that `torch.vmap` does not"""
 
@@ -44,6 +50,8 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _MAKERS and any(isinstance(t, list | tuple) and _has_tensor(t) for t in (*args, *kwargs.values())):
             self._read(func.__name__)
+        if func in _SCALARS and not self.scalar and not _is_ours(sys._getframe(1).f_code.co_filename):
+            self.scalar = func.__name__
         if func in self._LOOK_UPS and not self.look_up:
             self._look_at_table(func, args, kwargs)
         return func(*args, **kwargs)
@@ -56,6 +64,16 @@ class Calls(TorchFunctionMode):
             self.look_up = "an embedding has `scale_grad_by_freq`, which counts over a batch"
         elif given.get("sparse"):
             self.look_up = "an embedding has sparse gradients"
+
+
+_SCALARS = (
+    *(Tensor.item, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__, Tensor.__complex__),
+    *(Tensor.is_nonzero, torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
+)
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(_PACKAGE)
 
 
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)

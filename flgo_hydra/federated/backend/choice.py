@@ -131,6 +131,11 @@ class ChosenBackend:
         self._backend = self.loop if name == "loop" else self._make_vmap()
         self._why = why
 
+    def say_why_plain(self, why: str) -> None:
+        """Says why plain steps were chosen, of whoever knew."""
+        self._why = why
+        self.loop.why_not_compiled = why
+
     def estimate(self, load: Workload, lanes: int, num_rounds: float, device: str) -> None:
         """Decides by what a run of so many rounds would take."""
         self.amounts = {"loop": loop_amounts(load), "vmap": vmap_amounts(load, lanes)}

@@ -82,8 +82,10 @@ class _Trial:
         self._sizes = sizes
         self._given = server
         self._noticed: list[str] = []
+        self._decided: list[str] = []
         self._hyper: Hyper = {
-            name: noticed(value, name, self._noticed) for name, value in {**hyper, "lr": TRIAL_LR}.items()
+            name: noticed(value, name, self._noticed, self._decided)
+            for name, value in {**hyper, "lr": TRIAL_LR}.items()
         }
         self._found = Habits()
 
@@ -147,10 +149,12 @@ class _Trial:
                 loop.train_client([_rows(loop.data, smallest)], client, self._hyper)
             except Exception as error:  # a batch normalisation of one sample, say: the plain step will raise it again
                 self._found = _plain(f"a step on {smallest} of its samples fails: {one_line(error)}", self._found)
-        sent, kept = self._finish(loop, client)
+        with Calls() as of_finish:
+            sent, kept = self._finish(loop, client)
         _refuse_changes(self._given, server, state, "`correct` or `finish`")
         del kept
-        self._update_server(loop, server, sent)
+        with Calls() as of_server:
+            self._update_server(loop, server, sent)
         self._evaluate(loop)
         if self._noticed:
             self._found = _plain(
@@ -158,8 +162,18 @@ class _Trial:
             )
         if calls.reader:
             self._found = _plain(f"it reads numbers from tensors ({calls.reader})", self._found)
-        elif calls.look_up and not self._found.why_apart:
-            self._found = replace(self._found, why_apart=calls.look_up)
+        scalar = calls.scalar or of_finish.scalar
+        if why := calls.look_up or (
+            f"it reads a number from a tensor (`{scalar}`), each client's own" if scalar else ""
+        ):
+            self._found = replace(self._found, why_apart=self._found.why_apart or why)
+        if why := self._why_not_fused(of_server):
+            self._found = replace(self._found, why_not_fused=self._found.why_not_fused or why)
+
+    def _why_not_fused(self, of_server: Calls) -> str:
+        if self._decided:
+            return f"it decides by `hyper[{self._decided[0]!r}]`, each run's own"
+        return f"`update_server` reads a number from a tensor (`{of_server.scalar}`)" if of_server.scalar else ""
 
     def _pass(self, loop: "LoopBackend", rows: Tensor) -> None:
         """A forward pass, and what became of what it should not change."""

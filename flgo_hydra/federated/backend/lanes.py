@@ -38,7 +38,7 @@ from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.program import compile_program
-from flgo_hydra.federated.backend.tape import CannotRecord, ReadsNumbers, record
+from flgo_hydra.federated.backend.tape import CannotRecord, MayRaise, ReadsNumbers, record
 from flgo_hydra.federated.backend.watch import Watch
 from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.data import Data
@@ -319,7 +319,8 @@ class Lanes:
                 outputs = functional_call(self._model, given, (x,))
             # What the model has assigned anew stands there now.
             anew = {name: given[name].detach() for name, b in buffers.items() if given[name] is not b}
-            losses = algorithm.loss(outputs, y, _cross_entropy if data.is_classification else data.criterion)
+            is_ours = data.is_classification and type(algorithm).loss is Algorithm.loss
+            losses = algorithm.loss(outputs, y, _cross_entropy if is_ours else data.criterion)
             return losses.mean() if weights is None else (losses * weights).sum(), anew
 
         def lane(
@@ -383,7 +384,8 @@ class Lanes:
         try:
             kind.program = self._record(kind, samples)
         except CannotRecord as error:
-            if isinstance(error, ReadsNumbers) and not self.tensors.is_shared:  # of all runs at once
+            # Of all runs, or of all clients, at once.
+            if isinstance(error, MayRaise) or (isinstance(error, ReadsNumbers) and not self.tensors.is_shared):
                 return str(error)
             self._why_not_compiled = str(error)
         except torch.OutOfMemoryError:

@@ -87,9 +87,9 @@ class LoopBackend:
         self._habits: Habits | None = None
         self._watch: Watch | None = None
         self._is_prepared = not compiles
-        self._why_not_compiled = "engine.compile=off"
+        self.why_not_compiled = "engine.compile=off"
         if compiles:
-            self._why_not_compiled = "" if self._paying else "the run is too short"
+            self.why_not_compiled = "" if self._paying else "the run is too short"
 
     def _bind(self, model: nn.Module) -> None:
         """Makes this the working model."""
@@ -135,7 +135,7 @@ class LoopBackend:
         note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": sizes}
         if self._traced is not None and self.data.x_train.device.type == "cuda":
             note |= self._traced.graph_note
-        return note | ({"why_not_compiled": self._why_not_compiled} if self._why_not_compiled else {})
+        return note | ({"why_not_compiled": self.why_not_compiled} if self.why_not_compiled else {})
 
     def load(self, server: ServerState) -> nn.Module:
         with torch.no_grad():
@@ -276,7 +276,7 @@ class LoopBackend:
                     self._traced.capture(lambda: self.load(server), server, hyper)
         if why_not:
             _log.info("local steps run uncompiled: %s", why_not)
-            self._why_not_compiled = why_not
+            self.why_not_compiled = why_not
 
     def begin_to_watch(self) -> None:
         """Before the first round: from now on it is noticed where Python keeps something else."""
@@ -290,7 +290,7 @@ class LoopBackend:
             return ""
         why = late(name, round_num)
         _log.warning("from now on local steps run uncompiled: %s", why)
-        self._traced, self._is_prepared, self._why_not_compiled = None, True, why
+        self._traced, self._is_prepared, self.why_not_compiled = None, True, why
         self._habits = Habits(why_plain=why, why_apart=why, keeps=name)
         return why
 

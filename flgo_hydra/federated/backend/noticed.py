@@ -14,6 +14,7 @@ class _Noticed:
 
     name: str
     noticed: list[str]
+    decided: list[str]
 
     def _notice(self) -> None:
         self.noticed.append(self.name)
@@ -46,9 +47,9 @@ class _Noticed:
         return super().__ne__(0)
 
     def _notice_value(self) -> None:
-        """Which way the code goes follows from the number: the learning rate is another one than in the trial."""
-        if self.name == "lr":
-            self._notice()
+        """Which way the code goes follows from the number: the learning rate is another one than in the trial, and
+        others are other runs'."""
+        (self.noticed if self.name == "lr" else self.decided).append(self.name)
 
     def __deepcopy__(self, memo: Any) -> "_Noticed":
         return self
@@ -67,7 +68,7 @@ def _derives(method: str, kind: type) -> Callable[..., Any]:
 
     def compute(self: Any, *others: Any) -> Any:
         found = getattr(kind, method)(self, *others)
-        return found if found is NotImplemented else noticed(found, self.name, self.noticed)
+        return found if found is NotImplemented else noticed(found, self.name, self.noticed, self.decided)
 
     return compute
 
@@ -91,18 +92,22 @@ def _decides(method: str, kind: type) -> Callable[..., Any]:
     return compute
 
 
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "int", "floor", "ceil", "trunc", "divmod", "rdivmod"):
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "int", "float", "floor", "ceil", "trunc", "divmod", "rdivmod"):
     for _class, _kind in ((_Number, float), (_WholeNumber, int)):
         setattr(_class, f"__{_name}__", _decides(f"__{_name}__", _kind))
 for _name in ("is_integer", "as_integer_ratio", "hex"):
     setattr(_Number, _name, _decides(_name, float))
 
 
-def noticed(value: Any, name: str, noticed: list[str]) -> Any:
-    """The same number, which adds its name to `noticed` when it is looked up or written."""
+def noticed(value: Any, name: str, noticed: list[str], decided: list[str]) -> Any:
+    """The same number, which adds its name to `noticed` when it is looked up or written.
+
+    Args:
+        decided: gets the name when the code goes one way or another by its value; of the learning rate, `noticed`.
+    """
     kind = {float: _Number, int: _WholeNumber}.get(type(value))
     if kind is None:
         return value
     number = kind(value)
-    number.name, number.noticed = name, noticed
+    number.name, number.noticed, number.decided = name, noticed, decided
     return number

@@ -227,7 +227,8 @@ class PythonState:
             self._part = self._part or f"`{path}`"
         if isinstance(value, dict) and any(type(key) is int and key in self._registered for key in value):
             self._part = self._part or f"`{path}`"  # by its id
-        if not isinstance(token, Noise | Content):
+        has_objects = isinstance(value, np.ndarray) and value.dtype.hasobject
+        if has_objects or not isinstance(token, Noise | Content):
             for name, part in self._parts(value):
                 self._look(f"{path}{name}", part, is_outside)
 
@@ -325,27 +326,25 @@ class PythonState:
         """Whether it is of a library that is not the roots' own."""
         return own_code.is_installed(file) and str(module).partition(".")[0] not in self._packages
 
-    def _look_at_library(self, holder: Any, names: Collection[str]) -> None:
+    def _look_at_library(self, holder: Any, names: Collection[str], within: tuple[Any, ...] = ()) -> None:
         """What a library's module or class has under these names: users may put things there, and replace others."""
         for name in names:
-            if name.startswith("__") or (id(holder), name) in self._modules:
+            part = vars(holder).get(name)
+            if isinstance(part, types.ModuleType | type) and part is not holder and part not in within:
+                self._look_at_library(part, names, (*within, holder))
+            if name.startswith("__") or isinstance(part, types.ModuleType) or (id(holder), name) in self._modules:
                 continue
             self._modules.add((id(holder), name))
             if name not in vars(holder):
                 self._undo.append(functools.partial(_take_away, holder, name))
                 continue
             value = vars(holder)[name]
-            if isinstance(value, types.ModuleType):
-                self._look_at_library(value, names)
-                continue
             path = f"{holder.__name__}.{name}"
             if isinstance(value, list | dict | set) and len(value) <= _LONG and value is not sys.modules:
                 self._look(path, value, is_outside=True)
             else:
                 self._found[path] = value if isinstance(value, PLAIN) else Identity(value)
             self._undo.append(functools.partial(_restore, holder, name, value))
-            if isinstance(value, type):
-                self._look_at_library(value, names)
 
     def _look_at_all(self, module: str, names: dict[str, Any]) -> None:
         """All that a module of the user's own has, where one cannot tell what of it."""
@@ -411,25 +410,31 @@ class PythonState:
         if function.__name__ != "__init__":
             self.peeks = self.peeks or next(iter(sorted(_PEEKS & names.keys())), "")
         self.asks_types = self.asks_types or _asks_types(function.__code__)
-        self._look_at_names(names, function.__globals__, list(_texts_in(function.__code__)))
+        code = function.__code__
+        self._look_at_names(names, function.__globals__, list(_texts_in(code)), set(_words_in(code)))
 
-    def _look_at_names(self, names: Collection[str], of_module: dict[str, Any], texts: Collection[str]) -> None:
-        """What a function's code reaches by these names, and by a text."""
+    def _look_at_names(
+        self, names: Collection[str], of_module: dict[str, Any], texts: Collection[str], words: Collection[str]
+    ) -> None:
+        """What a function's code reaches by these names, by a text that names a module, and by one that may name what
+        a module has."""
         is_by_text = not _BY_TEXT.isdisjoint(names) or ("sys" in names and "modules" in names)
         if is_by_text:
             self._look_at_all(str(of_module.get("__name__")), of_module)
         asked = None if is_by_text or not _OF_MODULES_BY_TEXT.isdisjoint(names) else names
+        # `getattr(nn.Linear, "calls", 0)`
+        of_libraries = {*names, *words} if "getattr" in names else names
         for name in (*names, *texts):
             # What is imported within the function, or named by a text.
             found = of_module.get(name, sys.modules.get(name))
             if isinstance(found, types.ModuleType):
                 self._look_at_module(found, asked)
                 if not is_users_module(found.__name__):
-                    self._look_at_library(found, names)
+                    self._look_at_library(found, of_libraries)
             elif name in of_module and name in names:
                 self._look_at_global(f"the global {name}", of_module, name)
                 if isinstance(found, type) and not is_users(found):
-                    self._look_at_library(found, names)
+                    self._look_at_library(found, of_libraries)
             elif name in names:
                 self._undo.append(functools.partial(of_module.pop, name, None))
         if not {"environ", "putenv", "getenv"}.isdisjoint(names):
@@ -440,7 +445,8 @@ class PythonState:
             self._undo.append(functools.partial(decimal.setcontext, decimal.getcontext().copy()))
         if "getLogger" in names:
             loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-            self._found["the levels of loggers"] = Noise([(one.name, one.level, one.disabled) for one in loggers])
+            levels = [(one.name, one.level, one.disabled) for one in loggers if one.level or one.disabled]
+            self._found["the levels of loggers"] = Noise(levels)
             for logger in (logging.root, *loggers):
                 self._undo.append(functools.partial(_put_back_level, logger, logger.level, logger.disabled))
                 for part in (*logger.handlers, *logger.filters):
@@ -536,13 +542,25 @@ def _drop_names(holder: dict[str, Any], names: set[str]) -> None:
         del holder[name]
 
 
-def _names_in(code: types.CodeType) -> Iterator[str]:
+@functools.lru_cache(10_000)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    """All names that it has, those of functions within too."""
+    return tuple(dict.fromkeys(_all_names_in(code)))
+
+
+def _all_names_in(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
+            yield from _all_names_in(constant)
 
 
+def _words_in(code: types.CodeType) -> Iterator[str]:
+    """What may be names among the constants."""
+    return (text for text in _strings_in(code) if text.isidentifier())
+
+
+@functools.lru_cache(10_000)
 def _asks_types(code: types.CodeType) -> bool:
     """Whether it has `isinstance(x, float)`, `type(x) is float` or the like."""
     names = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
@@ -555,8 +573,15 @@ def _asks_types(code: types.CodeType) -> bool:
 
 def _texts_in(code: types.CodeType) -> Iterator[str]:
     """Names of modules that have been imported, among the constants."""
+    return (text for text in _strings_in(code) if text in sys.modules)
+
+
+@functools.lru_cache(10_000)
+def _strings_in(code: types.CodeType) -> frozenset[str]:
+    found: set[str] = set()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _texts_in(constant)
-        elif isinstance(constant, str) and constant in sys.modules:
-            yield constant
+            found |= _strings_in(constant)
+        elif isinstance(constant, str):
+            found.add(constant)
+    return frozenset(found)

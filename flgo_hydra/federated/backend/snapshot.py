@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import sys
 import types
 from collections import deque
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flgo_hydra import own_code
 from flgo_hydra.federated.backend.putting_back import bytes_of
 
 SMALL = 2**16
@@ -76,14 +78,17 @@ def snapshot(value: Any, most: int = SMALL) -> Any:
     if isinstance(value, list | tuple | deque | set | frozenset | dict):
         return Items(value)
     held = bytes_of(value)
-    if (
-        held is None
-        and not callable(value)
-        and not hasattr(value, "__dict__")
-        and not isinstance(value, types.CellType)
-    ):
+    if held is None and _shows_nothing(value):
         held = _pickled(value)
     return Identity(value) if held is None else Noise(held)
+
+
+def _shows_nothing(value: Any) -> bool:
+    """Whether it is a thing of a library without attributes to look at."""
+    if callable(value) or getattr(value, "__dict__", None) or isinstance(value, types.CellType):
+        return False
+    file = getattr(sys.modules.get(type(value).__module__), "__file__", None)
+    return own_code.is_installed(file or "")
 
 
 def _pickled(value: Any) -> Any:

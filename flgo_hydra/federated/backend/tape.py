@@ -27,6 +27,15 @@ class ReadsNumbers(CannotRecord):
     """Numbers leave torch, for Python to look at."""
 
 
+class MayRaise(CannotRecord):
+    """An operation is an error for some numbers, which Python may go on from."""
+
+
+_RAISING = ("_linalg_check_errors", "_assert_async", "_assert_scalar")
+_OF_SHAPES = ("_pack_padded_sequence", "repeat_interleave.Tensor")
+"""Operations whose outputs' shapes depend on numbers, though torch does not mark them."""
+
+
 @dataclass(eq=False)
 class Op:
     """One call of an ATen operation. Tensors in `args`, `kwargs` and `outputs` are the values, told apart by `is`."""
@@ -110,7 +119,10 @@ def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
             raise CannotRecord(f"it draws from a generator of its own ({op.name})")
         if torch.Tag.data_dependent_output in op.function.tags:
             raise ReadsNumbers(f"it reads numbers from tensors ({op.name})")
-        if torch.Tag.dynamic_output_shape in op.function.tags and not _picks_by_position(op):
+        if any(name in op.name for name in _RAISING):
+            raise MayRaise(f"it may raise an error, by its numbers ({op.name})")
+        is_of_shapes = any(name in op.name and "backward" not in op.name for name in _OF_SHAPES)
+        if is_of_shapes or (torch.Tag.dynamic_output_shape in op.function.tags and not _picks_by_position(op)):
             raise CannotRecord(f"shapes depend on numbers ({op.name})")
     return recorder.ops, returned
 

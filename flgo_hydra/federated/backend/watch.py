@@ -12,6 +12,10 @@ from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 from flgo_hydra.federated.refused import Refused
 
 
+class ChangedLate(Refused):
+    """Steps that have been taken may have missed a change: the run has to begin anew, by plain steps."""
+
+
 class Watch:
     """Remembers what these objects keep now.
 
@@ -32,13 +36,10 @@ class Watch:
         """After the clients' steps of a round.
 
         Raises:
-            Refused: something has changed that recorded steps on the way could not see.
+            ChangedLate: something has changed that recorded steps on the way could not see.
         """
         if name := self.changed():
-            raise Refused(
-                f"{late(name, round_num)}: steps of this round may have missed it. With `engine.backend=loop "
-                "engine.compile=off` every step runs the Python."
-            )
+            raise ChangedLate(f"{late(name, round_num)}, and steps of this round may have missed it")
 
     def put_back(self) -> None:
         """Gives what other objects share with these (globals, attributes of classes) the values it had."""
