@@ -22,6 +22,7 @@ from flgo_hydra.reference import GIVEN
 _PACKAGE = Path(__file__).resolve().parent
 _STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _MAIN = ("__main__", "__mp_main__")
+_read_at_import: dict[str, set[str]] = {}
 _loaded: dict[str, tuple[ModuleType, str]] = {}
 
 
@@ -127,10 +128,20 @@ def hash_files(targets: Iterable[str]) -> dict[str, str]:
     return files
 
 
-def remember(target: str) -> None:
-    """Takes the hashes of what has just been imported, and of what that imports, before the files change."""
+def remember(target: str, reads: Iterable[str] = ()) -> None:
+    """Takes the hashes of what has just been imported, and of what that imports, before the files change.
+
+    Args:
+        reads: what was read on the way.
+    """
+    _read_at_import.setdefault(target, set()).update(reads)
     if not target.startswith(f"{GIVEN}."):
         hash_files([target])
+
+
+def read_at_import(target: str) -> set[str]:
+    """What the module of a target has read when it was imported, as far as this process knows."""
+    return _read_at_import.get(target, set())
 
 
 def combine(files: dict[str, str]) -> str:

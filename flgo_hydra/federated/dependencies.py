@@ -12,6 +12,7 @@ were, else by content.
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import sys
 import types
@@ -28,7 +29,7 @@ _MACHINE = ("OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "CUDA_", "PYTORCH_", "HYDRA
 """Variables that our own processes have different values of, or that say how, not what."""
 _MACHINE_NAMES = ("COLUMNS", "LINES", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TMP", "TEMP")
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
-_IMPORTING = "<frozen importlib"
+_IMPORTING = ("<frozen importlib", "<frozen zipimport")
 _ENVIRONMENT_CODE = ("<frozen os>", "<frozen _collections_abc>", os.__file__, sys.modules["_collections_abc"].__file__)
 
 
@@ -39,6 +40,10 @@ class Record:
     files: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     variables: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    """files that were opened to be written only"""
+    modules: set[str] = field(default_factory=set)
+    """the user's own source files that were imported"""
     own_variables: set[str] = field(default_factory=set)
     """those that the user's own code asks for"""
     is_relative: bool = False
@@ -48,6 +53,8 @@ class Record:
         self.files |= other.files
         self.folders |= other.folders
         self.variables |= other.variables
+        self.modules |= other.modules
+        self.written |= other.written
         self.own_variables |= other.own_variables
         self.is_relative |= other.is_relative
 
@@ -79,29 +86,41 @@ def recording() -> Iterator[Record]:
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _records or event not in ("open", "os.listdir", "os.scandir"):
+    if not _records or event not in ("open", "os.listdir", "os.scandir", "sqlite3.connect"):
         return
     with contextlib.suppress(Exception):  # a hook that raises would end what it only watches
         given = arguments[0]
-        if event == "open" and arguments[2] & _ACCESS == os.O_WRONLY:
-            return
-        if isinstance(given, int) or (given is None and event == "open"):
+        is_written = event == "open" and arguments[2] & _ACCESS == os.O_WRONLY
+        if isinstance(given, int) or (given is None and event == "open") or given == ":memory:":
             return
         if _is_import(sys._getframe(1)):
+            if event == "open":
+                _hear_import(os.path.abspath(os.fsdecode(given)))
             return
         written = os.fsdecode("." if given is None else given)
         path = os.path.abspath(written)
         if path.startswith(_NOT_DATA):
             return
+        if is_written:
+            for record in _records:
+                record.written.add(path)
+            return
         if not os.path.isabs(written):
             for record in _records:
                 record.is_relative = True
-        if event != "open":
+        if event.startswith("os."):
             for record in _records:
                 record.folders.add(path)
         elif not (path.endswith(_CODE) and own_code.is_installed(path)):
             for record in _records:
                 record.files.add(path)
+
+
+def _hear_import(path: str) -> None:
+    source = importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
+    if source.endswith(".py") and not own_code.is_installed(source):
+        for record in _records:
+            record.modules.add(source)
 
 
 def _is_import(frame: types.FrameType | None) -> bool:
@@ -135,8 +154,16 @@ def _is_below_import(frame: types.FrameType | None) -> bool:
     return False
 
 
-def reads_of(record: Record, without: Path) -> list[str]:
-    """What was seen to be read beside code, as `own_code.hash_reads` takes it.
+def named_by(target: Any, parameters: Mapping[str, Any]) -> set[str]:
+    """Files that a class or a function names in its code, or that are named to it: a C library may open them."""
+    kinds = target.__mro__ if isinstance(target, type) else ()
+    functions = [f for kind in kinds for f in vars(kind).values()] if kinds else [target]
+    given = (value for value in parameters.values() if isinstance(value, str))
+    return named_files(*functions) | {os.path.abspath(text) for text in given if os.path.isfile(text)}
+
+
+def reads_of(record: Record, without: Path | None = None) -> list[str]:
+    """What was seen to be read, as `own_code.hash_reads` takes it.
 
     Args:
         without: a folder whose files do not count.
@@ -144,8 +171,12 @@ def reads_of(record: Record, without: Path) -> list[str]:
     here = os.getcwd()
     files = [
         os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
-        for path in sorted(record.files)
-        if not (path.endswith(_CODE) or own_code.is_installed(path) or Path(path).is_relative_to(without.absolute()))
+        for path in sorted((record.files | record.modules) - record.written)
+        if not (
+            path in sys.path
+            or own_code.is_installed(path)
+            or (without and Path(path).is_relative_to(without.absolute()))
+        )
     ]
     return [*files, *(f"${name}" for name in sorted(record.own_variables))]
 

@@ -40,9 +40,7 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
         task = build_task(conf.task)
         known[repr(conf.task)] = task.data_sha256, task.source
     if conf.metrics is not None and conf.metrics not in _checked:
-        reference.load(conf.metrics, "metrics")
-        own_code.remember(conf.metrics)
-        _checked.add(conf.metrics)
+        _load(conf.metrics, "metrics")
     if conf.metrics is None:
         one_of("monitor", conf.monitor, tuple(KNOWN))  # of one's own, only round 0 can say
     for key in ("model", "algorithm"):
@@ -50,10 +48,18 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
         target = str(part["_target_"] if isinstance(part, dict) else part._target_)
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:
-            reference.load(target, f"{key}._target_")
-            own_code.remember(target)
-            _checked.add(target)
+            _load(target, f"{key}._target_")
     return task
+
+
+def _load(target: str, key: str) -> None:
+    """Imports what a config names, and remembers the code behind it."""
+    from flgo_hydra.federated.dependencies import reads_of, recording
+
+    with recording() as record:
+        reference.load(target, key)
+    own_code.remember(target, reads_of(record))
+    _checked.add(target)
 
 
 def check_model(conf: Conf, task: "Task | None" = None) -> None:
@@ -76,14 +82,19 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     import torch
 
     from flgo_hydra.federated.algorithm.base import Algorithm
+    from flgo_hydra.federated.dependencies import Record, reads_of, recording
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalWork
 
     has_own_loss = getattr(reference.load(algorithm, "algorithm._target_"), "loss", None) is not Algorithm.loss
     local_work, dtype = LocalWork(*work, conf.seed), getattr(torch, conf.dtype)
+    task = task or build_task(conf.task)
     try:
-        build_fitting_model(model, task or build_task(conf.task), local_work, dtype, torch.device("cpu"), has_own_loss)
+        with recording() as record:
+            build_fitting_model(model, task, local_work, dtype, torch.device("cpu"), has_own_loss)
+        # What is imported here is not imported again by a job of this process.
+        own_code.remember(str(model["_target_"]), reads_of(Record(modules=record.modules)))
     except ValueError:
         raise
     except Exception:  # it may want a GPU, or fail as only a job can show: with its traceback, in its log

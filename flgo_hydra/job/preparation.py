@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose
+from flgo_hydra import compose, own_code, reference
 from flgo_hydra.config import Conf
 from flgo_hydra.job.device import count_threads, resolve_device
 from flgo_hydra.job.outcome import result_of
@@ -99,7 +99,7 @@ def prepare(
     from flgo_hydra.federated.client_state import ClientStates
     from flgo_hydra.federated.cohort import caveats, count_drawn
     from flgo_hydra.federated.data import to_data
-    from flgo_hydra.federated.dependencies import Record, reads_of, recording
+    from flgo_hydra.federated.dependencies import Record, named_by, reads_of, recording
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import arrange_for_cpu
@@ -116,10 +116,10 @@ def prepare(
     device = resolve_device(conf.device)
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
-    targets = [str(compose.parameters(part)["_target_"]) for part in (conf.model, conf.algorithm)]
-    has_users_code = not all(target.startswith("flgo_hydra.") for target in targets)
+    targets = _targets(conf)
+    has_users_code = not all(t.startswith("flgo_hydra.") for t in targets if t != conf.metrics)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
-    is_ours = not has_users_code and conf.metrics is None
+    is_ours = all(target.startswith("flgo_hydra.") for target in targets)
     with nullcontext(Record()) if is_ours else recording() as seen:
         seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
         algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
@@ -159,6 +159,11 @@ def prepare(
     watcher = Watcher(
         conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python
     )
+    for target, part in targets.items():
+        if not target.startswith("flgo_hydra."):
+            # Of metrics one call shows what they read.
+            seen.files |= named_by(reference.load(target, "_target_"), part) if target != conf.metrics else set()
+            watcher.tell_reads(own_code.read_at_import(target))
     watcher.tell_reads(reads_of(seen, paths.folder))
     watcher.resume(state)
 
@@ -180,3 +185,10 @@ def prepare(
     steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, None if own is None else measure)
     parts = (model, algorithm, hyper, backend, state, watcher, steps, warnings, own, task.source)
     return ReadyRun(conf, paths, device, data, *parts)
+
+
+def _targets(conf: Conf) -> dict[str, dict[str, Any]]:
+    """What the config names of code that computes, with the parameters that it gives it."""
+    parts = (compose.parameters(conf.model), compose.parameters(conf.algorithm))
+    found = {str(part["_target_"]): part for part in parts}
+    return found if conf.metrics is None else {**found, conf.metrics: {}}

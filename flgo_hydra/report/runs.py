@@ -249,7 +249,8 @@ def _read(folder: Path, name: str) -> Run:
         code = result.code
         hashes = {DATA: result.data_sha256, CODE: code.get("sha256", "")}
         values |= {key: text[:_HASH_DIGITS] for key, text in hashes.items() if text}
-        return Run(name, row, overrides, values, result.fingerprint or None, code.get("files", {}), result.source)
+        files = {**code.get("files", {}), **code.get("reads", {})}
+        return Run(name, row, overrides, values, result.fingerprint or None, files, result.source)
     return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
 
 

@@ -78,36 +78,55 @@ def test_runs_of_other_code_are_named_and_run_again_if_asked(run):
 
 
 READS = """
-import json, os
+import importlib, json, os
 from torch import nn
+
+with open("bias.txt") as file:
+    BIAS = bool(int(file.read()))
 
 
 class Net(nn.Sequential):
     def __init__(self, input_shape, num_outputs):
         with open("width.json") as file:
             width = json.load(file) * int(os.environ.get("TIMES", "1"))
-        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_outputs))
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_outputs, BIAS))
+        importlib.import_module("hid" + "den")
 
 
-def scale(model):
+def scale(model, record):
     with open("scale.txt") as file, open("log.txt", "a") as log:
         log.write("called")
-        return {"scale": float(file.read())}
+        scale = float(file.read())
+    if len(record) > 1:
+        with open("late.txt") as file:
+            file.read()
+    return {"scale": scale}
 """
 
 
 def test_what_models_and_metrics_read_is_part_of_the_code(run, monkeypatch):
     Path("reads.py").write_text(READS)
     Path("width.json").write_text("3")
-    Path("scale.txt").write_text("1")
+    for name in ("scale.txt", "late.txt", "bias.txt", "hidden.py"):
+        Path(name).write_text("1")
     sweep = [*SWEEP[:3], *SMALL[3:4], "model=custom", "model._target_=reads.Net", *SMALL[-2:], "metrics=reads.scale"]
     run(*sweep, "lr=0.1")
-    assert sorted(result(0)["code"]["reads"]) == ["$TIMES", "scale.txt", "width.json"]
+    assert sorted(result(0)["code"]["reads"]) == [
+        "$TIMES",
+        "bias.txt",
+        "hidden.py",
+        "late.txt",
+        "scale.txt",
+        "width.json",
+    ]
     assert "other code" not in run(*sweep, "lr=0.1,0.2")
     for change, named in (
         (lambda: Path("width.json").write_text("4"), "width.json"),
         (lambda: Path("scale.txt").unlink() or Path("scale.txt").write_text("2"), "scale.txt, width.json"),
         (lambda: monkeypatch.setenv("TIMES", "2"), "$TIMES, scale.txt, width.json"),
+        (lambda: Path("hidden.py").write_text("2"), "$TIMES, hidden.py, scale.txt, width.json"),
+        (lambda: Path("late.txt").write_text("2"), "$TIMES, hidden.py, late.txt, scale.txt, width.json"),
+        (lambda: Path("bias.txt").write_text("0"), "$TIMES, bias.txt, hidden.py, late.txt, scale.txt, width.json"),
     ):
         change()
         assert f"jobs 0, 1 ran before {named} changed" in run(*sweep, "lr=0.1,0.2")

@@ -363,7 +363,7 @@ class CountingServer(FedAvg):
 
 
 @pytest.mark.parametrize(
-    "algorithm, why", [(NoisyServer, "random"), (DecidingServer, "data-dependent"), (CountingServer, "rounds` changes")]
+    "algorithm, why", [(NoisyServer, "random"), (DecidingServer, "reads a number"), (CountingServer, "rounds` changes")]
 )
 def test_servers_that_cannot_take_a_step_at_once_run_apart(ragged, algorithm, why):
     with pytest.raises(CannotFuse, match=why):

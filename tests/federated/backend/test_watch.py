@@ -1,5 +1,8 @@
 """What Python comes to keep late in a run is seen: from then on steps are plain, or the run is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +10,7 @@ from torch import nn
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.backend.fused import CannotFuse
 from flgo_hydra.federated.backend.loop import KEPT_BY_PYTHON
-from flgo_hydra.federated.backend.watch import Watch
-from flgo_hydra.federated.refused import Refused
+from flgo_hydra.federated.backend.watch import ChangedLate, Watch
 
 from .test_fused import Runs, mlp
 from .test_trial import train
@@ -95,10 +97,51 @@ def test_steps_were_recorded_until_then(ragged, far):
 
 
 @pytest.mark.parametrize("backend", ["recorded", "vmap"])
-def test_a_change_while_clients_train_is_refused(ragged, far, backend):
-    with pytest.raises(Refused, match=r"`algorithm.is_late` has changed by round \d, .*engine.backend=loop"):
+def test_a_change_while_clients_train_ends_the_run(ragged, far, backend):
+    with pytest.raises(ChangedLate, match=r"`algorithm.is_late` has changed by round \d"):
         train(backend, ragged, mlp, LateAtClient(), num_rounds=6)
     train("plain", ragged, mlp, LateAtClient(), num_rounds=6)
+
+
+CODE = """
+from flgo_hydra.federated.algorithm.base import Algorithm
+
+
+class Late(Algorithm):
+    phase = 0
+
+    def init_server(self, params):
+        return {"round": {"round": next(iter(params.values())).new_zeros(())}}
+
+    def correct(self, grads, params, client, hyper):
+        return {name: g * (0.1 if self.phase else 1.0) for name, g in grads.items()}
+
+    def finish(self, params, client, num_steps, hyper):
+        if client.server["round"]["round"] >= 3:
+            type(self).phase = 1
+        return super().finish(params, client, num_steps, hyper)
+
+    def update_server(self, params, server, message, participation, hyper):
+        following, _ = super().update_server(params, {}, message, participation, hyper)
+        return following, {"round": {"round": server["round"]["round"] + 1}}
+"""
+
+
+def test_and_it_begins_anew_by_plain_steps(command):
+    Path("late.py").write_text(CODE)
+    small = ["algorithm=custom", "algorithm._target_=late.Late", "algorithm.name=late", "task.num_clients=3"]
+    small += ["batch_size=10", "num_epochs=1", "num_rounds=6", "dtype=float64"]
+    ways = {"ours": [], "fused": ["hydra.launcher.fuse=2"], "plain": ["engine.backend=loop", "engine.compile=off"]}
+    lines, engines = {}, {}
+    for name, more in ways.items():
+        done = command("-m", *small, *more, "lr=0.1,0.05", f"hydra.sweep.dir={name}")
+        assert done.status == 0, done.out + done.err
+        engines[name] = json.loads(Path(name, "1", "result.json").read_text())["engine"]
+        text = Path(name, "1", "rounds.jsonl").read_text().splitlines()
+        lines[name] = [{key: v for key, v in json.loads(line).items() if key != "seconds"} for line in text]
+    assert lines["ours"] == lines["fused"] == lines["plain"] and len(lines["ours"]) == 7
+    assert "`Late.phase` has changed by round" in engines["ours"]["why_not_compiled"]
+    assert "begins anew, by plain steps" in Path("ours", "1", "flgo_hydra.log").read_text()
 
 
 def test_a_model_that_changes_while_lanes_train_is_refused(ragged):
