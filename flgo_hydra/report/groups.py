@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flgo_hydra.report.replicates import Estimate, estimate_over
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import Selection
+from flgo_hydra.report.table import NO_BEST
 
 Point = tuple[Value, ...]
 """values of the keys that groups are told apart by"""
@@ -29,8 +30,15 @@ class Group:
     @property
     def left_out(self) -> str:
         """`1 diverged, 2 running`: runs that the mean does not know. What it says is then about the others only."""
-        counts = Counter(run.row.status for run in self.runs if not run.row.is_valid)
+        counts = Counter(run.row.end for run in self.runs if not run.row.is_valid)
         return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+    def place(self, selection: Selection) -> tuple[bool, bool, float]:
+        """Orders groups: the best mean first, those that lack a run after those that lack none, as a study has it, and
+        those without a valid run last. A run that is still to come is none that lacks."""
+        found = self.estimates.get(selection.metric)
+        lacks = any(run.row.end in ("failed", "diverged", NO_BEST) for run in self.runs)
+        return found is None, lacks, 0.0 if found is None else selection.by.rank(found.mean)
 
 
 def group_runs(
@@ -53,12 +61,7 @@ def group_runs(
             if found:
                 estimates[metric] = estimate_over(found, over)
         groups.append(Group(point, tuple(own), estimates))
-
-    def place(group: Group) -> tuple[bool, float]:
-        found = group.estimates.get(selection.metric)
-        return (found is None, 0.0 if found is None else selection.by.rank(found.mean))
-
-    return sorted(groups, key=place)
+    return sorted(groups, key=lambda group: group.place(selection))
 
 
 def point_of(run: Run, keys: Sequence[str]) -> Point:

@@ -71,7 +71,7 @@ def _cells(
     axes = (heatmap.x, *heatmap.ys)
     groups = {group.point: group for group in group_runs(runs, axes, [metric], question.over, selection)}
     means, troubles, counts = [], [], []
-    chosen: dict[Point, tuple[float, tuple[int, int]]] = {}
+    chosen: dict[Point, tuple[tuple[bool, bool, float], tuple[int, int]]] = {}
     for i, row in enumerate(rows):
         found = [groups.get((column, *row)) for column in columns]
         estimates = [group.estimates.get(metric) if group else None for group in found]
@@ -79,11 +79,10 @@ def _cells(
         counts.append([one.count if one else 0 for one in estimates])
         troubles.append([group.left_out if group else "" for group in found])
         for j, group in enumerate(found):
-            score = group.estimates.get(selection.metric) if group else None
-            if group is None or score is None:
+            if group is None or selection.metric not in group.estimates:
                 continue
             under = tuple(value for key, value in zip(axes, group.point, strict=True) if key in question.conditions)
-            order = selection.by.rank(score.mean)
+            order = group.place(selection)
             if under not in chosen or order < chosen[under][0]:
                 chosen[under] = (order, (i, j))
     averaged = [key for key in keys_that_vary(runs) if key not in axes]

@@ -12,7 +12,7 @@ from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.optimum import print_optimal_point, print_optimum
 from flgo_hydra.report.points import PointRow, print_points, sort_points
 from flgo_hydra.report.seeds import seeds_summary
-from flgo_hydra.report.table import Row, best_row
+from flgo_hydra.report.table import NO_BEST, Row, best_row
 
 _MOST_LISTED = 20
 _MOST_DRAWN = 300
@@ -60,8 +60,8 @@ def print_summary(
     else:
         print_points(points, _MOST_LISTED)
     _print_pruned([row for row in rows if row.status == "pruned"], len(rows), paths)
-    for status in ("failed", "diverged"):
-        listed = [row for row in rows if row.status == status]
+    for status in ("failed", "diverged", NO_BEST):
+        listed = [row for row in rows if row.end == status]
         if listed:
             print(f"\n{status}: {len(listed)} of {len(rows)}")
         for row in listed[:_MOST_LISTED]:

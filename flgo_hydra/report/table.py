@@ -16,6 +16,7 @@ from flgo_hydra.record.result import Failure, RunResult
 
 RETURNED = Monitor("value")
 """what decides between jobs of another Hydra app"""
+NO_BEST = "without a best"
 NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted")
 """statuses of runs that cannot be the optimum: a pruned or unfinished one might have come lower, and is not compared"""
 
@@ -48,6 +49,11 @@ class Row:
     def is_valid(self) -> bool:
         """Whether it may be the optimum."""
         return self.status not in NOT_VALID and math.isfinite(self.value)
+
+    @property
+    def end(self) -> str:
+        """Its status; `without a best` where it came to its end, and what decides was finite in no round."""
+        return self.status if self.is_valid or self.status in NOT_VALID else NO_BEST
 
     @property
     def value(self) -> float:

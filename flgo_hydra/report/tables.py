@@ -13,6 +13,7 @@ from flgo_hydra.report.groups import Group, Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
 from flgo_hydra.report.runs import ABSENT, Run, value_text
+from flgo_hydra.report.table import NO_BEST
 
 _FEW_SEEDS = 5
 _MOST_SAID = 8
@@ -88,7 +89,7 @@ def status_of(run: Run) -> str:
 
 
 def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
-    """Failed runs with reason and log."""
+    """Runs that failed, or never had a value, with reason and log."""
     rows = [
         (
             run.name,
@@ -97,10 +98,11 @@ def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
             relative(RunPaths(run.row.folder).newest_log()),
         )
         for run in runs
-        if run.row.status == "failed"
+        if run.row.end in ("failed", NO_BEST)
     ]
+    kinds = " or ".join(dict.fromkeys(run.row.end for run in runs if run.row.end in ("failed", NO_BEST)))
     return (
-        Table(f"failed: {len(rows)} of {len(runs)}", ("job", *question.keys, "reason", "log"), rows) if rows else None
+        Table(f"{kinds}: {len(rows)} of {len(runs)}", ("job", *question.keys, "reason", "log"), rows) if rows else None
     )
 
 
@@ -144,7 +146,9 @@ def groups_table(groups: Sequence[Group], keys: Sequence[str], question: Questio
     if len(shown) < len(groups):
         notes.insert(0, f"… and {len(groups) - len(shown)} more")
     if any(group.left_out for group in shown):
-        notes.append("a mean over what was left is kinder than one over all: see left_out")
+        notes.append(
+            "a mean over what was left is kinder than one over all, and comes after those over all: see left_out"
+        )
     notes += question.notes
     return Table(f"over {', '.join(question.over)}", columns, rows, tuple(notes), best, hidden=("chosen_by",))
 
