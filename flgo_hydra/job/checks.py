@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, own_code, reference
 from flgo_hydra.config import Conf, FlgoConf, one_of
+from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.monitor import KNOWN
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -91,7 +92,7 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     local_work, dtype = LocalWork(*work, conf.seed), getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
     try:
-        with recording() as record:
+        with recording() as record, modules_kept(conf):
             build_fitting_model(model, task, local_work, dtype, torch.device("cpu"), has_own_loss)
         # What is imported here is not imported again by a job of this process.
         own_code.remember(str(model["_target_"]), reads_of(Record(modules=record.modules)))

@@ -35,6 +35,9 @@ def modules_kept(conf: Conf) -> Iterator[None]:
         if kept is not None:
             try:
                 kept.put_back_outside()
+                now = _state_of_code(conf)
+                if now is not None and (name := kept.changed(now)):
+                    _log.warning("`%s`, which other runs of this process find so, has changed and stays so", name)
             except Exception as error:
                 _log.warning("what this run has changed outside itself stays so: %s", error)
 

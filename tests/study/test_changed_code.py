@@ -120,16 +120,11 @@ def test_what_models_and_metrics_read_is_part_of_the_code(run, monkeypatch):
         "width.json",
     ]
     assert "other code" not in run(*sweep, "lr=0.1,0.2")
-    for change, named in (
-        (lambda: Path("width.json").write_text("4"), "width.json"),
-        (lambda: Path("scale.txt").unlink() or Path("scale.txt").write_text("2"), "scale.txt, width.json"),
-        (lambda: monkeypatch.setenv("TIMES", "2"), "$TIMES, scale.txt, width.json"),
-        (lambda: Path("hidden.py").write_text("2"), "$TIMES, hidden.py, scale.txt, width.json"),
-        (lambda: Path("late.txt").write_text("2"), "$TIMES, hidden.py, late.txt, scale.txt, width.json"),
-        (lambda: Path("bias.txt").write_text("0"), "$TIMES, bias.txt, hidden.py, late.txt, scale.txt, width.json"),
-    ):
-        change()
-        assert f"jobs 0, 1 ran before {named} changed" in run(*sweep, "lr=0.1,0.2")
+    for name in ("late.txt", "scale.txt", "hidden.py", "bias.txt", "width.json"):
+        Path(name).write_text("2")
+    monkeypatch.setenv("TIMES", "2")
+    names = "$TIMES, bias.txt, hidden.py, late.txt, scale.txt, width.json"
+    assert f"jobs 0, 1 ran before {names} changed" in run(*sweep, "lr=0.1,0.2")
     out = run("sweep", "hydra.sweeper.rerun_changed=true", module="flgo_hydra.resume")
     assert "other code" not in out and result(0)["best"]["scale"] == 2.0
 

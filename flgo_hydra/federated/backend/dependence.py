@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flgo_hydra.federated.backend.operations import is_view
 from flgo_hydra.federated.backend.tape import Op, changed_by, tensors_in
 
-_SIZES = (1e-3, 1.0, 30.0, 1e4)
+_SIZES = (1e-3, 1.0, 30.0, 1e4, 1e12)
 """Of the numbers that stand in for others: e^1e4 is not finite, which is another number too."""
 _BY_POSITION = ("index", "gather", "scatter", "embedding", "nll_loss", "take")
 """Operations that are given positions: others than there are would be an error, which CUDA does not forgive."""
@@ -129,8 +129,8 @@ class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.numel() == 0:
             return tensor
         least, most = tensor.amin(), tensor.amax()
-        if size > 100 and not are_positions:
-            return tensor + sign
+        if size >= 1 and not are_positions:
+            return tensor + sign * min(int(size), torch.iinfo(tensor.dtype).max // 2)
         if size > 1:
             return torch.zeros_like(tensor) + (most if sign > 0 else least)
         return least + most - tensor if sign > 0 else tensor.flatten().roll(1).view(tensor.shape)

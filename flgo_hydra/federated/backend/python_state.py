@@ -22,7 +22,7 @@ import threading
 import types
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -447,8 +447,8 @@ class PythonState:
             loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
             levels = [(one.name, one.level, one.disabled) for one in loggers if one.level or one.disabled]
             self._found["the levels of loggers"] = Noise(levels)
+            self._undo.append(functools.partial(_put_back_levels, {name: rest for name, *rest in levels}))
             for logger in (logging.root, *loggers):
-                self._undo.append(functools.partial(_put_back_level, logger, logger.level, logger.disabled))
                 for part in (*logger.handlers, *logger.filters):
                     if is_users(type(part)):
                         self._look(f"a handler of the logger {logger.name}", part, is_outside=True)
@@ -527,10 +527,14 @@ def _take_away(holder: Any, name: str) -> None:
         delattr(holder, name)
 
 
-def _put_back_level(logger: logging.Logger, level: int, is_disabled: bool) -> None:
-    logger.disabled = is_disabled
-    if logger.level != level:
-        logger.setLevel(level)
+def _put_back_levels(levels: Mapping[str, Sequence[int]]) -> None:
+    """Of all loggers but the root, which is the program's; one that is new has none."""
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger):
+            level, is_disabled = levels.get(name, (logging.NOTSET, False))
+            logger.disabled = bool(is_disabled)
+            if logger.level != level:
+                logger.setLevel(level)
 
 
 def _is_empty(part: Any) -> bool:

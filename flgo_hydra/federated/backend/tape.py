@@ -110,6 +110,8 @@ def record(function: Callable[[], Any]) -> tuple[list[Op], Any]:
     read: list[str] = []
     with readers_noticed(read.append), _Recorder() as recorder:
         returned = function()
+    if recorder.raised:
+        raise MayRaise(f"it may raise an error, by its numbers ({recorder.raised})")
     if read:
         raise ReadsNumbers(f"it reads numbers from tensors ({read[0]})")
     if _python_noise() != noise:
@@ -131,13 +133,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
+        self.raised = ""
+        """an operation that was an error, which Python has gone on from"""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # True would import torch's compiler, a second, to keep it away from us
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op = Op(func, tuple(args), kwargs or {}, func(*args, **(kwargs or {})))
+        try:
+            output = func(*args, **(kwargs or {}))
+        except Exception:
+            self.raised = str(func)
+            raise
+        op = Op(func, tuple(args), kwargs or {}, output)
         op.mutated = tuple(changed_by(op))
         self.ops.append(op)
         return op.output

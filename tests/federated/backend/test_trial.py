@@ -299,6 +299,46 @@ class Tied(nn.Module):
         return self.again(self.b(torch.tanh(self.a(x))))
 
 
+class AssignsInHook(Line):
+    """N4 by a hook, which assigns a buffer anew."""
+
+    def make(self):
+        self.register_buffer("mean", torch.zeros(5))
+        self.line.register_forward_pre_hook(self.keep)
+
+    def keep(self, line, inputs):
+        if self.training:
+            setattr(self, "mean", 0.9 * self.mean + 0.1 * inputs[0].detach().mean(0))  # noqa: B010 - as a user may
+
+    def forward(self, x):
+        return self.line(x) - self.mean.sum()
+
+
+class Falls(Line):
+    """An error that the numbers make, and a way round it."""
+
+    def forward(self, x):
+        w = self.line.weight.detach()
+        try:
+            torch.linalg.cholesky(0.6 * torch.eye(3, dtype=x.dtype) - w @ w.T)
+            return self.line(x)
+        except torch.linalg.LinAlgError:
+            return 0.5 * self.line(x)
+
+
+class Packs(nn.Module):
+    """Sequences of lengths that follow from the numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        lengths = torch.where(x.sum(1) > 2, 2, 5)
+        pack = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(2), lengths, batch_first=True, enforce_sorted=False)
+        return self.out(self.rnn(pack)[1][-1])
+
+
 class Decides(Line):
     def forward(self, x):
         return self.line(x) if x.mean() > 0 else -self.line(x)
@@ -401,6 +441,9 @@ MODELS = {
     Dropout: ("", "draws random numbers"),
     Tied: ("", ""),
     Decides: ("reads numbers", "reads a number"),
+    Falls: ("may raise an error", "may raise an error"),
+    Packs: ("shapes depend on numbers", None),
+    AssignsInHook: (None, None),
     Spectral: ("", None),
     WeightNorm: ("", None),
     Complex: ("", ""),
@@ -926,10 +969,27 @@ class ClipsByMax(Algorithm):
         return torch.where(losses.max() > 2 * losses.mean(), 0.5 * losses, losses)
 
 
+class Flood(Algorithm):
+    """Upwards where the mean loss is small, which it is late."""
+
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return torch.where(losses.mean().detach() < 0.05, -1.0, 1.0) * losses
+
+
 class Focal(Algorithm):
     def loss(self, outputs, targets, criterion):
         losses = criterion(outputs, targets)
         return (1 - torch.exp(-losses)) ** 2 * losses
+
+
+class Gates(Line):
+    """Outputs are cut where they are large on the mean, which they are late."""
+
+    def forward(self, x):
+        outputs = self.line(x)
+        mean = outputs.norm(dim=1).mean().detach()
+        return outputs * torch.where(mean > 80, 80 / mean, 1)
 
 
 class MaxNormalised(Line):
@@ -965,8 +1025,8 @@ class Sorts(Line):
 
 MIXES = "differs by|depends on what else is in its batch"
 MIXING = [
-    *((Line, one) for one in (WorstHalf, DropsOutliers, Hardest, Contrasts, ByClass, ClipsByMax)),
-    *((one, FedAvg) for one in (MaxNormalised, MaxOfHidden, Centres, Ranks, Sorts)),
+    *((Line, one) for one in (WorstHalf, DropsOutliers, Hardest, Contrasts, ByClass, ClipsByMax, Flood)),
+    *((one, FedAvg) for one in (Gates, MaxNormalised, MaxOfHidden, Centres, Ranks, Sorts)),
 ]
 
 
@@ -1009,6 +1069,40 @@ def test_what_mixes_the_samples_of_a_large_batch_is_found(make_ragged_task, buil
 def test_what_mixes_the_samples_of_a_batch_may_where_none_is_filled_up(make_ragged_task, build, algorithm):
     data = to_data(make_ragged_task((8, 8, 8)), CPU, torch.float64)
     assert_alike(data, build, 1e-12, None, "", backends=("vmap", "vmap, plain"), algorithm=algorithm())
+
+
+class OfOneSize(Algorithm):
+    """Half of the loss in batches of three."""
+
+    def loss(self, outputs, targets, criterion):
+        losses = criterion(outputs, targets)
+        return 0.5 * losses if len(losses) == 3 else losses
+
+
+class OfOneSizeInside(Line):
+    def forward(self, x):
+        return self.line(x) * (0.5 if self.training and len(x) == 3 else 1.0)
+
+
+@named([(Line, OfOneSize), (OfOneSizeInside, FedAvg)])
+def test_what_asks_for_a_size_is_found_among_many(make_ragged_task, build, algorithm):
+    data = to_data(make_ragged_task((13, 11, 9, 14)), CPU, torch.float64)  # in eights: 5, 3, 1 and 6 are left
+    assert_alike(data, build, 1e-12, None, "differs by", ("vmap", "vmap, plain"), algorithm=algorithm(), batch_size=8)
+
+
+@pytest.mark.parametrize("build", [AssignsBuffer, AssignsInHook])
+def test_buffers_assigned_anew_by_plain_steps_among_recorded_ones(make_ragged_task, build):
+    data = to_data(make_ragged_task((14, 16, 22)), CPU, torch.float64)
+    plain, metrics, _ = train("plain", data, build, num_rounds=3, batch_size=4)
+    BACKENDS["some"] = partial(LoopBackend, visits=6.0)  # 4 samples pay, and 2 do not
+    try:
+        found, found_metrics, note = train("some", data, build, num_rounds=3, batch_size=4)
+    finally:
+        del BACKENDS["some"]
+    assert note["compiled_batch_sizes"] == [4]
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-12)
+    assert found_metrics[-1]["valid_loss"] == pytest.approx(metrics[-1]["valid_loss"], abs=1e-12)
 
 
 class RareTogether(Algorithm):
