@@ -274,6 +274,23 @@ def split(labels, num_clients):
 """
 
 
+@pytest.mark.parametrize("draws", ["", "rng = random.random()"], ids=["none", "own"])
+def test_what_an_import_draws_is_no_draw_of_the_sources(conf, module, draws):
+    """Whatever was imported before: the first call in a process is as the second."""
+    (module.parent / "my_data.py").write_text("import random\nrandom.random()\n")
+    code = ["import random", "def draw():", "    import my_data", f"    {draws or 'rng = 0'}"]
+    code += [
+        "    x = [[float(i + rng)] for i in range(30)]",
+        "    return {'x_train': x, 'y_train': [i % 2 for i in range(30)]}",
+    ]
+    module.write_text("\n".join(code))
+    confs = [replace(conf, source={"_target_": "my_toy.draw"}, cache=False, seed=seed) for seed in (0, 0, 1)]
+    first, second, other = (task.build_task(one) for one in confs)
+    assert equal(first, second) and first.source == second.source and first.data_sha256 == second.data_sha256
+    assert (first.source == other.source) == (not draws) or first.source.endswith(":")
+    assert first.source.endswith(":") == bool(draws)
+
+
 def test_what_a_source_and_a_partition_draw_follows_the_tasks_seed(conf, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "drawing_task", raising=False)

@@ -59,6 +59,48 @@ def test_what_a_run_keeps_in_modules_is_gone_after_it(command, launcher):
     assert [line["calls"] for line in lines("sweep/2")] == [1, 2, 3]
 
 
+PATCHES = """
+import decimal
+import logging
+import math
+import torch
+from torch import nn
+from flgo_hydra.federated.algorithm.base import Algorithm
+
+class Net(nn.Linear):
+    def __init__(self, input_shape, num_outputs, patch=False):
+        super().__init__(input_shape[0] * input_shape[1] * input_shape[2], num_outputs)
+        if patch:
+            torch.tanh = torch.sigmoid
+
+    def forward(self, x):
+        return torch.tanh(super().forward(x.flatten(1)))
+
+class Patches(Algorithm):
+    def correct(self, grads, params, client, hyper):
+        level = logging.getLogger("patches.of.mine").level
+        scale = getattr(nn.Linear, "late", 1.0) * getattr(math, "late", 1.0) * (0.5 if level else 1.0)
+        return {n: g * scale * (0.5 if decimal.getcontext().prec < 9 else 1.0) for n, g in grads.items()}
+
+    def update_server(self, params, server, message, participation, hyper):
+        nn.Linear.late = math.late = 0.5
+        logging.getLogger("patches.of.mine").setLevel(10)
+        decimal.getcontext().prec = 5
+        torch.set_default_dtype(torch.float64)
+        return super().update_server(params, server, message, participation, hyper)
+"""
+
+
+def test_what_a_run_changes_in_libraries_is_put_back(command):
+    Path("mine.py").write_text(PATCHES)
+    small = ["task.num_clients=3", "num_rounds=3", "num_steps=2", "model=custom", "model._target_=mine.Net"]
+    small += ["algorithm=custom", "algorithm._target_=mine.Patches", "algorithm.name=mine", "lr=0.1"]
+    done = command("-m", "hydra/launcher=basic", *small, "+model.patch=true,false", "hydra.sweep.dir=sweep")
+    assert done.status == 0, done.out + done.err
+    assert command(*small, "+model.patch=false", "hydra.run.dir=alone").status == 0
+    assert lines("sweep/1") == lines("alone") != lines("sweep/0")
+
+
 def test_a_failed_run_leaves_nothing(command):
     Path("mine.py").write_text(f"{CODE}\n\ndef fails(model):\n    MADE.append(2)\n    raise RuntimeError(len(MADE))\n")
     small = [*SMALL[:-1], "metrics=mine.fails", "hydra.run.dir=failed"]

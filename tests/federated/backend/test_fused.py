@@ -354,6 +354,35 @@ class DecidingServer(FedAvg):
         return ({name: w / norm for name, w in params.items()} if norm > 1 else params), server
 
 
+class TriesToDecide(FedAvg):
+    def correct(self, grads, params, client, hyper):
+        try:
+            is_large = float(hyper["mu"]) > 0.5
+        except Exception:  # of runs side by side
+            is_large = False
+        return {name: 0.5 * g if is_large else g for name, g in grads.items()}
+
+
+class TriesToRead(FedAvg):
+    def update_server(self, params, server, message, participation, hyper):
+        params, server = super().update_server(params, server, message, participation, hyper)
+        try:
+            scale = 0.5 if sum(w.abs().sum() for w in params.values()).item() > 1e3 else 1.0
+        except Exception:
+            scale = 1.0
+        return {name: scale * w for name, w in params.items()}, server
+
+
+@pytest.mark.parametrize(
+    "algorithm, why", [(TriesToDecide, r"decides by `hyper\['mu'\]`"), (TriesToRead, "reads a number")]
+)
+def test_an_error_that_the_users_code_keeps_to_itself_is_found(ragged, algorithm, why):
+    runs = Runs(ragged, algorithm)
+    runs.numbers = {"mu": 0.1}
+    with pytest.raises(CannotFuse, match=why):
+        runs.together([{}, {"mu": 0.9}, {}], prepare=lambda fused: fused.prepare({"lr": 0.1, "mu": 0.1}))
+
+
 class CountingServer(FedAvg):
     rounds = 0
 
