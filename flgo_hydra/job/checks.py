@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, own_code, reference
 from flgo_hydra.config import Conf, FlgoConf, one_of
+from flgo_hydra.job.imports import load
 from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.monitor import KNOWN
 
@@ -41,7 +42,8 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
         task = build_task(conf.task)
         known[repr(conf.task)] = task.data_sha256, task.source
     if conf.metrics is not None and conf.metrics not in _checked:
-        _load(conf.metrics, "metrics")
+        load(conf.metrics, "metrics")
+        _checked.add(conf.metrics)
     if conf.metrics is None:
         one_of("monitor", conf.monitor, tuple(KNOWN))  # of one's own, only round 0 can say
     for key in ("model", "algorithm"):
@@ -49,18 +51,9 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
         target = str(part["_target_"] if isinstance(part, dict) else part._target_)
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:
-            _load(target, f"{key}._target_")
+            load(target, f"{key}._target_")
+            _checked.add(target)
     return task
-
-
-def _load(target: str, key: str) -> None:
-    """Imports what a config names, and remembers the code behind it."""
-    from flgo_hydra.federated.dependencies import reads_of, recording
-
-    with recording() as record:
-        reference.load(target, key)
-    own_code.remember(target, reads_of(record))
-    _checked.add(target)
 
 
 def check_model(conf: Conf, task: "Task | None" = None) -> None:

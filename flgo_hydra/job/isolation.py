@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose, reference
+from flgo_hydra import compose
 from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.job.imports import load
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     from flgo_hydra.federated.backend.python_state import PythonState
@@ -53,5 +54,5 @@ def _state_of_code(conf: Conf) -> "PythonState | None":
         return None
     from flgo_hydra.federated.backend.python_state import PythonState
 
-    roots: dict[str, Any] = {key: reference.load(target, key) for key, target in own.items()}
+    roots: dict[str, Any] = {key: load(target, key) for key, target in own.items()}
     return PythonState(**roots)

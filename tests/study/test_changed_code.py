@@ -119,6 +119,8 @@ def test_what_models_and_metrics_read_is_part_of_the_code(run, monkeypatch):
         "scale.txt",
         "width.json",
     ]
+    run(*sweep[3:], "hydra.run.dir=alone/0")  # in a process that has imported nothing before
+    assert result(0, "alone")["code"] == result(0)["code"]
     assert "other code" not in run(*sweep, "lr=0.1,0.2")
     for name in ("late.txt", "scale.txt", "hidden.py", "bias.txt", "width.json"):
         Path(name).write_text("2")
