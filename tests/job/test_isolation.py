@@ -49,10 +49,12 @@ def lines(folder):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
 
 
-@pytest.mark.parametrize("launcher", [("hydra/launcher=basic",), ("hydra.launcher.slots=1",)], ids=["basic", "ours"])
+@pytest.mark.parametrize(
+    "launcher", ["hydra/launcher=basic", pytest.param("hydra.launcher.slots=1", marks=pytest.mark.slow)]
+)
 def test_what_a_run_keeps_in_modules_is_gone_after_it(command, launcher):
     Path("mine.py").write_text(CODE)
-    done = command("-m", *launcher, *SMALL, "hydra.sweep.dir=sweep", "lr=0.1,0.2,0.1000001")
+    done = command("-m", launcher, *SMALL, "hydra.sweep.dir=sweep", "lr=0.1,0.2,0.1000001")
     assert done.status == 0, done.out + done.err
     assert command(*SMALL, "lr=0.2", "hydra.run.dir=alone").status == 0
     assert lines("sweep/1") == lines("alone")

@@ -104,6 +104,7 @@ def scale(model, record):
 """
 
 
+@pytest.mark.slow
 def test_what_models_and_metrics_read_is_part_of_the_code(run, monkeypatch):
     Path("reads.py").write_text(READS)
     Path("width.json").write_text("3")

@@ -903,7 +903,7 @@ def test_a_gradient_of_nothing_but_rounding_is_no_fault(make_ragged_task, dtype,
         assert_alike(data, build, atol, backends=["recorded", "vmap"], epochs=1, optimizer=optimizer, lr=0.01)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_large_numbers_made_of_roundings_take_one_form_whatever_the_seed(make_ragged_task, dtype):
     """Adam moves such a bias as far as any other, each form another way."""
     data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)

@@ -127,20 +127,24 @@ class Late(Algorithm):
 """
 
 
-def test_and_it_begins_anew_by_plain_steps(command):
+@pytest.mark.parametrize("way", ["alone", pytest.param("fused", marks=pytest.mark.slow)])
+def test_and_it_begins_anew_by_plain_steps(command, way):
     Path("late.py").write_text(CODE)
     small = ["algorithm=custom", "algorithm._target_=late.Late", "algorithm.name=late", "task.num_clients=3"]
     small += ["batch_size=10", "num_epochs=1", "num_rounds=6", "dtype=float64"]
-    ways = {"ours": [], "fused": ["hydra.launcher.fuse=2"], "plain": ["engine.backend=loop", "engine.compile=off"]}
-    lines, engines = {}, {}
-    for name, more in ways.items():
-        done = command("-m", *small, *more, "lr=0.1,0.05", f"hydra.sweep.dir={name}")
+    ours = ["lr=0.05", "hydra.run.dir=ours/1"]
+    if way == "fused":
+        ours = ["-m", "lr=0.1,0.05", "hydra.launcher.fuse=2", "hydra.sweep.dir=ours"]
+    plain = ["lr=0.05", "engine.backend=loop", "engine.compile=off", "hydra.run.dir=plain"]
+    lines = []
+    for folder, more in (("ours/1", ours), ("plain", plain)):
+        done = command(*more, *small)
         assert done.status == 0, done.out + done.err
-        engines[name] = json.loads(Path(name, "1", "result.json").read_text())["engine"]
-        text = Path(name, "1", "rounds.jsonl").read_text().splitlines()
-        lines[name] = [{key: v for key, v in json.loads(line).items() if key != "seconds"} for line in text]
-    assert lines["ours"] == lines["fused"] == lines["plain"] and len(lines["ours"]) == 7
-    assert "`Late.phase` has changed by round" in engines["ours"]["why_not_compiled"]
+        text = Path(folder, "rounds.jsonl").read_text().splitlines()
+        lines.append([{key: v for key, v in json.loads(line).items() if key != "seconds"} for line in text])
+    assert lines[0] == lines[1] and len(lines[0]) == 7
+    engine = json.loads(Path("ours", "1", "result.json").read_text())["engine"]
+    assert "`Late.phase` has changed by round" in engine["why_not_compiled"]
     assert "begins anew, by plain steps" in Path("ours", "1", "flgo_hydra.log").read_text()
 
 
