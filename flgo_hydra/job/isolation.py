@@ -27,9 +27,11 @@ def modules_kept(conf: Conf) -> Iterator[None]:
     What cannot be looked at or put back stays as it is.
     """
     kept = None
-    # What is wrong with a target, whoever needs it will say.
-    with contextlib.suppress(Exception):
+    try:
         kept = _state_of_code(conf)
+    except Exception as error:  # what is wrong with a target, whoever needs it will say
+        if type(error).__name__ == "TooMuch":
+            _log.warning("other runs of this process may find what this one changes in its modules: %s", error)
     try:
         yield
     finally:

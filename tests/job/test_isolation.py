@@ -111,6 +111,12 @@ def test_a_failed_run_leaves_nothing(command):
     assert first.err.splitlines()[-1] == second.err.splitlines()[-1]
 
 
+def test_what_is_too_much_to_be_looked_at_is_told(command):
+    Path("mine.py").write_text(CODE.replace("MADE = []", "MADE = [[i] for i in range(20_000)]"))
+    done = command(*SMALL, "hydra.run.dir=run")
+    assert done.status == 0 and "may find what this one changes in its modules: it holds more" in done.out
+
+
 def test_what_cannot_be_looked_at_is_no_reason_to_fail(command):
     Path("mine.py").write_text(f"{CODE}\nUP = iter(range(9))\n\ndef ups(model):\n    return {{'up': next(UP)}}\n")
     assert command(*SMALL[:-1], "metrics=mine.ups", "hydra.run.dir=run").status == 0
