@@ -155,6 +155,8 @@ def prepare(
             backend.prepare(server, hyper)
         seed_all(torch_seed(conf.seed, Purpose.OWN_METRICS), device)
         own = OwnMetrics(conf.metrics, task, data) if conf.metrics is not None else None
+    if own is not None:
+        backend.loop.begin_to_watch(has_users_metrics=True)
     rounding = {**backend.form, **(form or {})}
     watcher = Watcher(
         conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python

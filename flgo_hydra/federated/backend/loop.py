@@ -278,9 +278,13 @@ class LoopBackend:
             _log.info("local steps run uncompiled: %s", why_not)
             self.why_not_compiled = why_not
 
-    def begin_to_watch(self) -> None:
-        """Before the first round: from now on it is noticed where Python keeps something else."""
-        if self._watch is None and self.has_users_code:
+    def begin_to_watch(self, has_users_metrics: bool = False) -> None:
+        """Before the first round: from now on it is noticed where Python keeps something else.
+
+        Args:
+            has_users_metrics: the user's metrics are given the model, whoever's it is.
+        """
+        if self._watch is None and (self.has_users_code or has_users_metrics):
             self._watch = Watch(model=self.model, algorithm=self.step.algorithm)
 
     def why_plain_from(self, round_num: int) -> str:

@@ -213,3 +213,22 @@ def test_what_is_the_same_is_no_change():
     algorithm.is_late = False
     model.register_forward_hook(lambda *args: None)
     assert "hook" in watch.changed()
+
+
+METRIC = """
+def hooks(model, record):
+    if len(record) == 3:
+        next(model.parameters()).register_hook(lambda g: 2 * g)
+    return {"hooks": 0.0}
+"""
+
+
+def test_what_a_metric_does_to_a_model_of_ours_is_seen(command):
+    Path("late_metric.py").write_text(METRIC)
+    small = ["task.num_clients=3", "batch_size=10", "num_rounds=5", "dtype=float64", "metrics=late_metric.hooks"]
+    losses = []
+    for i, more in enumerate((["engine.backend=loop", "engine.compile=off"], ["engine.backend=vmap"], [])):
+        assert command(*small, *more, f"hydra.run.dir={i}").status == 0
+        losses.append(json.loads(Path(str(i), "rounds.jsonl").read_text().splitlines()[-1])["valid_loss"])
+    assert losses == pytest.approx(losses[:1] * 3, rel=0, abs=1e-12)
+    assert "(hooks)` has changed by round" in json.loads(Path("1", "result.json").read_text())["engine"]["why_not_vmap"]
