@@ -15,7 +15,7 @@ from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.job.imports import load
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.backend.python_state import PythonState
+    from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 
 _log = logging.getLogger("flgo_hydra")
 
@@ -27,11 +27,9 @@ def modules_kept(conf: Conf) -> Iterator[None]:
     What cannot be looked at or put back stays as it is.
     """
     kept = None
-    try:
+    # What is wrong with a target, whoever needs it will say.
+    with contextlib.suppress(Exception):
         kept = _state_of_code(conf)
-    except Exception as error:  # what is wrong with a target, whoever needs it will say
-        if type(error).__name__ == "TooMuch":
-            _log.warning("other runs of this process may find what this one changes in its modules: %s", error)
     try:
         yield
     finally:
@@ -57,4 +55,8 @@ def _state_of_code(conf: Conf) -> "PythonState | None":
     from flgo_hydra.federated.backend.python_state import PythonState
 
     roots: dict[str, Any] = {key: load(target, key) for key, target in own.items()}
-    return PythonState(**roots)
+    try:
+        return PythonState(**roots)
+    except TooMuch as error:
+        _log.warning("other runs of this process may find what this one changes in its modules: %s", error)
+        return None

@@ -256,7 +256,7 @@ class FusedBackend:
             sent, changes, kept = lanes.mean(weights.reshape(3, -1), [len(order) for order in orders])
             for key in keys:
                 self._members[key].loop.require_unchanged(works[key].round_num)
-                lanes.require_unchanged(works[key].round_num)
+            lanes.require_unchanged(works[keys[0]].round_num)
             states = self._finish(chunk, sent, changes)
         # Only now: what was raised above has changed nothing.
         for row, key in enumerate(keys if kept else ()):

@@ -20,6 +20,7 @@ SMALL = 2**16
 SMALL_OUTSIDE = 2**24
 """Numbers of what a copy shares that are put back, and of an array that are compared."""
 _MOST_BYTES = 2**24
+"""Of what is pickled to be compared."""
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size, range)
 """What holds nothing that changes."""
 
