@@ -15,7 +15,7 @@ from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.job.imports import load
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
+    from flgo_hydra.federated.backend.python_state import PythonState
 
 _log = logging.getLogger("flgo_hydra")
 
@@ -52,7 +52,7 @@ def _state_of_code(conf: Conf) -> "PythonState | None":
     own = {key: target for key, target in targets.items() if not target.startswith("flgo_hydra.")}
     if not own:
         return None
-    from flgo_hydra.federated.backend.python_state import PythonState
+    from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 
     roots: dict[str, Any] = {key: load(target, key) for key, target in own.items()}
     try:
