@@ -1,7 +1,7 @@
 """A mistake on the command line, answered with what was probably meant."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -70,6 +70,22 @@ def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] |
     texts = [f"`{name}`" + (f" (of {elsewhere[name]})" if name in elsewhere else "") for name in names]
     advice = f"Did you mean {' or '.join(texts)}?" if names else "`python -m flgo_hydra --help` lists the keys."
     return f"There is no `{key}`. {advice}"
+
+
+def of_other_points(key: str, point: Sequence[str], choice: str | None) -> str:
+    """The error for a key that some points of a grid have, and one has not.
+
+    Args:
+        choice: what has it, if that is known: `algorithm=fedprox`.
+    """
+    own = [text for text in point if text.partition("=")[0] != key]
+    whose = f", which is a key of {choice}" if choice else ", which other points have"
+    with_it = f"{choice or '…'} {key}=…"
+    return (
+        f"The point {' '.join(own)} has no `{key}`{whose}. A grid gives a key to all of its "
+        f"points. In `hydra.sweeper.points` each point has its own: "
+        f'`\'hydra.sweeper.points=["{" ".join(own)}","{with_it}"]\'`.'
+    )
 
 
 def unknown_choice(group: str, choice: str, choices: Collection[str]) -> str:

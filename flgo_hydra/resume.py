@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from flgo_hydra import __main__, compose
+from flgo_hydra.study.kept_grid import grow
 from flgo_hydra.study.recorded import read_hydra
 
 _USAGE = """\
@@ -22,16 +25,18 @@ Goes on with the sweep, or the single run, in FOLDER: what is finished is not ru
 
   hydra.sweeper.retry_failed=true   run failed points again too
   hydra.sweeper.rerun_changed=true  run points again whose code of yours has changed
-  lr=0.05                           run that value as well (of an axis of the sweep)
+  lr=0.05                           run that value as well, beside those that the sweep has of its key
+  --only lr=0.05                    run that value alone: points of the others that are not finished stay so
   hydra.launcher.slots=4            anything else of the launcher may change as well
 
-Overrides replace recorded ones of the same key. Relative paths in them start where the command was first typed."""
+Other overrides replace recorded ones of the same key. Relative paths start where the command was first typed."""
 _ONCE = (
     *("hydra.mode", "hydra.sweep.dir", "hydra.run.dir"),
     *("hydra.sweeper.retry_failed", "hydra.sweeper.rerun_changed"),
 )
 """Recorded keys that are not given again: what they ask for is pinned, or was asked for once."""
 _DIR = {"--config-dir", "-cd"}
+_ONLY = "--only"
 _NAME = {"--config-name", "-cn"}
 
 
@@ -90,7 +95,11 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
             raise ValueError(f"{folder} is one run of a sweep. Go on with the sweep: {folder.parent}.")
     else:
         raise ValueError(f"{folder} has neither multirun.yaml nor .hydra/hydra.yaml: no sweep, no run.{_near(folder)}")
-    flags, overrides = _split(more)
+    flags, overrides = _split([text for text in more if text != _ONLY])
+    if sweep.is_file() and _ONLY not in more:
+        overrides, told = grow(OmegaConf.load(sweep), recorded["overrides"]["task"], overrides)
+        for line in told:
+            print(line)
     replaced = {_key(text) for text in overrides}
     if replaced & {"hydra.sweep.dir", "hydra.run.dir"}:
         raise ValueError(f"The output folder is {folder}: it cannot be changed on the way.")

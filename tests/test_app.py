@@ -231,9 +231,10 @@ def test_a_killed_run_goes_on_from_its_own_checkpoint_with_the_same_numbers(tmp_
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undisturbed):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
+def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undisturbed, name):
     (tmp_path / "mine.py").write_text(MODELS)
-    stopped = start(tmp_path, "hydra.run.dir=run", DIE_AT="3", DIE_OF="SIGINT")
+    stopped = start(tmp_path, "hydra.run.dir=run", DIE_AT="3", DIE_OF=name)
     assert stopped.returncode == 130
     assert "stopped after round 3; python -m flgo_hydra.resume " in stopped.stderr
     again = start(tmp_path, "hydra.run.dir=run")

@@ -47,16 +47,13 @@ def test_the_recorded_command_with_its_folder_pinned(sweep: Path) -> None:
 
 def test_added_overrides_replace_recorded_ones_of_their_key(sweep: Path) -> None:
     more = ("lr=0.5", "--config-dir", "own", "hydra.launcher.slots=1", "model.extra=2", "hydra/launcher=joblib")
-    assert read_command(sweep, more).arguments == (
-        "-m",
-        "--config-dir",
-        str(Path("own").absolute()),
-        "lr=0.5",
-        "hydra.launcher.slots=1",
-        "model.extra=2",
-        "hydra/launcher=joblib",
-        f"hydra.sweep.dir={sweep}",
-    )
+    own = ("-m", "--config-dir", str(Path("own").absolute()))
+    others = ("hydra.launcher.slots=1", "hydra/launcher=joblib", f"hydra.sweep.dir={sweep}")
+    only = set(read_command(sweep, ("--only", *more)).arguments)
+    assert only == {*own, "lr=0.5", "model.extra=2", *others}
+    arguments = read_command(sweep, more).arguments
+    assert set(arguments) == {*own, "lr=0.1,0.01,0.5", "+model.extra=1,2", *others}
+    assert arguments[:3] == own and arguments[-1] == others[-1]
 
 
 def test_flags_that_chose_configs_are_given_again(tmp_path: Path) -> None:

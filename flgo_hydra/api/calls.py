@@ -20,6 +20,7 @@ from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
 from flgo_hydra.overrides import override
+from flgo_hydra.record.paths import free_folder
 from flgo_hydra.report.points import sort_points
 from flgo_hydra.study import sweeper as sweeper_module
 from flgo_hydra.study.sweep import Outcome
@@ -153,16 +154,7 @@ def check(overrides: list[str]) -> Conf:
 
 def new_folder(root: str) -> str:
     """A folder by date and time that nobody has: calls from Python may come within one second."""
-    base = Path(root, time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S"))
-    base.parent.mkdir(parents=True, exist_ok=True)
-    folder, number = base, 1
-    while True:
-        try:
-            folder.mkdir()
-            return str(folder)
-        except FileExistsError:
-            folder = base.with_name(f"{base.name}-{number}")
-            number += 1
+    return str(free_folder(Path(root, time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S"))))
 
 
 def _remove_empty(folder: Path) -> None:

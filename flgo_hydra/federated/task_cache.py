@@ -177,6 +177,8 @@ def _read(entry: Path) -> tuple[Content, dict[str, Any] | None] | None:
         return None
     try:
         meta = json.loads((entry / "meta.json").read_text())
+        if meta.pop("meta_sha256") != _sum(meta):
+            raise _Damaged("meta.json has been changed")
         change, state = dependencies.find_change(meta["depends"])
         if change is not None:
             raise _Changed(change)
@@ -215,9 +217,14 @@ def _write(entry: Path, key: str, meta: Mapping[str, Any], arrays: Arrays) -> No
 def _write_meta(entry: Path, meta: Mapping[str, Any]) -> None:
     temporary = entry / "meta.json.new"
     with temporary.open("w") as file:
-        json.dump(meta, file, indent=1, default=str)
+        plain = json.loads(json.dumps(meta, default=str))
+        json.dump({**plain, "meta_sha256": _sum(plain)}, file, indent=1)
         _flush(file)
     os.replace(temporary, entry / "meta.json")
+
+
+def _sum(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> dict[str, Any]:

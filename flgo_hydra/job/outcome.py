@@ -16,7 +16,15 @@ from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import Failure, RunResult, decimals, read_result, summarize, write_failure
+from flgo_hydra.record.result import (
+    Failure,
+    RunResult,
+    decimals,
+    read_result,
+    set_defects_aside,
+    summarize,
+    write_failure,
+)
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
@@ -27,11 +35,13 @@ _log = logging.getLogger("flgo_hydra")
 
 
 def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
-    """The result that the folder has already.
+    """The result that the folder has already. Records that are not to be believed are set aside, with a warning.
 
     Raises:
         ValueError: it is another config's, or of other data.
     """
+    for told in set_defects_aside(paths):
+        _log.warning("%s: %s. The run is done again.", paths.folder, told)
     finished = read_result(paths)
     if finished is not None:
         if finished.fingerprint != compose.fingerprint(conf):

@@ -15,7 +15,7 @@ from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import read_rounds
+from flgo_hydra.record.result import keep_rounds, read_rounds
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     import torch
@@ -75,6 +75,9 @@ class Watcher:
         if saved is not None and saved["form"] != self._form:
             _log.warning("the run begins anew%s", _reason(saved["form"] or {}, self._form or {}))
             saved = None
+        if saved is not None and saved["num_recorded"] != _count_until(self._paths, saved["round_num"]):
+            _log.warning("the run begins anew: %s lacks rounds that its checkpoint is after", self._paths.rounds.name)
+            saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
             state.clients.restore(saved["clients"])
@@ -83,8 +86,7 @@ class Watcher:
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
             _log.info("going on after round %d", state.round_num)
             self._tell_other_code(saved["code"], state.round_num)
-        files.keep_json_lines(self._paths.rounds, lambda line: line["round"] <= state.round_num)
-        self.record = read_rounds(self._paths)
+        self.record = keep_rounds(self._paths, state.round_num if saved is not None else -1)
         self._lines = files.JsonLines(self._paths.rounds)
 
     def tell_reads(self, names: Iterable[str]) -> None:
@@ -156,6 +158,7 @@ class Watcher:
             "server": vars(state.server),
             "clients": state.clients.export(),
             "round_num": state.round_num,
+            "num_recorded": len(self.record),
             "patience": {"best": state.patience.best, "best_round": state.patience.best_round},
             "best": state.best,
             "last": state.last,
@@ -176,6 +179,10 @@ class Watcher:
 def _line(state: "RunState") -> dict[str, float]:
     """A line of rounds.jsonl."""
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
+
+
+def _count_until(paths: RunPaths, round_num: int) -> int:
+    return sum(line["round"] <= round_num for line in read_rounds(paths))
 
 
 def _reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -57,6 +57,7 @@ SCHEDULERS = {
 }
 _PRELOAD_PACKAGES = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml")
 """What the launcher has imported of these by the time it starts a job, jobs need too."""
+_OWN_CALLBACK = "flgo_hydra.job.owner.RunOwner"
 _MOST_WAITING = 64
 """Jobs composed ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 _SHARE = 0.5
@@ -302,7 +303,8 @@ class PackingLauncher(Launcher):
     def _find_fuse_key(self, config: DictConfig) -> str:
         """Jobs with the same one can run as one program; empty: this one cannot."""
         # Callbacks and the working folder are a process's, not a job's.
-        if self._fuse_key is None or config.hydra.get("callbacks") or config.hydra.job.get("chdir"):
+        others = [one for one in (config.hydra.get("callbacks") or {}).values() if one.get("_target_") != _OWN_CALLBACK]
+        if self._fuse_key is None or others or config.hydra.job.get("chdir"):
             return ""
         own = config.copy()
         with open_dict(own):

@@ -27,6 +27,7 @@ from flgo_hydra.record.result import forget_failure
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
+_MOST_LOOKS = 5
 # What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
 _MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
@@ -150,6 +151,7 @@ class Queue:
         self._apart: dict[str, str] = {}  # why, by fuse keys of jobs that cannot run together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
+        self._looks = 0  # at a host that has no room, though nothing of ours runs there
         self._has_told_stuck = False
         # Whether a decision may be another one than the last, and when the clock alone may make it so.
         self._has_changed = True
@@ -256,12 +258,35 @@ class Queue:
                 requests.append(request)
                 groups[request.job] = group
         placements = self.scheduler.choose(requests, running, self.devices, now_s)
+        if not placements and requests:
+            placements = self._give_a_chance(requests, groups, now_s)
         for placement in placements:
             self._start(groups[placement.job], placement, now_s)
         self._is_stuck = not placements and not self.running
         if self._is_stuck and not self._has_told_stuck and requests:
             self._has_told_stuck = True
             self._events.append(Event("stuck", groups[requests[0].job][0], {"devices": len(self.devices)}))
+
+    def _give_a_chance(
+        self, requests: Sequence[Request], groups: Mapping[int, Sequence[Job]], now_s: float
+    ) -> list[Placement]:
+        """A job for which the host has no room though nothing of ours runs, and has had none for a few looks.
+
+        What keeps the memory (this process among others) may keep it for ever. So the job tries, alone, and what the
+        kernel ends says what it wanted. A GPU is another matter: who has it will leave it one day.
+        """
+        host = next((device for device in self.devices if device.id == CPU), None)
+        wait_s = self.scheduler.wait_s(requests, [], self.devices, now_s)
+        if self.running or host is None or (wait_s is not None and wait_s > _LOOK_AGAIN_S):
+            self._looks = 0
+            return []
+        self._looks += 1
+        if self._looks <= _MOST_LOOKS:
+            return []
+        self._looks = 0
+        for job in groups[requests[0].job]:
+            job.alone = True
+        return [Placement(requests[0].job, host.id)]
 
     def _groups(self, ready: Sequence[Job]) -> list[list[Job]]:
         """What starts together: jobs that can run as one program, up to so many; else each by itself."""

@@ -18,6 +18,7 @@ from flgo_hydra.launch.queue import Event, Job, Queue, Running
 from flgo_hydra.launch.scheduler import CPU, Device
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.progress import duration
+from flgo_hydra.record.plain_text import printable
 
 if TYPE_CHECKING:  # rich is imported when a table is shown
     from rich.console import Console, RenderableType
@@ -114,6 +115,7 @@ class Lines(View):
         super().show(event)
         if event is not None:
             text, level = describe(event, self.tally)
+            text = printable(text)
             if text:
                 log.log(level, "%s", text)
 

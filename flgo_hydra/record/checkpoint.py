@@ -13,7 +13,7 @@ import torch
 
 from flgo_hydra.record.files import replacing
 
-_VERSION = 3
+_VERSION = 4
 _COST_SHARE = 0.01
 _log = logging.getLogger(__name__)
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,6 +66,14 @@ def remove_leftovers(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Renames what is in the way, to a name that is free beside it; returns that."""
+    names = (path.with_name(f"{path.name}.damaged{'' if i == 1 else f'-{i}'}") for i in itertools.count(1))
+    free = next(name for name in names if not os.path.lexists(name))
+    path.rename(free)
+    return free
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text.encode())
@@ -72,15 +81,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the object in the file, or None when there is no such file or it is not one JSON object."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 class JsonLines:
@@ -106,29 +106,6 @@ class JsonLines:
         line = (json.dumps(to_json(value), allow_nan=False) + "\n").encode()
         while line:
             line = line[os.write(self._fd, line) :]
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a file of lines; a torn last line is left out, what cannot be read is empty."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return []
-    values = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            continue
-        if isinstance(value, dict):
-            values.append(value)
-    return values
-
-
-def keep_json_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrites a file of lines with those that are kept. A torn line goes: what is appended would be glued to it."""
-    if path.exists():
-        write_text(path, "".join(json.dumps(to_json(line)) + "\n" for line in read_json_lines(path) if is_kept(line)))
 
 
 def to_json(value: Any) -> Any:

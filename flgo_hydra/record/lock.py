@@ -71,6 +71,21 @@ def holding(
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock now: not merely whether one with its number lives, as after a reboot."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    holder = _read(_beside(path))
+    if holder.get("host") not in (None, socket.gethostname()):
+        return True  # nobody here can know
+    return bool(holder) and _started(holder.get("pid")) == holder.get("started")
+
+
 @contextlib.contextmanager
 def _take_flock(file: IO[str], path: Path, flock: Callable[[IO[str], int], None]) -> Iterator[None]:
     try:
@@ -83,7 +98,7 @@ def _take_flock(file: IO[str], path: Path, flock: Callable[[IO[str], int], None]
 
 @contextlib.contextmanager
 def _take_file(file: IO[str], path: Path, flock: Callable[[IO[str], int], None]) -> Iterator[None]:
-    beside = path.with_name(f"{path.name}.held")
+    beside = _beside(path)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     mine = path.with_name(f"{path.name}.{me['host']}.{me['pid']}")
     mine.write_text(json.dumps(me))
@@ -99,6 +114,10 @@ def _take_file(file: IO[str], path: Path, flock: Callable[[IO[str], int], None])
         yield
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
 
 
 def _remove_of_the_dead(beside: Path) -> None:

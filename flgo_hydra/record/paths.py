@@ -1,5 +1,6 @@
 """Every file of a run folder and of a sweep folder, by name."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class RunPaths:
     @property
     def best_model(self) -> Path:
         return self.folder / "best_model.safetensors"
+
+    @property
+    def owner(self) -> Path:
+        """Held by the process of a single run; of a sweep's run by its sweeper, in the folder above."""
+        return self.folder / ".owner.lock"
 
     def newest_log(self) -> Path:
         """The log of the last attempt; without one Hydra's, or where the failure is told."""
@@ -76,3 +82,24 @@ class SweepPaths:
     @property
     def owner(self) -> Path:
         return self.folder / ".owner.lock"
+
+
+def is_by_the_second(pattern: str) -> bool:
+    """Whether a folder, as a config has it, is named by the time of the command: nobody means to go on in it."""
+    return "${now:" in pattern and "%S" in pattern
+
+
+def free_folder(wanted: Path) -> Path:
+    """Makes a folder that nobody has: as wanted, or with a number behind its name.
+
+    Two commands may come within one second, which their folders are named by.
+    """
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        folder = wanted if number == 0 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")

@@ -1,14 +1,19 @@
-"""What a run comes to: one result, read back from its folder."""
+"""What a run comes to: one result, read back from its folder and believed only if it is as it was written."""
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
-from flgo_hydra.record.files import read_json, read_json_lines, settle, write_json
+from flgo_hydra.record.files import set_aside, settle, to_json, write_json, write_text
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
+
+STATUSES = ("completed", "early_stopped", "pruned", "diverged")
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class RunResult:
     """The content of result.json."""
 
     status: str
-    """completed, early_stopped, pruned or diverged"""
+    """one of `STATUSES`"""
     best_valid_loss: float
     """the best valid_loss of all evaluated rounds, whatever is monitored; inf when none was finite"""
     best_round: int
@@ -47,9 +52,9 @@ class RunResult:
     warnings: list[str] = field(default_factory=list)
     """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
     data_sha256: str = ""
+    """of the content of the samples and their split"""
     source: str = ""
     """what the task's source was and returned, see `federated.task.Task`"""
-    """of the content of the samples and their split"""
     code: dict[str, Any] = field(default_factory=dict)
     """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
 
@@ -68,29 +73,95 @@ class RunResult:
 def write_result(paths: RunPaths, result: RunResult) -> None:
     """Writes result.json last: where it lies, everything else of the run does, after a loss of power too."""
     settle([paths.rounds, paths.best_model, *(paths.folder / ".hydra").glob("*.yaml")])
-    write_json(paths.result, asdict(result))
+    rounds = read_bytes(paths.rounds)
+    content = {**asdict(result), "rounds_sha256": "" if rounds is None else hashlib.sha256(rounds).hexdigest()}
+    write_json(paths.result, {**content, "sha256": _sum(content)})
     paths.checkpoint.unlink(missing_ok=True)
     paths.failure.unlink(missing_ok=True)
 
 
 def read_result(paths: RunPaths) -> RunResult | None:
-    """Returns the folder's result, or None when the run is not finished or the file is not one of ours."""
-    values = read_json(paths.result)
-    if values is None:
-        return None
-    values = {name: value for name, value in values.items() if name in RunResult.__dataclass_fields__}
+    """Returns the folder's result; None where there is none, or none to be believed (`defect_of`)."""
     try:
-        for metrics in ("best", "last"):
-            values[metrics] = {name: _number(value) for name, value in values[metrics].items()}
-        values["best_valid_loss"] = math.inf if values["best_valid_loss"] is None else values["best_valid_loss"]
-        return RunResult(**{**values, "monitor": Monitor.from_json(values.get("monitor"))})
-    except (KeyError, TypeError, AttributeError):
+        return _read_result(paths)
+    except Defect:
         return None
+
+
+def defect_of(paths: RunPaths) -> Defect | None:
+    """What is wrong with the records of a run; None where nothing is.
+
+    A result is believed if it has its types, has not been changed since it was written, and the rounds that it is of
+    have not been changed either. Rounds that somebody has deleted are no defect: the result stands alone.
+    """
+    try:
+        if _read_result(paths) is None:
+            for _ in parse_rounds(paths.rounds, read_bytes(paths.rounds) or b""):
+                pass
+            _read_failure(paths)
+    except Defect as defect:
+        return defect
+    return None
+
+
+def _read_result(paths: RunPaths) -> RunResult | None:
+    content = read_bytes(paths.result)
+    if content is None:
+        return None
+    path, values = paths.result, parse_object(paths.result, content)
+    written = values.pop("sha256", None)
+    if written is not None and written != _sum(values):
+        raise Defect(path, "has been changed since it was written")
+    result = made_of(path, RunResult, values)
+    if result.status not in STATUSES:
+        raise Defect(path, f"has no `status` of ours: {result.status!r}")
+    if not 0 <= result.best_round <= result.last_round:
+        raise Defect(path, f"has `best_round` {result.best_round} of {result.last_round}")
+    rounds = read_bytes(paths.rounds) if values.get("rounds_sha256") else None
+    if rounds is not None and hashlib.sha256(rounds).hexdigest() != values["rounds_sha256"]:
+        raise Defect(paths.rounds, "has been changed since the run ended")
+    if math.isnan(result.best_valid_loss):
+        return replace(result, best_valid_loss=math.inf)
+    return result
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(to_json(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_rounds(paths: RunPaths) -> list[dict[str, float]]:
-    """Returns the evaluated rounds in order; a loss that was not finite is nan."""
-    return [{name: _number(value) for name, value in line.items()} for line in read_json_lines(paths.rounds)]
+    """Returns the evaluated rounds in order, up to the first defect; a loss that was not finite is nan."""
+    rounds: list[dict[str, float]] = []
+    with contextlib.suppress(Defect):
+        for line in parse_rounds(paths.rounds, read_bytes(paths.rounds) or b""):
+            rounds.append(line)
+    return rounds
+
+
+def keep_rounds(paths: RunPaths, last_round: int) -> list[dict[str, float]]:
+    """Rewrites rounds.jsonl with the rounds up to one and returns them: what is appended goes on from there."""
+    kept = [line for line in read_rounds(paths) if line["round"] <= last_round]
+    if paths.rounds.exists():
+        write_text(paths.rounds, "".join(json.dumps(to_json(line)) + "\n" for line in kept))
+    return kept
+
+
+def set_defects_aside(paths: RunPaths) -> list[str]:
+    """Renames what is wrong among a run's records, so that the run can be done again; returns a line on each.
+
+    Raises:
+        OSError: a file cannot be renamed.
+    """
+    told = []
+    while (defect := defect_of(paths)) is not None:
+        told.append(f"{defect} (kept as {set_aside(defect.path).name})")
+        if defect.path == paths.rounds and paths.result.exists():
+            set_aside(paths.result)  # it is of those rounds
+    for path in (paths.checkpoint, paths.best_model):
+        if path.exists() and not path.is_file():  # it would be in the way when it is written
+            told.append(f"{path.name} is no file (kept as {set_aside(path).name})")
+    return told
 
 
 @dataclass(frozen=True)
@@ -117,17 +188,15 @@ def forget_failure(paths: RunPaths) -> None:
 
 
 def read_failure(paths: RunPaths) -> Failure | None:
-    values = read_json(paths.failure)
-    if values is None:
-        return None
     try:
-        return Failure(**{name: value for name, value in values.items() if name in Failure.__dataclass_fields__})
-    except TypeError:
+        return _read_failure(paths)
+    except Defect:
         return None
 
 
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value
+def _read_failure(paths: RunPaths) -> Failure | None:
+    content = read_bytes(paths.failure)
+    return None if content is None else made_of(paths.failure, Failure, parse_object(paths.failure, content))
 
 
 def decimals(value: float) -> str:

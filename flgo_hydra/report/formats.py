@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from flgo_hydra.record.plain_text import csv_cell, printable
 from flgo_hydra.report.runs import value_text
 
 
@@ -73,7 +74,7 @@ def cell_text(cell: Any, column: str = "") -> str:
     if column in _DECIMALS and isinstance(cell, float) and math.isfinite(cell):
         return f"{cell:.{_DECIMALS[column]}f}"
     if isinstance(cell, KeyValue):
-        return value_text(cell.value)
+        return printable(value_text(cell.value))
     if isinstance(cell, Spread):
         mean = number_text(cell.mean)
         if math.isnan(cell.std) or mean == "-":
@@ -82,7 +83,7 @@ def cell_text(cell: Any, column: str = "") -> str:
         return f"{mean} ± {cell.std:.4f}" if is_plain else f"{mean} ± {number_text(cell.std)}"
     if isinstance(cell, Interval):
         return "-" if math.isnan(cell.low) else f"[{number_text(cell.low)}, {number_text(cell.high)}]"
-    return number_text(cell) if isinstance(cell, float) else " ".join(str(cell).split())
+    return number_text(cell) if isinstance(cell, float) else printable(" ".join(str(cell).split()))
 
 
 def as_text(table: Table) -> str:
@@ -145,9 +146,9 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     records = as_records(table, is_finite=False)
     names = list(records[0]) if records else list(table.columns)
-    writer.writerow(names)
+    writer.writerow(map(csv_cell, names))
     for record in records:
-        writer.writerow([_csv_text(record[name]) for name in names])
+        writer.writerow([csv_cell(_csv_text(record[name])) for name in names])
     return buffer.getvalue().rstrip("\n")
 
 

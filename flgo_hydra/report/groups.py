@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flgo_hydra.report.replicates import Estimate, estimate_over
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import Selection
-from flgo_hydra.report.table import NO_BEST
+from flgo_hydra.report.table import DAMAGED, NO_BEST
 
 Point = tuple[Value, ...]
 """values of the keys that groups are told apart by"""
@@ -37,7 +37,7 @@ class Group:
         """Orders groups: the best mean first, those that lack a run after those that lack none, as a study has it, and
         those without a valid run last. A run that is still to come is none that lacks."""
         found = self.estimates.get(selection.metric)
-        lacks = any(run.row.end in ("failed", "diverged", NO_BEST) for run in self.runs)
+        lacks = any(run.row.end in ("failed", "diverged", NO_BEST, DAMAGED) for run in self.runs)
         return found is None, lacks, 0.0 if found is None else selection.by.rank(found.mean)
 
 

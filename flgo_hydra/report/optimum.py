@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from flgo_hydra.monitor import Monitor
+from flgo_hydra.record.plain_text import printable
 from flgo_hydra.report.conditions import by_condition, conditions_of, is_condition
 from flgo_hydra.report.points import PointRow, print_best_point
 from flgo_hydra.report.runs import keys_that_vary, runs_of_rows, value_text
@@ -88,9 +89,9 @@ def _print_each(optima: Sequence[tuple[dict[str, str], _T]], best: _T, show: Cal
 
 
 def _print_one(best: Row, under: str) -> None:
-    print(f"optimal combination{under}:", " ".join(best.overrides) or "(a single point)")
+    print(f"optimal combination{under}:", best.label or "(a single point)")
     at = f" at round {best.best_round}" if best.best_round is not None else ""
     print(f"{f'best {best.monitor.metric}:':20} {best.value:.6g}{at} (job {best.job})")
-    others = [f"{name} {value:.4f}" for name, value in best.best.items() if name != best.monitor.metric]
+    others = [f"{printable(name)} {value:.4f}" for name, value in best.best.items() if name != best.monitor.metric]
     if others:
         print(f"at that round:       {', '.join(others)}")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
+from flgo_hydra.record.plain_text import printable
 from flgo_hydra.record.result import decimals
 
 
@@ -30,7 +31,7 @@ class PointRow:
 
     @property
     def name(self) -> str:
-        return " ".join(self.overrides) or "(a single point)"
+        return printable(" ".join(self.overrides)) or "(a single point)"
 
     @property
     def value(self) -> str:
@@ -130,4 +131,4 @@ def print_points(rows: Sequence[PointRow], most: int) -> None:
     if without:
         print(f"\nwithout a mean: {len(without)} of {len(rows)} points")
         for row in without[:most]:
-            print(f"  {row.name}  {row.message.partition(chr(10))[0]}")
+            print(f"  {row.name}  {printable(row.message.partition(chr(10))[0])}")

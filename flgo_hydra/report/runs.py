@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
+from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import read_failure, read_result, read_rounds
-from flgo_hydra.report.table import Row
+from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
+from flgo_hydra.report.table import DAMAGED, Row
 
 Value = str | int | float | bool | None
 """of a config key; lists are JSON text"""
@@ -58,7 +59,7 @@ class Run:
     @cached_property
     def rounds(self) -> list[dict[str, float]]:
         """The evaluated rounds in order; what is not finite is nan."""
-        return _read_rounds(RunPaths(self.row.folder))
+        return [] if self.row.status == DAMAGED else read_rounds(RunPaths(self.row.folder))
 
     @property
     def num_rounds(self) -> int | None:
@@ -88,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """
     found: dict[Path, None] = {}
     for folder in folders:
-        own = list(_find(folder))
+        own = list(_find(folder, set()))
         if not own:
             raise ValueError(
                 f"{folder} holds no run: neither it nor a folder below it has "
@@ -190,13 +191,21 @@ def value_text(value: Value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _find(folder: Path) -> Iterator[Path]:
-    """Run folders below a folder, in the order of their job numbers."""
+def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Run folders below a folder, in the order of their job numbers. Links below it are not followed.
+
+    Args:
+        seen: folders that have been looked into, by device and inode: a mount can lead back, too.
+    """
     if not folder.exists():
         hint = f" To choose runs by their config: `--where {folder}`." if "=" in folder.name else ""
         raise ValueError(f"There is no folder {folder}.{hint}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file. Give the folder of a sweep or of a run.")
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
     try:
         names = os.listdir(folder)
     except PermissionError:
@@ -207,8 +216,9 @@ def _find(folder: Path) -> Iterator[Path]:
             yield folder.resolve()
         return
     for name in sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)):
-        if not name.startswith(".") and (folder / name).is_dir():
-            yield from _find(folder / name)
+        below = folder / name
+        if not name.startswith(".") and below.is_dir() and not below.is_symlink():
+            yield from _find(below, seen)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -256,16 +266,16 @@ def _read(folder: Path, name: str) -> Run:
 
 def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: Monitor) -> Row:
     """A run without a result, as far as its rounds go."""
-    rounds = _read_rounds(paths)
+    defect = defect_of(paths)
+    if defect is not None:
+        return Row(job, overrides, paths.folder, DAMAGED, message=str(defect), monitor=monitor)
+    rounds = read_rounds(paths)
     best = monitor.best_of(rounds) or {}
     failure = read_failure(paths)
     if failure is not None:
         row = Row.of_failure(job, overrides, paths, failure)
     else:
-        is_damaged = paths.result.exists() and read_result(paths) is None
-        message = "result.json cannot be read" if is_damaged else ""
-        status = "running" if not is_damaged and _is_alive(paths) else "interrupted"
-        row = Row(job, overrides, paths.folder, status, message=message)
+        row = Row(job, overrides, paths.folder, "running" if _is_alive(paths) else "interrupted")
     return replace(
         row,
         monitor=monitor,
@@ -287,30 +297,12 @@ def _monitor(values: Mapping[str, Value]) -> Monitor:
 
 
 def _is_alive(paths: RunPaths) -> bool:
-    """Whether somebody still works on a run: the process that owns its sweep lives, or it was written to lately."""
-    try:
-        owner = int(SweepPaths(paths.folder.parent).owner.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        owner = None
-    if owner is not None:
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # it lives, and belongs to another user
-        return True
+    """Whether somebody still works on a run: its sweep is held by a process, or it was written to lately."""
+    owners = [owner for owner in (paths.owner, SweepPaths(paths.folder.parent).owner) if owner.exists()]
+    if owners:
+        return any(map(is_held, owners))
     times = [path.stat().st_mtime for path in (paths.rounds, paths.checkpoint, paths.folder) if path.exists()]
     return time.time() - max(times, default=0.0) < _RECENT_S
-
-
-def _read_rounds(paths: RunPaths) -> list[dict[str, float]]:
-    """Rounds with numbers only: a line that is torn or not one of ours is left out."""
-    lines = []
-    for line in read_rounds(paths):
-        if isinstance(line.get("round"), int | float) and math.isfinite(line["round"]):
-            lines.append({key: value for key, value in line.items() if isinstance(value, int | float)})
-    return lines
 
 
 def _read_overrides(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flgo_hydra.mistakes import nearest
 from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor, metric_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
+from flgo_hydra.report.table import DAMAGED
 
 _FACTS = ("seconds", "peak_memory_mib", "best_round", "last_round")
 """numbers of a run that belong to no round; less is better"""
@@ -229,7 +230,7 @@ def _normal(text: str) -> str:
 def best_first(runs: Sequence[Run], selection: Selection, conditions: Sequence[str] = ()) -> list[Run]:
     """Condition after condition, valid runs from best to worst, then those that cannot be the optimum: unfinished,
     pruned, diverged, failed."""
-    kinds = {"running": 1, "interrupted": 1, "pruned": 2, "diverged": 3, "failed": 4}
+    kinds = {"running": 1, "interrupted": 1, "pruned": 2, "diverged": 3, "failed": 4, DAMAGED: 5}
     ranks = ranks_of(runs, conditions)
 
     def place(run: Run) -> tuple[list[int], int, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flgo_hydra.progress import duration
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import decimals, read_rounds
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.optimum import print_optimal_point, print_optimum
 from flgo_hydra.report.points import PointRow, print_points, sort_points
@@ -66,7 +67,7 @@ def print_summary(
             print(f"\n{status}: {len(listed)} of {len(rows)}")
         for row in listed[:_MOST_LISTED]:
             where = f"  {_relative(RunPaths(row.folder).newest_log())}" if status == "failed" else ""
-            print(f"  job {row.job}  {' '.join(row.overrides)}  {row.message.partition(chr(10))[0]}{where}")
+            print(f"  job {row.job}  {row.label}  {row.reason}{where}")
         if len(listed) > _MOST_LISTED:
             print(f"  … and {len(listed) - _MOST_LISTED} more in {_relative(paths.results)}")
         if status == "failed" and num_untried:
@@ -85,7 +86,7 @@ def print_summary(
     print(f"resume:  {resume_command(paths.folder, is_ours)}")
     if any(rounds.values()):
         print(f"report:  python -m flgo_hydra.report {shlex.quote(_relative(paths.folder))}")
-    where = _relative(Path(storage)) if "://" not in storage else storage
+    where = _relative(Path(storage)) if "://" not in storage else masked(storage)
     print(f"study:   optuna best-trial --storage {shlex.quote(where)} --study-name {shlex.quote(study_name)}")
     print(f"         optuna-dashboard {shlex.quote(where)}", flush=True)
     if num_outgrown:
@@ -100,10 +101,10 @@ def _print_points(rows: Sequence[Row], best: Row | None) -> None:
     if len(listed) < 2:
         return
     print()
-    width = max(len("point"), *(len(" ".join(row.overrides)) for row in listed[:_MOST_LISTED]))
+    width = max(len("point"), *(len(row.label) for row in listed[:_MOST_LISTED]))
     print(f"  job  {'point':{width}}  {f'best {listed[0].monitor.metric}':>15}  round  of  status")
     for row in listed[:_MOST_LISTED]:
-        name = " ".join(row.overrides)
+        name = row.label
         rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"
         print(f"  {row.job:>3}  {name:{width}}  {decimals(row.value):>15}  {rounds}  {row.status}")
     if len(listed) > _MOST_LISTED:
@@ -126,7 +127,7 @@ def _print_pruned(pruned: Sequence[Row], num_rows: int, paths: SweepPaths) -> No
     print(f"about {duration(saved_s)} of training")
     for row in pruned[:_MOST_LISTED]:
         best = f"best {decimals(row.value)} at round {row.best_round}"
-        print(f"  job {row.job}  {' '.join(row.overrides)}  after round {row.last_round}, {best}")
+        print(f"  job {row.job}  {row.label}  after round {row.last_round}, {best}")
     if len(pruned) > _MOST_LISTED:
         print(f"  … and {len(pruned) - _MOST_LISTED} more in {_relative(paths.results)}")
 

@@ -12,12 +12,14 @@ from omegaconf import OmegaConf
 from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.plain_text import csv_cell, printable
 from flgo_hydra.record.result import Failure, RunResult
 
 RETURNED = Monitor("value")
 """what decides between jobs of another Hydra app"""
 NO_BEST = "without a best"
-NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted")
+DAMAGED = "damaged"
+NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted", DAMAGED)
 """statuses of runs that cannot be the optimum: a pruned or unfinished one might have come lower, and is not compared"""
 
 
@@ -29,7 +31,7 @@ class Row:
     overrides: tuple[str, ...]
     folder: Path
     status: str
-    """of the result, or failed; where a folder is read without a sweep also running and interrupted"""
+    """of the result, or failed; where a folder is read without a sweep also running, interrupted and damaged"""
     best_valid_loss: float = math.nan
     best_round: int | None = None
     last_round: int | None = None
@@ -54,6 +56,16 @@ class Row:
     def end(self) -> str:
         """Its status; `without a best` where it came to its end, and what decides was finite in no round."""
         return self.status if self.is_valid or self.status in NOT_VALID else NO_BEST
+
+    @property
+    def label(self) -> str:
+        """Its point, on a line."""
+        return printable(" ".join(self.overrides))
+
+    @property
+    def reason(self) -> str:
+        """The first line of its message."""
+        return printable(self.message.partition("\n")[0])
 
     @property
     def value(self) -> float:
@@ -109,17 +121,19 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
-        ["job", "status", *keys, BEST_VALID_LOSS, "best_round", "last_round"]
+        csv_cell(head)
+        for head in ["job", "status", *keys, BEST_VALID_LOSS, "best_round", "last_round"]
         + [*metrics]
         + ["seconds", "peak_memory_mib", "message", "folder"]
     )
     for row in rows:
-        writer.writerow(
-            [row.job, row.status, *(swept[row.job].get(key, "") for key in keys)]
+        cells = (
+            [str(row.job), row.status, *(swept[row.job].get(key, "") for key in keys)]
             + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
             + [_number(at_best[row.job].get(name)) for name in metrics]
             + [_number(row.seconds), _number(row.peak_memory_mib), row.message, _below(path.parent, row.folder)]
         )
+        writer.writerow(map(csv_cell, cells))
     write_text(path, buffer.getvalue())
 
 

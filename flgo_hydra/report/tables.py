@@ -13,7 +13,7 @@ from flgo_hydra.report.groups import Group, Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
 from flgo_hydra.report.runs import ABSENT, Run, value_text
-from flgo_hydra.report.table import NO_BEST
+from flgo_hydra.report.table import DAMAGED, NO_BEST
 
 _FEW_SEEDS = 5
 _MOST_SAID = 8
@@ -73,6 +73,9 @@ def _tops(
     return shown, frozenset(best if len(counts) == 1 or max(counts.values()) > 1 else ())
 
 
+_TROUBLES = ("failed", NO_BEST, DAMAGED)
+
+
 def headline(runs: Sequence[Run]) -> str:
     """`27 runs: 25 completed, 2 failed`."""
     counts = Counter(run.row.status.replace("_", " ") for run in runs)
@@ -89,7 +92,7 @@ def status_of(run: Run) -> str:
 
 
 def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
-    """Runs that failed, or never had a value, with reason and log."""
+    """Runs that failed, never had a value, or cannot be believed, with reason and log."""
     rows = [
         (
             run.name,
@@ -98,9 +101,9 @@ def troubles_table(runs: Sequence[Run], question: Question) -> Table | None:
             relative(RunPaths(run.row.folder).newest_log()),
         )
         for run in runs
-        if run.row.end in ("failed", NO_BEST)
+        if run.row.end in _TROUBLES
     ]
-    kinds = " or ".join(dict.fromkeys(run.row.end for run in runs if run.row.end in ("failed", NO_BEST)))
+    kinds = " or ".join(dict.fromkeys(run.row.end for run in runs if run.row.end in _TROUBLES))
     return (
         Table(f"{kinds}: {len(rows)} of {len(runs)}", ("job", *question.keys, "reason", "log"), rows) if rows else None
     )

@@ -18,13 +18,30 @@ def owning(paths: SweepPaths) -> Iterator[None]:
     paths.folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(holding(paths.owner))
+            # a report may look, for a moment, whether it is held
+            stack.enter_context(holding(paths.owner, wait_s=0.5))
         except Held as held:
             raise ValueError(
                 f"{paths.folder} is in use by the sweep of process {held.holder or 'unknown'}. "
                 "Wait for it, or choose another `hydra.sweep.dir`."
             ) from None
         yield
+
+
+def check_files(paths: SweepPaths) -> None:
+    """Refuses a folder where files lie that a sweep would write over, and that none of ours has written.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if (paths.folder / "multirun.yaml").exists() or paths.study.exists():
+        return
+    foreign = [path.name for path in (paths.results, paths.points, paths.best, paths.curves) if path.exists()]
+    if foreign:
+        raise ValueError(
+            f"{paths.folder} holds {', '.join(foreign)}, and no sweep that wrote them: they would be written over. "
+            "Choose another `hydra.sweep.dir`."
+        )
 
 
 def check_folder(before: str | None, paths: SweepPaths, study: str) -> None:

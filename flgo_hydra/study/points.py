@@ -115,10 +115,7 @@ class PointChecker:
         """
         everything = [*self._fixed, *overrides]
         if not self._seen:
-            unknown = self._composer.find_unknown_key(everything)
-            if unknown is not None:
-                key, cfg = unknown
-                raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], keys_by_choice()))
+            self._refuse_unknown(overrides)
         conf = None if writes_identity(everything) else self._typed.make(everything)
         if conf is None:
             cfg = self._load(everything, overrides)
@@ -142,6 +139,18 @@ class PointChecker:
         self._seen.add(identity)
         return tell_apart(Point(overrides, identity, group, num_rounds, how=how, task=task), self.apart), conf
 
+    def _refuse_unknown(self, overrides: Sequence[str]) -> None:
+        """Refuses a point with a plain key that its config does not have."""
+        unknown = self._composer.find_unknown_key([*self._fixed, *overrides])
+        if unknown is None:
+            return
+        key, cfg = unknown
+        elsewhere = keys_by_choice()
+        chooses = any(self._composer.group_options(text.partition("=")[0]) for text in overrides)
+        if chooses and (self._seen or key in elsewhere):
+            raise ValueError(mistakes.of_other_points(key, overrides, elsewhere.get(key)))
+        raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], elsewhere))
+
     def _how(self, conf: Conf) -> Mapping[str, Any]:
         """One object for all points that have the same: a grid may have ten thousand."""
         how = compose.not_deciding(conf)
@@ -154,6 +163,7 @@ class PointChecker:
         except HydraException as error:
             if "changed it" in str(error):  # Hydra 1.4 refuses by itself what 1.3 would ignore
                 raise ValueError(_nested_grid(overrides)) from error
+            self._refuse_unknown(overrides)
             raise
         own = cfg.hydra.sweeper.get("params")
         if own and own != self._outer:

@@ -7,6 +7,7 @@ there, and so not in it.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from flgo_hydra import compose
 from flgo_hydra.config import Conf, SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result
+from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.study import recorded
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
@@ -53,6 +55,10 @@ if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import SweepStudy
 
 
+_log = logging.getLogger(__name__)
+_UNFINISHED = "is_being_rebuilt"
+
+
 @dataclass(frozen=True)
 class _Run:
     """A finished run folder."""
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{number} trials in the study {name!r} of {where}")
+    print(f"{number} trials in the study {name!r} of {masked(where)}")
     return 0
 
 
@@ -106,7 +112,7 @@ def rebuild(
         name = name or "_".join(paths.folder.parts[-2:])
         where = storage or str(paths.study)
         if not is_forced and (paths.study.exists() if storage is None else storages.exists(storage, name)):
-            raise ValueError(f"There is a study {name!r} in {where}. To overwrite it: --force.")
+            raise ValueError(f"There is a study {name!r} in {masked(where)}. To overwrite it: --force.")
         with _composer(hydra) as composer:
             runs = _read_runs(paths, composer, hydra.get("output_subdir"))
             if not runs:
@@ -118,10 +124,60 @@ def rebuild(
                 storages.delete(storage, name)
             else:
                 Path(made).unlink(missing_ok=True)
-            num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths)
+            num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths, storage is not None)
             if storage is None:
                 Path(made).replace(paths.study)
     return name, num_trials, where
+
+
+def take_over(paths: SweepPaths, storage: str | None, name: str, composer: SweepComposer) -> int:
+    """Makes a study from the run folders of its sweep where it is gone, or kept in another storage from now on.
+
+    Args:
+        storage: an Optuna URL; None: the journal in the folder.
+    Returns:
+        how many trials it has got; 0 where there is nothing to do.
+    """
+    from flgo_hydra.study import storage as storages
+    from flgo_hydra.study.study import SweepStudy
+
+    record = paths.folder / "multirun.yaml"
+    if not record.is_file() or (paths.study.exists() if storage is None else _is_whole(storage, name)):
+        return 0
+    try:
+        hydra = recorded.read_hydra(record)
+        runs = _read_runs(paths, composer, hydra.get("output_subdir"))
+        if not runs:
+            return 0
+        made: Path | str = paths.folder / ".study.journal.new"
+        if storage is not None:
+            made = storage
+            storages.delete(storage, name)
+        else:
+            Path(made).unlink(missing_ok=True)
+        command = _read_command(hydra, composer)
+        num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths, storage is not None)
+        if storage is None:
+            Path(made).replace(paths.study)
+    except (ValueError, HydraException) as error:
+        _log.warning("The study %r cannot be made from the run folders in %s: %s", name, paths.folder, error)
+        return 0
+    _log.warning("The study %r was made anew from %d runs in %s.", name, len(runs), paths.folder)
+    return num_trials
+
+
+def _is_whole(storage: str, name: str) -> bool:
+    """Whether a database has a study that nobody was making from run folders when he was killed."""
+    from flgo_hydra.study import storage as storages
+    from flgo_hydra.study.study import SweepStudy
+
+    if not storages.exists(storage, name):
+        return False
+    study = SweepStudy(storage, name)
+    try:
+        return not study.description.get(_UNFINISHED)
+    finally:
+        study.close()
 
 
 @dataclass(frozen=True)
@@ -151,9 +207,18 @@ def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
 
 
 def _fill(
-    study: "SweepStudy", runs: Sequence[_Run], command: _Recorded, composer: SweepComposer, paths: SweepPaths
+    study: "SweepStudy",
+    runs: Sequence[_Run],
+    command: _Recorded,
+    composer: SweepComposer,
+    paths: SweepPaths,
+    is_database: bool,
 ) -> int:
-    """Puts a trial for each point into the study, with the sweep's own code; returns how many."""
+    """Puts a trial for each point into the study, with the sweep's own code; returns how many.
+
+    Args:
+        is_database: a study of which a part may be seen, until it is whole; a journal gets its name then only.
+    """
     listed = {_key(text) for point in command.space.listed for text in point}
     swept = _swept(runs, command)
     space = _grown(command, runs, [key for key in swept if key not in listed])
@@ -170,6 +235,8 @@ def _fill(
     apart = keys_apart(points)
     points = [tell_apart(point, apart) for point in points]
     study.follow(common.monitor)
+    if is_database:
+        study.describe({_UNFINISHED: True})
     study.describe(description({}, space, common.values))
     DataSets({}, apart, f"{study.name!r}", study.describe).add(points)
     for name, value in {
@@ -195,6 +262,8 @@ def _fill(
             trial.number = study.ask_again(space, parse_point(trial.overrides), None)
             study.annotate(trial.number, {**trials.attributes(trial), "choice": choice})
         trials.close(trial)
+    if is_database:
+        study.describe({_UNFINISHED: False})
     study.close()
     return len(made)
 
@@ -256,6 +325,7 @@ def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None) -
     for run in map(RunPaths, sorted(_folders(paths.folder))):
         ended = read_result(run) or read_failure(run)
         if ended is None:
+            print(f"left out: {run.folder}: {defect_of(run)}", file=sys.stderr)
             continue
         try:
             number, overrides = recorded.read_job(run.folder, record)

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 
+from flgo_hydra.record.secrets import is_masked, masked
 from flgo_hydra.study.journal import SingleWriterJournal
 
 
@@ -93,6 +94,11 @@ def open_database(url: str) -> Any:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
+    if is_masked(url):
+        raise ValueError(
+            f"`hydra.sweeper.storage={url}`: the password was not recorded. Give `hydra.sweeper.storage` again, or "
+            "keep the password out of it: in ~/.pgpass, or as `hydra.sweeper.storage='${oc.env:MY_STUDIES}'`."
+        )
     try:
         storage = optuna.storages.RDBStorage(url)
         if storage.engine.dialect.name == "sqlite":
@@ -100,13 +106,13 @@ def open_database(url: str) -> Any:
         return storage
     except ImportError as error:
         raise ValueError(
-            f"`hydra.sweeper.storage={url}`: its driver is not installed ({error.__cause__ or error}). "
+            f"`hydra.sweeper.storage={masked(url)}`: its driver is not installed ({error.__cause__ or error}). "
             "For PostgreSQL: pip install 'flgo_hydra[postgresql]'; for MySQL: pip install pymysql, and mysql+pymysql://…"
         ) from error
     except (SQLAlchemyError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"`hydra.sweeper.storage={url}` cannot be opened: {str(error).partition(chr(10))[0]}. It reads "
-            "sqlite:///file.db, postgresql://user:password@host/database or mysql+pymysql://…"
+            f"`hydra.sweeper.storage={masked(url)}` cannot be opened: {masked(str(error).partition(chr(10))[0])}. "
+            "It reads sqlite:///file.db, postgresql://user:password@host/database or mysql+pymysql://…"
         ) from error
 
 

@@ -92,6 +92,7 @@ class Sweep:
     ) -> None:
         from flgo_hydra.study.live import LiveCurves  # these import optuna
         from flgo_hydra.study.pruning import Pruning
+        from flgo_hydra.study.rebuild import take_over
         from flgo_hydra.study.study import SweepStudy
 
         self._config = config
@@ -102,7 +103,9 @@ class Sweep:
         self._replicates = plan.replicates
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
-        self._study = SweepStudy(self._settings.storage or paths.study, self._settings.study_name or default_name)
+        name = self._settings.study_name or default_name
+        take_over(paths, self._settings.storage, name, composer)
+        self._study = SweepStudy(self._settings.storage or paths.study, name)
         self._monitor = plan.common.monitor
         self._study.follow(self._monitor)
         earlier = self._study.description

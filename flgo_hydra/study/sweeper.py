@@ -1,6 +1,7 @@
 """Hydra's sweeper of flgo_hydra: reads the grid and checks what may run before the sweep begins."""
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,18 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
 from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
-from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.overrides import override
+from flgo_hydra.record.paths import SweepPaths, free_folder, is_by_the_second
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_repeated, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
-from flgo_hydra.study.ownership import owning
+from flgo_hydra.study.ownership import check_files, owning
 from flgo_hydra.study.points import PointChecker, check_points
 from flgo_hydra.study.replicates import split_replicates
 
@@ -67,13 +70,16 @@ class StudySweeper(Sweeper):
         self._params: dict[str, Any] = {str(key): _as_plain(value) for key, value in (params or {}).items()}
         self._points = read_points(_as_plain(points) or [])
         self.outcome: Outcome | None = None
+        self._made: SweepPaths | None = None
+        """a folder that nobody chose, made for this sweep"""
         self._config: DictConfig | None = None
         self._launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
-        self._config = config
+        # From here on it is only written and printed: who opens the study has the storage from `__init__`.
+        self._config = config = _without_passwords(self._in_a_free_folder(config))
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -100,6 +106,12 @@ class StudySweeper(Sweeper):
             ValueError: a point breaks a law: nothing was started.
             SystemExit: with status 1, when a job has no result or no point has a finite loss.
         """
+        try:
+            return self._sweep(arguments)
+        finally:
+            self._give_back()
+
+    def _sweep(self, arguments: list[str]) -> Any:
         assert self._config is not None and self.hydra_context is not None
         if self._settings.batch_size is not None and isinstance(self._launcher, PackingLauncher):
             raise ValueError(
@@ -112,6 +124,7 @@ class StudySweeper(Sweeper):
         with contextlib.ExitStack() as stack:
             is_old = paths.folder.exists()
             if is_old:  # who is not let in need not wait for the checks
+                check_files(paths)
                 stack.enter_context(owning(paths))
             plan = self._plan(grid)
             self._check_folders(plan, paths)
@@ -123,6 +136,29 @@ class StudySweeper(Sweeper):
             stack.callback(sweep.close)
             self.outcome = sweep.outcome()
             return sweep.run()
+
+    def _in_a_free_folder(self, config: DictConfig) -> DictConfig:
+        """The config, whose folder is another one where nobody has chosen it and another sweep has it."""
+        node: Any = OmegaConf.to_container(config.hydra, resolve=False)
+        if not is_by_the_second(str(node["sweep"]["dir"])):
+            return config
+        wanted = Path(str(config.hydra.sweep.dir))
+        folder = free_folder(wanted)
+        self._made = SweepPaths(folder)
+        if folder == wanted:
+            return config
+        moved = config.copy()
+        with flag_override(moved, ["readonly", "struct"], [False, False]):
+            moved.hydra.sweep.dir = str(folder)
+            moved.hydra.overrides.hydra = [*node["overrides"]["hydra"], override("hydra.sweep.dir", str(folder))]
+        return moved
+
+    def _give_back(self) -> None:
+        """Of a sweep that was refused nothing stays."""
+        with contextlib.suppress(OSError):
+            if self._made is not None and os.listdir(self._made.folder) in ([], [self._made.owner.name]):
+                self._made.owner.unlink(missing_ok=True)
+                self._made.folder.rmdir()
 
     def _plan(self, grid: Grid) -> "Plan":
         """What may run, checked: every point of a grid, the edges of a search's space."""
@@ -182,6 +218,19 @@ class StudySweeper(Sweeper):
         grid = replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
         refuse_twice(grid)
         return grid
+
+
+def _without_passwords(config: DictConfig) -> DictConfig:
+    """The same config; where the storage has a password, a copy in which nobody reads it."""
+    node: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    storage, given = node["sweeper"].get("storage"), node["overrides"]["hydra"]
+    if all(masked(text) == text for text in [storage or "", *given]):
+        return config
+    hidden = config.copy()
+    with flag_override(hidden, ["readonly", "struct"], [False, False]):
+        hidden.hydra.sweeper.storage = storage and masked(storage)
+        hidden.hydra.overrides.hydra = [masked(text) for text in given]
+    return hidden
 
 
 def _as_plain(value: Any) -> Any:

@@ -1,14 +1,24 @@
 """Keeps a study in step with the run folders: which trial waits for which jobs, and what it is closed with."""
 
 import contextlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.record.result import Failure, RunResult, read_failure, read_result, read_rounds, write_failure
+from flgo_hydra.record.result import (
+    Failure,
+    RunResult,
+    defect_of,
+    read_failure,
+    read_result,
+    read_rounds,
+    write_failure,
+)
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial
@@ -17,6 +27,8 @@ from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of, valu
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import StoredTrial, SweepStudy
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,6 +62,8 @@ class Trials:
         self.jobs = Jobs(paths, folders)
         self._paths = paths
         self._attempts: Counter[str] = Counter()
+        self._damaged: set[Path] = set()
+        """run folders whose records are not to be believed, told once"""
         self._earlier: dict[frozenset[tuple[str, Value]], _Earlier] = {}
         self.stored: list[StoredTrial] = study.stored_trials()
         for stored in self.stored:
@@ -174,6 +188,9 @@ class Trials:
         """Takes over a job's result, if its folder has one."""
         run = self.run(job)
         result = read_result(run)
+        if result is None and run.folder not in self._damaged and (defect := defect_of(run)) is not None:
+            self._damaged.add(run.folder)
+            _log.warning("Job %d: %s: %s. It is run again.", job.number, run.folder, defect)
         if result is not None and result.fingerprint == job.point.run_fingerprint:
             if job.point.data_sha256 and result.data_sha256 not in ("", job.point.data_sha256):
                 job.is_outdated = True

@@ -185,12 +185,15 @@ def measure(case: Case, repeats: int) -> Found | None:
         cohorts.append(sample_cohort(sizes, case.cohort / NUM_CLIENTS, "uniform", "other", "samples", rng))
 
     chosen = build(case, data, "auto")
-    seconds, setup = {}, {}
-    for name in ("loop", "vmap"):
-        backend = build(case, data, name)
-        times = [least(partial(trainer(backend, sizes), cohort, n), repeats) for n, cohort in enumerate(cohorts)]
-        seconds[name] = sum(again for _, again in times)
-        setup[name] = sum(first - again for first, again in times)
+    backends = {name: build(case, data, name) for name in ("loop", "vmap")}
+    train = {name: trainer(backend, sizes) for name, backend in backends.items()}
+    times = [
+        least_in_turn({name: partial(call, cohort, n) for name, call in train.items()}, repeats)
+        for n, cohort in enumerate(cohorts)
+    ]
+    seconds = {name: sum(time[name][1] for time in times) for name in backends}
+    setup = {name: sum(time[name][0] - time[name][1] for time in times) for name in backends}
+    for name, backend in backends.items():
         if backend.note["backend"] != name:
             print(f"{case} left out: {backend.note}", flush=True)
             return None
@@ -221,14 +224,18 @@ def trainer(backend: ChosenBackend, sizes: np.ndarray) -> Callable[[Cohort, int]
     return train
 
 
-def least(call: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Seconds of the first call, which prepares what is new in it, and the least of the others."""
-    times = []
+def least_in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Seconds of each one's first call, which prepares what is new in it, and the least of the others.
+
+    In turn: a machine whose neighbours come and go is slow for seconds, and shall be so for all.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + repeats):
-        begin = time.process_time()
-        call()
-        times.append(time.process_time() - begin)
-    return times[0], min(times[1:])
+        for name, call in calls.items():
+            begin = time.process_time()
+            call()
+            times[name].append(time.process_time() - begin)
+    return {name: (own[0], min(own[1:])) for name, own in times.items()}
 
 
 def fit(found: list[Found], before: dict[str, float]) -> dict[str, float]:

@@ -9,16 +9,28 @@ import pytest
 from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary
 
 
-def test_once_is_heard_twice_ends_and_then_all_is_as_before(capfd):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_once_is_heard_twice_ends_and_then_all_is_as_before(capfd, number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         with ctrl_c_at_round_boundary() as is_interrupted:
             assert not is_interrupted.is_set()
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             assert is_interrupted.wait(10)
             assert "after this round" in capfd.readouterr().err
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             threading.Event().wait(10)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_stays_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ctrl_c_at_round_boundary() as is_interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert not is_interrupted.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_who_has_a_handler_keeps_it():

@@ -323,6 +323,42 @@ def test_no_device_is_told_and_looked_for_again(world):
     assert until(queue, "started").job.num == 0
 
 
+class Full(Scheduler):
+    """A memory rule that has no room, and cannot say when."""
+
+    def choose(self, waiting, running, devices, now_s):
+        return []
+
+    def wait_s(self, waiting, running, devices, now_s):
+        return 1.0
+
+
+def test_a_host_without_room_gives_a_job_its_chance_alone(world):
+    queue = world.queue(Full(), max_retries=1, backoff_s=0)
+    queue.submit(world.job(0))
+    queue.submit(world.job(1))
+    assert queue.next_event().kind == "stuck" and world.pool.started == []
+    assert until(queue, "started").job.num == 0
+    assert world.clock.now == 105.0 and world.pool.waits == [1.0] * 5
+    for _ in range(20):  # never two of them
+        queue.next_event(1.0)
+    assert len(world.pool.started) == 1
+    world.kills += 1
+    world.pool.finish(1, KILL, 9_500)  # it was alone: there is nothing else to try
+    job = until(queue, "ended").job
+    assert (job.num, job.state, job.failure.kind) == (0, "failed", "out_of_memory") and job.failure.wanted_mib >= 9_500
+    assert until(queue, "started").job.num == 1
+
+
+def test_a_gpu_that_others_have_is_waited_for(world):
+    world.devices = [GPU]
+    queue = world.queue(Full())
+    queue.submit(world.job())
+    for _ in range(30):
+        queue.next_event(1.0)
+    assert world.pool.started == []
+
+
 class Never(Scheduler):
     """Waits as long as it says."""
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds
@@ -95,6 +96,7 @@ def ours(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_the_others_finish_and_the_report_names_the_rest(tmp_path):
     (tmp_path / "tmp").mkdir()
     rates = [0.01, 0.02, 0.03, 0.04, *(round(0.1 + 0.01 * i, 2) for i in range(8))]

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import random
@@ -12,15 +13,14 @@ import pytest
 
 from flgo_hydra.record.files import (
     JsonLines,
-    keep_json_lines,
-    read_json,
-    read_json_lines,
     remove_leftovers,
     replacing,
     to_json,
     write_json,
     write_text,
 )
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import read_rounds
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,51 +80,7 @@ def test_to_json(value: Any, written: Any) -> None:
 
 def test_json_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 0.1, "y": math.nan})
-    assert read_json(tmp_path / "a.json") == {"x": 0.1, "y": None}
-
-
-@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b"garbage"])
-def test_what_is_not_one_json_object_is_none(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "a.json"
-    if content is not None:
-        path.write_bytes(content)
-    assert read_json(path) is None
-
-
-@pytest.mark.parametrize(
-    "content, values",
-    [
-        (None, []),
-        (b"", []),
-        (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
-        (b'{"a": 1}\n{"a": 2', [{"a": 1}]),  # torn
-        (b'{"a": 1}\n\xff', [{"a": 1}]),
-        (b'{"a": 1}\n\n7\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
-    ],
-)
-def test_read_json_lines(tmp_path: Path, content: bytes | None, values: list[dict[str, int]]) -> None:
-    path = tmp_path / "rounds.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    assert read_json_lines(path) == values
-
-
-@pytest.mark.parametrize(
-    "content, kept",
-    [
-        (None, None),
-        ('{"a": 1}\n{"a": 2}\n{"a": 3}\n', '{"a": 1}\n{"a": 2}\n'),
-        ('{"a": 1}\n{"a": 2', '{"a": 1}\n'),
-        ('{"a"', ""),  # what is appended next would be glued to it
-        ('{"a": 1, "b": NaN}\n', '{"a": 1, "b": null}\n'),
-    ],
-)
-def test_keep_json_lines(tmp_path: Path, content: str | None, kept: str | None) -> None:
-    path = tmp_path / "rounds.jsonl"
-    if content is not None:
-        path.write_text(content)
-    keep_json_lines(path, lambda line: line["a"] <= 2)
-    assert (path.read_text() if path.exists() else None) == kept
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1, "y": None}
 
 
 def test_a_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
@@ -148,7 +104,7 @@ from pathlib import Path
 from flgo_hydra.record.files import JsonLines, write_json
 folder = Path(sys.argv[1])
 for i in itertools.count():
-    JsonLines(folder / "rounds.jsonl").append({"round": i, "text": "x" * 5000})
+    JsonLines(folder / "rounds.jsonl").append({"round": i, **dict.fromkeys(map(str, range(500)), 0.125)})
     write_json(folder / "result.json", {"round": i, "text": "y" * 5000})
 """
 
@@ -165,10 +121,10 @@ def test_a_killed_process_leaves_all_lines_but_the_last_and_a_whole_file(tmp_pat
         time.sleep(random_s.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        lines = read_json_lines(folder / "rounds.jsonl")  # without a torn last line
+        lines = read_rounds(RunPaths(folder))  # without a torn last line
         assert [line["round"] for line in lines] == list(range(len(lines)))
-        result = read_json(folder / "result.json")
-        assert result is not None and result["text"] == "y" * 5000
+        result = json.loads((folder / "result.json").read_text())
+        assert result["text"] == "y" * 5000
         # Between a line and the file that follows it at most one round lies.
         assert 0 <= len(lines) - 1 - result["round"] <= 1
 

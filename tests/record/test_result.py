@@ -10,9 +10,12 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import (
     Failure,
     RunResult,
+    defect_of,
+    keep_rounds,
     read_failure,
     read_result,
     read_rounds,
+    set_defects_aside,
     summarize,
     write_failure,
     write_result,
@@ -57,17 +60,22 @@ def test_infinite_best_and_nan_metrics_come_back(run: RunPaths) -> None:
     assert "NaN" not in run.result.read_text() and "Infinity" not in run.result.read_text()
 
 
+def rewrite(run: RunPaths, **changed: object) -> None:
+    """A result as another version writes it, without the hash that this one adds."""
+    values = {**json.loads(run.result.read_text()), **changed}
+    del values["sha256"]
+    run.result.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
 def test_keys_of_a_later_version_are_left_out(run: RunPaths) -> None:
     write_result(run, RESULT)
-    run.result.write_text(json.dumps({**json.loads(run.result.read_text()), "new_in_2_0": 1}))
+    rewrite(run, new_in_2_0=1)
     assert read_result(run) == RESULT
 
 
 def test_message_and_attempts_may_be_missing(run: RunPaths) -> None:
     write_result(run, RESULT)
-    values = json.loads(run.result.read_text())
-    del values["message"], values["attempts"]
-    run.result.write_text(json.dumps(values))
+    rewrite(run, message=..., attempts=...)
     assert read_result(run) == RESULT
 
 
@@ -158,3 +166,79 @@ def test_a_result_that_outlives_a_loss_of_power_has_all_its_run(tmp_path, disk, 
 def test_a_failure_outlives_a_loss_of_power(tmp_path, disk):
     write_failure(RunPaths(tmp_path), Failure("error", "no"))
     assert disk.after_power_loss(tmp_path / "failure.json") == (tmp_path / "failure.json").read_bytes()
+
+
+def test_a_result_whose_digits_were_changed_is_not_believed(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    text = run.result.read_text()
+    run.result.write_text(json.dumps(json.loads(text)))  # written in another way, it says the same
+    assert read_result(run) == RESULT and defect_of(run) is None
+    assert "0.25" in text
+    run.result.write_text(text.replace("0.25", "0.15", 1))
+    assert read_result(run) is None
+    assert str(defect_of(run)) == "result.json has been changed since it was written"
+
+
+@pytest.mark.parametrize(
+    "changed, why",
+    [
+        ({"status": "finished"}, "has no `status` of ours: 'finished'"),
+        ({"best_round": 10**6}, "has `best_round` 1000000 of"),
+        ({"best_round": -1}, "has `best_round` -1 of"),
+        ({"best": {"valid_loss": "low"}}, "`best`, `valid_loss` is a text, not a number"),
+        ({"option": []}, "`option` is a list, not an object"),
+        ({"monitor": {"metric": 3}}, "`metric` is a number, not a text"),
+        ({"seconds": ...}, "has no `seconds`"),
+    ],
+)
+def test_a_result_of_other_types_is_not_believed(run: RunPaths, changed: dict[str, object], why: str) -> None:
+    write_result(run, RESULT)
+    rewrite(run, **changed)
+    assert read_result(run) is None
+    assert why in str(defect_of(run))
+
+
+def test_a_result_is_of_its_rounds(run: RunPaths) -> None:
+    run.rounds.write_text('{"round": 0, "valid_loss": 2.5}\n{"round": 1, "valid_loss": 0.25}\n')
+    write_result(run, RESULT)
+    assert read_result(run) == RESULT
+    rounds = run.rounds.read_text()
+    run.rounds.write_text(rounds.replace("2.5", "2.6"))
+    assert read_result(run) is None
+    assert str(defect_of(run)) == "rounds.jsonl has been changed since the run ended"
+    run.rounds.unlink()  # whoever deletes the curve keeps the result
+    assert read_result(run) == RESULT
+
+
+def test_rounds_up_to_a_defect_count(run: RunPaths) -> None:
+    run.rounds.write_text('{"round": 0, "loss": 2.5}\n{"round": 1, "loss": 2.0}\n{"kind": "end"}\n{"round": 3}\n')
+    assert [line["round"] for line in read_rounds(run)] == [0, 1]
+    assert str(defect_of(run)) == "rounds.jsonl (line 3) `kind` is a text, not a number"
+    assert [line["round"] for line in keep_rounds(run, 0)] == [0]
+    assert run.rounds.read_text() == '{"round": 0, "loss": 2.5}\n' and defect_of(run) is None
+
+
+def test_what_is_wrong_is_set_aside_and_nothing_else(run: RunPaths) -> None:
+    assert set_defects_aside(run) == []
+    write_failure(run, Failure("ValueError", "first attempt"))
+    run.result.mkdir()
+    run.rounds.symlink_to("nowhere")
+    run.checkpoint.mkdir()
+    told = set_defects_aside(run)
+    assert told == [
+        "result.json is a folder (kept as result.json.damaged)",
+        "rounds.jsonl is a link to a file that is not there (kept as rounds.jsonl.damaged)",
+        "checkpoint.pt is no file (kept as checkpoint.pt.damaged)",
+    ]
+    assert read_failure(run) is not None
+    run.result.write_text("{")
+    assert set_defects_aside(run) == ["result.json is no JSON (kept as result.json.damaged-2)"]
+
+
+def test_a_result_of_changed_rounds_goes_with_them(run: RunPaths) -> None:
+    run.rounds.write_text('{"round": 0, "valid_loss": 0.25}\n')
+    write_result(run, RESULT)
+    run.rounds.write_text('{"round": 0, "valid_loss": 0.125}\n')
+    (told,) = set_defects_aside(run)
+    assert "has been changed since the run ended" in told
+    assert not run.result.exists() and not run.rounds.exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flgo_hydra.record.lock import holding
 from flgo_hydra.report.command import main
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +58,8 @@ def test_a_half_finished_sweep(report, make_run, tmp_path):
     make_run("sweep/3", [2.0], failure="ValueError: too\nlong", lr=4)
     (tmp_path / "sweep" / "3" / "attempt-1.log").write_text("")
     make_run("sweep/4", [2.0, float("nan")], status="diverged", lr=5)
-    (tmp_path / "sweep" / ".owner.lock").write_text(str(os.getpid()))
-    status, out, _ = report("sweep")
+    with holding(tmp_path / "sweep" / ".owner.lock"):
+        status, out, _ = report("sweep")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
     assert out.startswith("5 runs: 1 completed, 1 running, 1 pruned, 1 diverged, 1 failed\n")
@@ -130,14 +131,28 @@ def test_a_list_is_one_value(report, make_run):
     assert "| [200, 100] |" in out  # a condition with a single run has no best one
 
 
-def test_metrics_that_are_no_numbers_are_left_out(report, make_run, tmp_path):
+def test_a_damaged_run_is_named_and_left_out(report, make_run):
+    for seed in range(3):
+        make_run(f"s/{seed}", [9.0, 1.0 + seed], seed=seed)
+    path = make_run("s/3", [2.0, 0.5], seed=3) / "result.json"
+    path.write_text(path.read_text().replace("0.5", "0.1"))
+    status, out, _ = report("s")
+    assert status == 0 and out.startswith("4 runs: 3 completed, 1 damaged\n")
+    assert "damaged: 1 of 4" in out and "result.json has been changed since it was written" in out
+    _, out, _ = report("s", "--table", "groups", "--format", "json")
+    (group,) = json.loads(out)["groups"]
+    assert group["runs"] == 3 and group["best_valid_loss_mean"] == 2.0 and group["left_out"] == "1 damaged"
+
+
+def test_a_users_own_metric_has_no_way_that_is_better(report, make_run):
     folder = make_run("s", [1.0])
     result = json.loads((folder / "result.json").read_text())
-    result["best"] |= {"valid_loss_dist": [1.0, 2.0], "fairness": 0.5}
+    del result["sha256"]
+    result["best"] |= {"fairness": 0.5}
     (folder / "result.json").write_text(json.dumps(result))
     _, out, _ = report("s", "--metric", "fairness", "--maximize", "--format", "json")
     (point,) = json.loads(out)["points"]
-    assert point["fairness@best(valid_loss)"] == 0.5 and "valid_loss_dist" not in str(point)
+    assert point["fairness@best(valid_loss)"] == 0.5
     # Of a user's own metric that no run followed nobody knows which way it is better.
     status, _, err = report("s", "--metric", "fairness")
     assert status == 1 and "say which way it is better, `--maximize` or `--minimize`" in err

@@ -1,11 +1,12 @@
+import contextlib
 import json
+import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from flgo_hydra.record.lock import holding
 from flgo_hydra.report.runs import keys_that_vary, read_runs, value_text
 
 
@@ -31,30 +32,18 @@ def test_a_sweep_is_read_in_the_order_of_its_jobs(sweep):
 def test_unfinished_runs_are_as_far_as_their_rounds_go(make_run, tmp_path):
     folder = make_run("sweep/0", [2.0, 1.0, 1.5], status=None, lr=0.5)
     with open(folder / "rounds.jsonl", "a") as file:
-        file.write('nonsense\n{"round": null}\n[1]\n{"round": 3, "valid_loss": null}\n{"round": 4, "valid_lo')
+        file.write('{"round": 3, "valid_loss": null}\n{"round": 4, "valid_lo')
     make_run("sweep/1", [], status=None)
-    for owner, status in ((os.getpid(), "running"), (_ended_process(), "interrupted")):
-        (tmp_path / "sweep" / ".owner.lock").write_text(f"{owner}\n")
-        begun, new = _read(tmp_path / "sweep")
+    lock = tmp_path / "sweep" / ".owner.lock"
+    for owner, status in ((holding(lock), "running"), (contextlib.nullcontext(), "interrupted")):
+        with owner:
+            lock.write_text(f"{os.getpid()}\n")  # its number lives, which says nothing after a reboot
+            begun, new = _read(tmp_path / "sweep")
         assert begun.row.status == new.row.status == status and not begun.row.is_valid
         assert (begun.row.best_valid_loss, begun.row.best_round, begun.row.last_round) == (1.0, 1, 3)
         assert begun.row.best == {"valid_loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}
         assert begun.values["lr"] == 0.5 and begun.num_rounds == 5
         assert new.row.best_round is None and new.rounds == []
-
-
-def _ended_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_run_that_nobody_owns_runs_while_it_writes(make_run):
-    folder = make_run("single", [2.0, 1.0], status=None)
-    assert _read(folder)[0].row.status == "running"
-    for path in (folder / "rounds.jsonl", folder):
-        os.utime(path, (1e9, 1e9))
-    assert _read(folder)[0].row.status == "interrupted"
 
 
 @pytest.mark.parametrize("status", ["pruned", "diverged"])
@@ -67,13 +56,42 @@ def test_a_failure_keeps_its_reason_and_rounds(make_run):
     assert (run.row.status, run.row.message, run.row.last_round) == ("failed", "ValueError: bad\nnews", 1)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "completed"}', "\xff\xfe"])
-def test_a_damaged_result_is_no_result(make_run, content):
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        ("", "is no JSON"),
+        ("{", "is no JSON"),
+        ("[]", "is a list, not an object"),
+        ('{"status": "completed"}', "has no `best_valid_loss`"),
+        ("\xff\xfe", "is no JSON"),
+    ],
+)
+def test_a_damaged_result_is_no_result(make_run, content, why):
     folder = make_run("run", [2.0, 1.0])
     (folder / "result.json").write_text(content, encoding="latin-1")
     (run,) = _read(folder)
-    assert (run.row.status, run.row.message) == ("interrupted", "result.json cannot be read")
-    assert run.row.best_valid_loss == 1.0
+    assert (run.row.status, run.row.message) == ("damaged", f"result.json {why}")
+    assert math.isnan(run.row.best_valid_loss) and run.rounds == [] and not run.row.is_valid
+
+
+@pytest.mark.parametrize("status", [None, "completed"])
+@pytest.mark.parametrize("line", ['{"kind": "end"}', '{"round": "x"}', "[1]", '{"round": 1e400}'])
+def test_damaged_rounds_are_no_curve(make_run, line, status):
+    folder = make_run("run", [2.0, 1.0], status=status)
+    with open(folder / "rounds.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    (run,) = _read(folder)
+    assert run.row.status == "damaged" and run.row.message.startswith("rounds.jsonl ")
+    assert run.rounds == [] and not run.row.is_valid
+
+
+def test_links_below_a_folder_are_not_followed(make_run, tmp_path):
+    make_run("a/0", [1.0])
+    for name, target in (("loop", "."), ("up", ".."), ("root", "/"), ("twice", "0")):
+        (tmp_path / "a" / name).symlink_to(target)
+    (tmp_path / "link").symlink_to("a")
+    assert [run.name for run in _read(tmp_path / "a")] == ["0"]
+    assert [run.name for run in _read(tmp_path / "link")] == ["0"]
 
 
 def test_several_folders_and_folders_of_folders(make_run, tmp_path):
@@ -159,7 +177,7 @@ def test_folders_without_runs(tmp_path, make, said):
 
 def test_a_run_of_another_app_with_a_foreign_result(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"accuracy": 1}))
-    assert _read(tmp_path)[0].row.message == "result.json cannot be read"
+    assert _read(tmp_path)[0].row.message == "result.json has no `status`"
 
 
 @pytest.mark.parametrize(

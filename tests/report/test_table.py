@@ -49,7 +49,7 @@ def test_results_csv(tmp_path: Path) -> None:
     assert header == ["job", "status", *swept, *bests, "seconds", "peak_memory_mib", "message", "folder"]
     assert lines == [
         ["0", "completed", "0.1", "fedavg", "", "", "0.1", "3", "5", "0.75", "1.5", "200.0", "", "0"],
-        ["2", "failed", "0.1", "", '"[1, 2]"', "", "", "", "", "", "", "", 'Error: a "b",\nc', "2"],
+        ["2", "failed", "0.1", "", '"[1, 2]"', "", "", "", "", "", "", "", 'Error: a "b",\\nc', "2"],
         ["3", "diverged", "", "", "", "a=b", "inf", "0", "1", "", "", "", "", "3"],
     ]
 

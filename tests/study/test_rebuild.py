@@ -42,7 +42,7 @@ def content(study):
         return "nan" if isinstance(value, float) and math.isnan(value) else value
 
     return {
-        "study": study.user_attrs,
+        "study": {name: value for name, value in study.user_attrs.items() if name != "is_being_rebuilt"},
         "best": (study.best_value, study.best_params, study.best_trial.user_attrs.get("best_round")),
         **{
             trial.user_attrs["job"]: (

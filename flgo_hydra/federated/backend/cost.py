@@ -11,8 +11,9 @@ seconds that are constants of a kind of device, whatever machine it is. What dec
 - a dense layer on the samples may be kept in its dual form, side by side only.
 
 The constants were fitted by `scripts/benchmarks/choice.py --fit`, which also says how often the cheaper backend by this
-model is the faster one. There are two sets of a CPU's, of a machine at two times: which backend is faster differs
-between them, and the one is taken that is the less slow at its worse time. Those of GPUs are guesses.
+model is the faster one. There are three sets of a CPU's, of machines at different times: which backend is faster
+differs between them (wide models side by side: by 1.8 in one direction or the other), and the one is taken that is the
+less slow at its worst time. Those of GPUs are guesses.
 """
 
 import math
@@ -146,9 +147,10 @@ def seconds_of(amounts: Mapping[str, float], constants: Mapping[str, float]) -> 
     return sum(constants[key] * value for key, value in amounts.items())
 
 
-_RAGGED = 0.8
-"""The loop is left for what takes at most this share of its time where clients differ: side by side, a cohort's largest
-client makes the round, and how large it is is luck."""
+_EVEN, _RAGGED = 0.9, 0.8
+"""The loop is left for what takes at most this share of its time, since what lanes cost varies more from machine to
+machine; for less where clients differ: side by side, a cohort's largest client makes the round, and how large it is is
+luck."""
 
 
 def faster(seconds: Sequence[Mapping[str, float]], cohort: Sequence[int]) -> str:
@@ -158,7 +160,7 @@ def faster(seconds: Sequence[Mapping[str, float]], cohort: Sequence[int]) -> str
         seconds: of a round, by backend, on each kind of machine that there are constants of.
         cohort: samples of its clients, as they may be expected.
     """
-    share = _RAGGED if max(cohort) - min(cohort) > 1 else 1.0
+    share = _RAGGED if max(cohort) - min(cohort) > 1 else _EVEN
 
     def worst(name: str) -> float:
         """As a share of the better backend's time."""
@@ -244,6 +246,44 @@ _CPU_SHARED = {
     "vmap_masked_row": 3.51e-07,
     "vmap_record": 0.00305,
 }
+_CPU_CROWDED = {
+    "loop_step": 1.98e-05,
+    "loop_op": 1.49e-06,
+    "loop_layer": 3.47e-05,
+    "loop_conv_op": 5.87e-05,
+    "loop_dense": 2.4e-11,
+    "loop_conv": 3.11e-11,
+    "loop_bytes": 1.91e-11,
+    "plain_step": 8.98e-05,
+    "plain_op": 8.68e-06,
+    "plain_layer": 1.48e-05,
+    "plain_conv_op": 8.06e-05,
+    "plain_dense": 2.05e-11,
+    "plain_conv": 3.76e-11,
+    "plain_bytes": 3.9e-11,
+    "vmap_step": 1.13e-05,
+    "vmap_op": 2.2e-06,
+    "vmap_layer": 0.00012,
+    "vmap_conv_op": 0.000107,
+    "vmap_dense": 1.85e-11,
+    "vmap_conv": 3.37e-11,
+    "vmap_bytes": 4.85e-11,
+    "plain_vmap_step": 0.000364,
+    "plain_vmap_op": 5.08e-05,
+    "plain_vmap_layer": 0.00012,
+    "plain_vmap_conv_op": 8.64e-05,
+    "plain_vmap_dense": 4.15e-11,
+    "plain_vmap_conv": 5.74e-11,
+    "plain_vmap_bytes": 1.65e-10,
+    "loop_client": 0.00031,
+    "loop_client_bytes": 2.14e-10,
+    "loop_record": 0.0016,
+    "vmap_chunk": 0.00247,
+    "vmap_chunk_bytes": 1.27e-10,
+    "vmap_masked": 0,
+    "vmap_masked_row": 3.52e-07,
+    "vmap_record": 0.00444,
+}
 # A launch takes about 10 us whatever it computes, plain autograd three times as many; products and bytes are two orders
 # of magnitude cheaper than on a core of a CPU.
 _PER_OP = {"loop": 1e-5, "plain": 3e-5, "vmap": 1e-5, "plain_vmap": 1e-4}
@@ -254,6 +294,11 @@ _GPU = {
     **{"loop_client": 1e-3, "loop_client_bytes": 3e-12, "vmap_chunk": 2e-3, "vmap_chunk_bytes": 3e-12},
     **{"vmap_masked": 2e-4, "vmap_masked_row": 1e-10, "loop_record": 2e-3, "vmap_record": 3e-3},
 }
-SECONDS: dict[str, Sequence[dict[str, float]]] = {"cpu": (_CPU_AT_REST, _CPU_SHARED), "cuda": (_GPU,), "mps": (_GPU,)}
-"""By kind of device: seconds of one of each kind of work. Of the CPU twice: on a machine whose memory nobody else uses,
-and on one whose neighbours do, where all takes half as long again and large batches up to three times."""
+SECONDS: dict[str, Sequence[dict[str, float]]] = {
+    "cpu": (_CPU_AT_REST, _CPU_SHARED, _CPU_CROWDED),
+    "cuda": (_GPU,),
+    "mps": (_GPU,),
+}
+"""By kind of device: seconds of one of each kind of work. Of the CPU three times: on a machine whose memory nobody else
+uses, on one whose neighbours do, where all takes half as long again and large batches up to three times, and on one
+whose neighbours leave it little of the caches, where many clients' large models cost most."""

@@ -25,19 +25,14 @@ def unfixed(name, form, known):
 
 
 def each(zoo, forms=(*QUICK, *SLOW), known=None):
-    """A parameter for each entry and form; what `auto` and `fused` do not take is a slow test."""
+    """A parameter for each entry and form. Slow is what `auto` does not take, and `fused` where runs go apart."""
 
     def one(name, form):
-        is_quick = form in QUICK and not (form == "fused" and isinstance(zoo, dict) and _is_hidden(zoo[name]))
+        is_quick = form == "auto" or (form == "fused" and isinstance(zoo, dict) and "fused" in zoo[name].forms)
         slow = [] if is_quick else [pytest.mark.slow]
         return pytest.param(name, form, id=f"{name}-{form}", marks=[*unfixed(name, form, known or {}), *slow])
 
     return pytest.mark.parametrize("name, form", [one(name, form) for name in zoo for form in forms])
-
-
-def _is_hidden(entry):
-    """One of many that count their calls: how they run as one program, which they do not, is a longer proof."""
-    return str(getattr(entry.case.build, "__module__", "")).endswith(".hidden")
 
 
 def hold(case, form, folder, monkeypatch, dtype="float64", expect="exact", comes_on=False, keeps=None):

@@ -1,0 +1,68 @@
+"""Whose a run's folder is: one process's at a time, and of two commands in one second each has its own."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from flgo_hydra.record.lock import holding, is_held
+from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
+
+SMALL = ("num_rounds=1", "model=logistic", "num_steps=1", "task.num_clients=2")
+
+
+def contents():
+    files = [path for path in Path("run").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_folder_that_another_run_has_is_refused_before_anything_is_written(command):
+    assert command(*SMALL, "hydra.run.dir=run").status == 0
+    before = contents()
+    with holding(RunPaths(Path("run")).owner):
+        owner = RunPaths(Path("run")).owner.read_text()
+        done = command(*SMALL, "hydra.run.dir=run", "lr=0.5")
+    assert done.status == 1 and f"run is in use by the run of process {owner.strip()}" in done.err
+    assert "hydra.run.dir" in done.err and "Traceback" not in done.err
+    assert contents() == before
+
+
+def test_a_run_lets_go_of_its_folder(command):
+    assert command(*SMALL, "hydra.run.dir=run").status == 0
+    assert not is_held(RunPaths(Path("run")).owner)
+    assert command(*SMALL, "hydra.run.dir=run").status == 0
+    done = command(*SMALL, "hydra.run.dir=failed", "lr=-1")
+    assert done.status == 1 and not is_held(RunPaths(Path("failed")).owner)
+
+
+def test_commands_of_one_second_have_folders_of_their_own(command, monkeypatch):
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Stopped)
+    for lr in (0.1, 0.2, 0.3):
+        assert command(*SMALL, f"lr={lr}").status == 0
+    for lrs in ("0.1,0.2", "0.3,0.4"):
+        done = command("-m", *SMALL, f"lr={lrs}", "hydra/launcher=basic")
+        assert done.status == 0, done.err
+    runs = sorted(Path("outputs").glob("*/*/result.json"))
+    assert sorted(json.loads(path.read_text())["option"]["lr"] for path in runs) == [0.1, 0.2, 0.3]
+    jobs = sorted(Path("multirun").glob("*/*/*/result.json"))
+    assert sorted(json.loads(path.read_text())["option"]["lr"] for path in jobs) == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_of_a_sweep_that_was_refused_nothing_stays(command):
+    assert command("-m", *SMALL, "lr=0.1,-1", "hydra/launcher=basic").status == 1
+    assert command("-m", *SMALL, "lr=0.1,", "hydra/launcher=basic").status == 1
+    assert not list(Path("multirun").glob("*/*"))
+
+
+def test_a_free_folder(tmp_path):
+    names = [free_folder(tmp_path / "a" / "12-00-00").name for _ in range(3)]
+    assert names == ["12-00-00", "12-00-00-1", "12-00-00-2"]
+
+
+def test_what_is_named_by_the_second():
+    assert is_by_the_second("outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}")
+    assert not is_by_the_second("sweep") and not is_by_the_second("${now:%Y-%m-%d}")

@@ -1,0 +1,89 @@
+"""Run folders are the truth: a study that is gone, or kept elsewhere from now on, is made from them."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+SMALL = ("num_rounds=2", "model=logistic", "task.num_clients=2", "num_steps=1", "hydra/launcher=basic")
+SWEEP = ("-m", *SMALL, "hydra.sweep.dir=sweep", "lr=0.1,0.01", "seed=0,1")
+
+
+def times() -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path("sweep").glob("*/result.json")}
+
+
+@pytest.fixture
+def swept(command):
+    done = command(*SWEEP)
+    assert done.status == 0, done.err
+    return times()
+
+
+@pytest.mark.parametrize("replicate", [(), ("hydra.sweeper.replicate=seed",)], ids=["points", "replicates"])
+def test_a_study_that_was_deleted(command, replicate):
+    assert command(*SWEEP, *replicate).status == 0
+    before = times()
+    Path("sweep/study.journal").unlink()
+    done = command(*SWEEP, *replicate)
+    assert done.status == 0, done.err
+    assert times() == before and len(before) == 4 and "made anew from 4 runs" in done.out + done.err
+    assert "study:" in done.out
+
+
+def test_another_storage(command, swept):
+    done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
+    assert done.status == 0, done.err
+    assert times() == swept
+    study = optuna.load_study(study_name="new", storage="sqlite:///new.db")
+    assert sorted((trial.params["lr"], trial.params["seed"]) for trial in study.trials) == [
+        (lr, seed) for lr in (0.01, 0.1) for seed in (0, 1)
+    ]
+
+
+def test_a_study_that_was_being_made_when_somebody_killed_it(command, swept):
+    optuna.create_study(study_name="new", storage="sqlite:///new.db").set_user_attr("is_being_rebuilt", True)
+    done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
+    assert done.status == 0, done.err
+    assert times() == swept
+    assert len(optuna.load_study(study_name="new", storage="sqlite:///new.db").trials) == 4
+
+
+def test_a_damaged_run_is_named_and_run_again(command, swept):
+    before = json.loads(Path("sweep/2/result.json").read_text())
+    text = Path("sweep/2/result.json").read_text()
+    Path("sweep/2/result.json").write_text(text.replace(str(before["best_valid_loss"]), "0.001"))
+    Path("sweep/1/rounds.jsonl").write_text('{"kind": "end"}\n')
+    done = command(*SWEEP)
+    assert done.status == 0, done.err
+    said = done.out + done.err
+    assert "result.json has been changed since it was written. It is run again." in said
+    assert "rounds.jsonl has been changed since the run ended. It is run again." in said
+    assert {path for path, time in times().items() if time != swept[path]} == {
+        "sweep/1/result.json",
+        "sweep/2/result.json",
+    }
+    after = json.loads(Path("sweep/2/result.json").read_text())
+    assert after["best_valid_loss"] == before["best_valid_loss"]
+    assert Path("sweep/2/result.json.damaged").exists() and Path("sweep/1/rounds.jsonl.damaged").exists()
+
+
+def test_a_folder_with_files_of_somebody_else_is_refused(command):
+    Path("results.csv").write_text("mine\n")
+    done = command("-m", *SMALL, "hydra.sweep.dir=.", "lr=0.1,0.01")
+    assert done.status == 1 and "holds results.csv" in done.err and "hydra.sweep.dir" in done.err
+    assert Path("results.csv").read_text() == "mine\n" and sorted(path.name for path in Path().iterdir()) == [
+        "results.csv"
+    ]
+
+
+def test_passwords_are_neither_printed_nor_written(command, postgresql):
+    secret = "s3cr3t"
+    url = postgresql.replace("postgres@", f"postgres:{secret}@")
+    done = command(*SWEEP, f"hydra.sweeper.storage='{url}'", "hydra.sweeper.study_name=new")
+    assert done.status == 0, done.err
+    assert secret not in done.out + done.err and "postgres:***@" in done.out
+    written = [path for path in Path().rglob("*") if path.is_file()]
+    assert len(written) > 20 and not [path for path in written if secret.encode() in path.read_bytes()]
+    assert "***" in Path("sweep/multirun.yaml").read_text()
