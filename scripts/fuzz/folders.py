@@ -56,13 +56,14 @@ def main() -> int:
         counts: collections.Counter[str] = collections.Counter()
         found = 0
         for case in range(given.cases) if given.only is None else [given.only]:
-            rng = random.Random(f"{given.seed} {case}")
+            seed = f"{given.seed} {case}"
             folder = Path(root, "case", "sweep")
-            shutil.rmtree(folder.parent, ignore_errors=True)
-            shutil.copytree(whole, folder, symlinks=True)
-            done = [damage(folder, rng) for _ in range(rng.randint(1, 4))]
+            done = damaged(whole, folder, seed)
             counts.update(kind for kind, _ in done)
-            troubles = list(try_all(folder, expected, given.resume_every and case % given.resume_every == 0, given))
+            troubles = try_all(folder, expected, given)
+            if given.resume_every and case % given.resume_every == 0:
+                damaged(whole, folder, seed)
+                troubles += resumed(folder, expected, given)
             for trouble in troubles:
                 found += 1
                 what = "; ".join(f"{kind} {path}" for kind, path in done)
@@ -84,18 +85,12 @@ def losses(folder: Path) -> dict[str, object]:
     return found
 
 
-def try_all(folder: Path, expected: dict[str, object], is_resumed: bool, given: argparse.Namespace) -> Iterator[str]:
-    yield from called("report", lambda: report(folder, expected), given)
-    yield from called("report --plot", lambda: command(["sweep", "--plot", "valid_loss"], folder.parent), given)
-    again = folder.parent / "again"
-    shutil.copytree(folder, again, symlinks=True, ignore=without_pipes)
-    yield from called("rebuild", lambda: rebuild(again), given)
-    if is_resumed:
-        yield from resumed(folder, expected, given)
-
-
-def without_pipes(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if Path(folder, name).is_fifo()]
+def try_all(folder: Path, expected: dict[str, object], given: argparse.Namespace) -> list[str]:
+    return [
+        *called("report", lambda: report(folder, expected), given),
+        *called("report --plot", lambda: command(["sweep", "--plot", "valid_loss"], folder.parent), given),
+        *called("rebuild", lambda: rebuild(folder), given),
+    ]
 
 
 def called(name: str, call: Callable[[], str | None], given: argparse.Namespace) -> Iterator[str]:
@@ -176,6 +171,14 @@ def resumed(folder: Path, expected: dict[str, object], given: argparse.Namespace
 
 
 # what is done to a folder
+
+
+def damaged(whole: Path, folder: Path, seed: str) -> list[tuple[str, str]]:
+    """A copy of a sweep with a few mutations, the same for the same seed; returns them."""
+    rng = random.Random(seed)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.copytree(whole, folder, symlinks=True)
+    return [damage(folder, rng) for _ in range(rng.randint(1, 4))]
 
 
 def damage(folder: Path, rng: random.Random) -> tuple[str, str]:

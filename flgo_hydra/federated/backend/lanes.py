@@ -37,6 +37,7 @@ from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visit
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
+from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, MayRaise, ReadsNumbers, record
 from flgo_hydra.federated.backend.watch import Watch
@@ -211,7 +212,8 @@ class Lanes:
 
     def begin_to_watch(self) -> None:
         """Before the first round: from now on it is noticed where the lanes' model keeps something else."""
-        self._watch = Watch(model=self._model)
+        if not runs_only_torch(self._model):
+            self._watch = Watch(model=self._model)
 
     def require_unchanged(self, round_num: int) -> None:
         """After the clients' steps of a round: `Watch.require_unchanged`."""

@@ -4,6 +4,7 @@ A local step is a recorded program (`traced.py`) for the batch sizes where that 
 """
 
 import copy
+import functools
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
+from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
@@ -154,7 +156,7 @@ class LoopBackend:
         self.model.train()
         message, changes = Mean(), Mean()
         # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
-        seed = seed_all if self._work.has_users_code else seed_torch
+        seed = seed_all if self._runs_users_code else seed_torch
         for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
             client = Client(server.params, server.state, clients.get(k))
@@ -284,8 +286,14 @@ class LoopBackend:
         Args:
             has_users_metrics: the user's metrics are given the model, whoever's it is.
         """
-        if self._watch is None and (self.has_users_code or has_users_metrics):
+        if self._watch is None and (has_users_metrics or self._runs_users_code):
             self._watch = Watch(model=self.model, algorithm=self.step.algorithm)
+
+    @functools.cached_property
+    def _runs_users_code(self) -> bool:
+        """A user's own model may be made of torch's layers alone."""
+        is_ours = type(self.step.algorithm).__module__.startswith("flgo_hydra.")
+        return self.has_users_code and not (is_ours and runs_only_torch(self.model))
 
     def why_plain_from(self, round_num: int) -> str:
         """Before a round: why steps must be plain from now on, since something has changed, or nothing."""
