@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flgo_hydra import __main__, compose
-from flgo_hydra.study.kept_grid import grow
+from flgo_hydra.study.kept_grid import grow_recorded
 from flgo_hydra.study.recorded import read_hydra
 
 _USAGE = """\
@@ -97,7 +95,7 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
         raise ValueError(f"{folder} has neither multirun.yaml nor .hydra/hydra.yaml: no sweep, no run.{_near(folder)}")
     flags, overrides = _split([text for text in more if text != _ONLY])
     if sweep.is_file() and _ONLY not in more:
-        overrides, told = grow(OmegaConf.load(sweep), recorded["overrides"]["task"], overrides)
+        overrides, told = grow_recorded(sweep, recorded["overrides"]["task"], overrides)
         for line in told:
             print(line)
     replaced = {_key(text) for text in overrides}

@@ -57,7 +57,7 @@ SCHEDULERS = {
 }
 _PRELOAD_PACKAGES = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml")
 """What the launcher has imported of these by the time it starts a job, jobs need too."""
-_OWN_CALLBACK = "flgo_hydra.job.owner.RunOwner"
+_OWN_CALLBACK = "flgo_hydra.launch.owner.RunOwner"
 _MOST_WAITING = 64
 """Jobs composed ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 _SHARE = 0.5

@@ -5,6 +5,7 @@ value is added to those that its key had, whether the key was swept, set once, o
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -12,6 +13,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra import compose
 from flgo_hydra.overrides import as_text
+
+
+def grow_recorded(record: Path, recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`grow`, of the sweep that Hydra has recorded in a file."""
+    return grow(OmegaConf.load(record), recorded, given)
 
 
 def grow(config: DictConfig | ListConfig, recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:
