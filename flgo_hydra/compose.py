@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ def prepare() -> None:
         group, _, name = f"schema/{path}".rpartition("/")
         store.store(group=group, name=name, node=schema, provider="flgo_hydra")
     _offer_plugins()
+    # Hydra 1.4 warns of every class that a config names, of its own callbacks too; this one is ours.
+    warnings.filterwarnings("ignore", r"(?s).*_target_='flgo_hydra\.launch\.owner\.RunOwner'", UserWarning)
     reference.import_folder(os.getcwd())
 
 

@@ -40,6 +40,12 @@ SAMPLERS = ("grid", "tpe", "random", "qmc", "cmaes", "gp")
 VIEWS = ("auto", "table", "lines", "none")
 
 
+MOST_THREADS = 1024
+"""of one process; ten thousand end it without a word"""
+MOST_SECONDS = 30 * 86400.0
+"""that anything is waited for; the kernel counts no more than 2**31 milliseconds"""
+
+
 def hold(is_true: bool, law: str, got: object) -> None:
     """Raises ValueError with the law and what came, unless the law holds."""
     if not is_true:
@@ -174,7 +180,9 @@ class OptionConf:
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
-        hold(self.num_threads is None or self.num_threads >= 1, "num_threads >= 1, or null", self.num_threads)
+        threads = self.num_threads
+        is_number = threads is None or 1 <= threads <= MOST_THREADS
+        hold(is_number, f"1 <= num_threads <= {MOST_THREADS}, or null", threads)
         one_of("dtype", self.dtype, DTYPES)
         hold(self.dtype == "float32" or self.device != "mps", "dtype is float32 on device mps", self.dtype)
         interval = self.checkpoint_interval
@@ -582,7 +590,8 @@ class LauncherConf:
     def __post_init__(self) -> None:
         slots, threads, memory = self.slots, self.threads, self.job_memory_mib
         hold(slots is None or slots >= 1, "hydra.launcher.slots >= 1, or null for automatic", slots)
-        hold(threads is None or threads >= 1, "hydra.launcher.threads >= 1, or null for automatic", threads)
+        is_threads = threads is None or 1 <= threads <= MOST_THREADS
+        hold(is_threads, f"1 <= hydra.launcher.threads <= {MOST_THREADS}, or null for automatic", threads)
         hold(memory is None or memory >= 1, "hydra.launcher.job_memory_mib >= 1, or null to learn it", memory)
         is_number = isinstance(self.fuse, int) and not isinstance(self.fuse, bool)
         fuse = 1 if self.fuse is False else self.fuse  # YAML reads `off` as false
@@ -590,10 +599,13 @@ class LauncherConf:
         is_known = self.fuse == "off" or (is_number and 1 <= self.fuse <= MOST_FUSED)
         hold(is_known, f"hydra.launcher.fuse is off, or a number from 1 to {MOST_FUSED}", self.fuse)
         hold(self.max_retries >= 0, "hydra.launcher.max_retries >= 0", self.max_retries)
-        hold(self.backoff_s >= 0, "hydra.launcher.backoff_s >= 0", self.backoff_s)
+        hold(
+            0 <= self.backoff_s <= MOST_SECONDS, f"0 <= hydra.launcher.backoff_s <= {MOST_SECONDS:.0f}", self.backoff_s
+        )
         limit = self.timeout_min
-        hold(limit is None or limit > 0, "hydra.launcher.timeout_min > 0, or null for no limit", limit)
-        hold(self.grace_s >= 0, "hydra.launcher.grace_s >= 0", self.grace_s)
+        is_limit = limit is None or 0 < limit <= MOST_SECONDS / 60
+        hold(is_limit, f"0 < hydra.launcher.timeout_min <= {MOST_SECONDS / 60:.0f}, or null for no limit", limit)
+        hold(0 <= self.grace_s <= MOST_SECONDS, f"0 <= hydra.launcher.grace_s <= {MOST_SECONDS:.0f}", self.grace_s)
         one_of("hydra.launcher.view", self.view, VIEWS)
 
 

@@ -31,10 +31,24 @@ def explain(error: BaseException, arguments: Sequence[str]) -> str:
                 return mistakes.unknown_choice(group, name, group_choices(group))
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return str(error)
+    for e in _chain(error):
+        # A law of a sweeper or launcher, which Hydra makes: it tells of the call, ours of the key.
+        if type(e).__name__ == "InstantiationException" and isinstance(e.__cause__, ValueError):
+            return str(e.__cause__)
     key = _NOT_IN.search(text)
     if key:
         name = _as_typed(next(part for part in key.groups() if part), arguments)
-        return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *_known_keys(arguments)], keys_by_choice())
+        known = _known_keys(arguments)
+        having = [choices for choices, keys in known if choices and name in keys]
+        lacking = [choices for choices, keys in known if choices and name not in keys]
+        if having and lacking:
+            return mistakes.of_other_points(name, lacking[0], having[0])
+        if having:  # Hydra composes what is fixed with the defaults, before it looks at points
+            text = next(text for text in arguments if text.lstrip("+").startswith(f"{name}="))
+            swept = f"{name}=choice({text.partition('=')[2]})"
+            return f"`{text}` is a key of the choices that vary: give it as one that varies, `{swept}`."
+        every = dict.fromkeys(key for _, keys in known for key in keys)
+        return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *every], keys_by_choice())
     for e in _chain(error):
         if isinstance(e, OmegaConfBaseException) and e.full_key:
             meaning = meaning_of(str(e.full_key))
@@ -61,8 +75,8 @@ def _as_typed(key: str, arguments: Sequence[str]) -> str:
     return key
 
 
-def _known_keys(arguments: Sequence[str]) -> list[str]:
-    """Keys of the config with the group choices that were typed, as far as they compose, and Hydra's own."""
+def _known_keys(arguments: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Group choices that were typed, each with the keys of their config, Hydra's own among them, where they compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -71,17 +85,17 @@ def _known_keys(arguments: Sequence[str]) -> list[str]:
     searched = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     base = {name: value for name, value in hydra_main_arguments().items() if name == "version_base"}
     GlobalHydra.instance().clear()
-    keys: dict[str, None] = {}
+    found: list[tuple[list[str], list[str]]] = []
     with initialize_config_dir(config_dir=str(conf_dir()), **base):
         for choices in [*_picked(arguments), []]:
-            if not choices and keys:
+            if not choices and found:
                 break  # the defaults are for when nothing that was typed composes
             try:
                 cfg: DictConfig = compose("config", overrides=[*searched, *choices], return_hydra_config=True)
             except HydraException:
                 continue
-            keys.update(dict.fromkeys(mistakes.keys_of(cfg)))
-    return list(keys)
+            found.append((choices, mistakes.keys_of(cfg)))
+    return found
 
 
 def _picked(arguments: Sequence[str], most: int = 8) -> list[list[str]]:

@@ -72,15 +72,15 @@ def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] |
     return f"There is no `{key}`. {advice}"
 
 
-def of_other_points(key: str, point: Sequence[str], choice: str | None) -> str:
+def of_other_points(key: str, point: Sequence[str], others: Sequence[str]) -> str:
     """The error for a key that some points of a grid have, and one has not.
 
     Args:
-        choice: what has it, if that is known: `algorithm=fedprox`.
+        others: choices that have it, if they are known: `algorithm=fedprox`.
     """
     own = [text for text in point if text.partition("=")[0] != key]
-    whose = f", which is a key of {choice}" if choice else ", which other points have"
-    with_it = f"{choice or '…'} {key}=…"
+    whose = f", which is a key of {' '.join(others)}" if others else ", which other points have"
+    with_it = f"{' '.join(others) or '…'} {key}=…"
     return (
         f"The point {' '.join(own)} has no `{key}`{whose}. A grid gives a key to all of its "
         f"points. In `hydra.sweeper.points` each point has its own: "

@@ -64,7 +64,7 @@ from flgo_hydra.help import field_docs
         (OptionConf, "seed", -1, "seed >= 0"),
         (OptionConf, "device", "gpu", "`device` must be one of auto, cpu"),
         (OptionConf, "device", "cuda:x", "`device` must be one of auto, cpu"),
-        (OptionConf, "num_threads", 0, "num_threads >= 1"),
+        (OptionConf, "num_threads", 0, "1 <= num_threads <= 1024"),
         (OptionConf, "dtype", "float16", "`dtype` must be one of float32, float64"),
         (OptionConf, "checkpoint_interval", -1, "checkpoint_interval >= 0, or null"),
         (SyntheticConf, "alpha", -0.1, "task.source.alpha >= 0"),

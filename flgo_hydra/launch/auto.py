@@ -25,10 +25,9 @@ After the longest wait the rule looks at the present all the same: a job that ha
 the device. `ledger.py` books peaks instead, and lets nothing join such a job.
 """
 
-import math
 from collections.abc import Sequence
 
-from flgo_hydra.config import hold, one_of
+from flgo_hydra.config import MOST_SECONDS, hold, one_of
 from flgo_hydra.launch.scheduler import (
     EMPTY_SHARE,
     Device,
@@ -76,8 +75,9 @@ class AutoScheduler(Scheduler):
         max_jobs_per_device: most jobs at once on a GPU; None: no limit.
         """
         for name, interval in (("put_interval", put_interval), ("available_interval", available_interval)):
-            is_time = interval is None or 0 <= interval < math.inf
-            hold(is_time, f"0 <= hydra.launcher.scheduler.{name} < inf, or null for 5 at most", interval)
+            is_time = interval is None or 0 <= interval <= MOST_SECONDS
+            law = f"0 <= hydra.launcher.scheduler.{name} <= {MOST_SECONDS:.0f}, or null for 5 at most"
+            hold(is_time, law, interval)
         hold(initial_memory_mib >= 0, "hydra.launcher.scheduler.initial_memory_mib >= 0", initial_memory_mib)
         one_of("hydra.launcher.scheduler.condition", condition, ("mean", "max"))
         hold_max_jobs(max_jobs_per_device)

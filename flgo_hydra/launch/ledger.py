@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flgo_hydra.config import hold
+from flgo_hydra.config import MOST_SECONDS, hold
 from flgo_hydra.launch.scheduler import (
     EMPTY_SHARE,
     Device,
@@ -53,10 +53,10 @@ class LedgerScheduler(Scheduler):
             it has reached; None: never.
         max_jobs_per_device: most jobs at once on a GPU; None: as many as fit.
         """
-        hold(margin >= 1, "hydra.launcher.scheduler.margin >= 1", margin)
+        hold(1 <= margin < math.inf, "hydra.launcher.scheduler.margin >= 1 and finite", margin)
         hold(0 <= probe_share <= 1, "0 <= hydra.launcher.scheduler.probe_share <= 1", probe_share)
-        is_time = probe_s is None or probe_s >= 0
-        hold(is_time, "hydra.launcher.scheduler.probe_s >= 0, or null for never", probe_s)
+        is_time = probe_s is None or 0 <= probe_s <= MOST_SECONDS
+        hold(is_time, f"0 <= hydra.launcher.scheduler.probe_s <= {MOST_SECONDS:.0f}, or null for never", probe_s)
         hold_max_jobs(max_jobs_per_device)
         self.margin = margin
         self.probe_share = probe_share

@@ -148,7 +148,8 @@ class PointChecker:
         elsewhere = keys_by_choice()
         chooses = any(self._composer.group_options(text.partition("=")[0]) for text in overrides)
         if chooses and (self._seen or key in elsewhere):
-            raise ValueError(mistakes.of_other_points(key, overrides, elsewhere.get(key)))
+            others = [elsewhere[key]] if key in elsewhere else []
+            raise ValueError(mistakes.of_other_points(key, overrides, others))
         raise ValueError(mistakes.unknown_key(key, [*GROUPS, *mistakes.keys_of(cfg)], elsewhere))
 
     def _how(self, conf: Conf) -> Mapping[str, Any]:

@@ -157,10 +157,10 @@ def test_wait() -> None:
 @pytest.mark.parametrize(
     "keys, law",
     [
-        ({"put_interval": -1}, "0 <= hydra.launcher.scheduler.put_interval < inf, .* must hold, but got -1"),
-        ({"put_interval": float("inf")}, "put_interval < inf, or null .* must hold, but got inf"),
-        ({"available_interval": -1}, "available_interval < inf, .* must hold, but got -1"),
-        ({"available_interval": float("nan")}, "available_interval < inf, .* must hold, but got nan"),
+        ({"put_interval": -1}, "0 <= hydra.launcher.scheduler.put_interval <= 2592000, .* must hold, but got -1"),
+        ({"put_interval": float("inf")}, "put_interval <= 2592000, or null .* must hold, but got inf"),
+        ({"available_interval": -1}, "available_interval <= 2592000, .* must hold, but got -1"),
+        ({"available_interval": float("nan")}, "available_interval <= 2592000, .* must hold, but got nan"),
         ({"initial_memory_mib": -1}, "initial_memory_mib >= 0` must hold, but got -1"),
         ({"condition": "median"}, "condition` must be one of mean, max, but got 'median'"),
         ({"max_jobs_per_device": 0}, "max_jobs_per_device >= 1"),

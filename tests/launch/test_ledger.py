@@ -197,9 +197,9 @@ def test_wait() -> None:
 @pytest.mark.parametrize(
     "keys, law",
     [
-        ({"margin": 0.9}, "margin >= 1` must hold, but got 0.9"),
+        ({"margin": 0.9}, "margin >= 1 and finite` must hold, but got 0.9"),
         ({"probe_share": 1.1}, "probe_share <= 1` must hold, but got 1.1"),
-        ({"probe_s": -1}, "probe_s >= 0, or null for never` must hold, but got -1"),
+        ({"probe_s": -1}, "probe_s <= 2592000, or null for never` must hold, but got -1"),
         ({"max_jobs_per_device": 0}, "max_jobs_per_device >= 1"),
     ],
 )
