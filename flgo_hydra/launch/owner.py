@@ -29,7 +29,7 @@ class RunOwner(Callback):
         node: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
         if is_by_the_second(str(node["dir"])):
             folder = free_folder(folder)
-            with flag_override(config, ["readonly", "struct"], [False, False]):
+            with flag_override(config.hydra.run, ["readonly", "struct"], [False, False]):
                 config.hydra.run.dir = str(folder)
         stack = contextlib.ExitStack()
         try:

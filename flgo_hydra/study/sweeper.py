@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,11 +147,8 @@ class StudySweeper(Sweeper):
         self._made = SweepPaths(folder)
         if folder == wanted:
             return config
-        moved = config.copy()
-        with flag_override(moved, ["readonly", "struct"], [False, False]):
-            moved.hydra.sweep.dir = str(folder)
-            moved.hydra.overrides.hydra = [*node["overrides"]["hydra"], override("hydra.sweep.dir", str(folder))]
-        return moved
+        given = [*node["overrides"]["hydra"], override("hydra.sweep.dir", str(folder))]
+        return _changed(config, {"sweep.dir": str(folder), "overrides.hydra": given})
 
     def _give_back(self) -> None:
         """Of a sweep that was refused nothing stays."""
@@ -226,11 +223,19 @@ def _without_passwords(config: DictConfig) -> DictConfig:
     storage, given = node["sweeper"].get("storage"), node["overrides"]["hydra"]
     if all(masked(text) == text for text in [storage or "", *given]):
         return config
-    hidden = config.copy()
-    with flag_override(hidden, ["readonly", "struct"], [False, False]):
-        hidden.hydra.sweeper.storage = storage and masked(storage)
-        hidden.hydra.overrides.hydra = [masked(text) for text in given]
-    return hidden
+    hidden = [masked(text) for text in given]
+    return _changed(config, {"sweeper.storage": storage and masked(storage), "overrides.hydra": hidden})
+
+
+def _changed(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """A copy with other values in Hydra's node, which Hydra may have closed."""
+    copy = config.copy()
+    for key, value in values.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(copy.hydra, parent)
+        with flag_override(node, ["readonly", "struct"], [False, False]):
+            node[name] = value
+    return copy
 
 
 def _as_plain(value: Any) -> Any:
