@@ -100,6 +100,9 @@ except ValueError as error:
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, cache_folder):
     folder = tmp_path_factory.mktemp("captured")

@@ -128,6 +128,7 @@ class Breaking(Scaffold):
 '''
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_leaves_its_runs_to_begin_anew_alone(tmp_path):
     """To the last digit as if nobody had tried: a run is no mixture of two ways of rounding."""
     (tmp_path / "breaking.py").write_text(BREAKING)
