@@ -169,17 +169,6 @@ def deciding(conf: Conf) -> dict[str, Any]:
     return values
 
 
-def decides(key: str) -> bool:
-    """Whether a key that people type decides numbers; Hydra's own do not."""
-    head, _, rest = key.partition(".")
-    return (
-        head != "hydra"
-        and not head.startswith("hydra/")
-        and head not in _DECIDES_NOTHING
-        and not (head == "task" and rest in _TASK_DECIDES_NOTHING)
-    )
-
-
 def not_deciding(conf: Conf) -> dict[str, Any]:
     """The rest of the config, by the keys that people type: where files lie and how a run is computed.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import __main__, compose
-from flgo_hydra.study.kept_grid import grow_recorded
+from flgo_hydra.study.kept_grid import KEEP_RECORD, grow_recorded
 from flgo_hydra.study.recorded import read_hydra
 
 _USAGE = """\
@@ -24,7 +24,7 @@ Goes on with the sweep, or the single run, in FOLDER: what is finished is not ru
   hydra.sweeper.retry_failed=true   run failed points again too
   hydra.sweeper.rerun_changed=true  run points again whose code of yours has changed
   lr=0.05                           run that value as well, beside those that the sweep has of its key
-  --only lr=0.05                    run that value alone: points of the others that are not finished stay so
+  --only lr=0.05                    run that value alone for now: what the sweep is of stays as it was
   hydra.launcher.slots=4            anything else of the launcher may change as well
 
 Other overrides replace recorded ones of the same key. Relative paths start where the command was first typed."""
@@ -58,6 +58,8 @@ def main() -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    if _ONLY in arguments:
+        os.environ[KEEP_RECORD] = "1"
     sys.argv[1:] = command.arguments
     __main__.main()
 

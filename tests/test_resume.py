@@ -52,7 +52,7 @@ def test_added_overrides_replace_recorded_ones_of_their_key(sweep: Path) -> None
     only = set(read_command(sweep, ("--only", *more)).arguments)
     assert only == {*own, "lr=0.5", "model.extra=2", *others}
     arguments = read_command(sweep, more).arguments
-    assert set(arguments) == {*own, "lr=0.1,0.01,0.5", "+model.extra=1,2", *others}
+    assert set(arguments) == {*own, "lr=0.1,0.01,0.5", "model.extra=2", *others}
     assert arguments[:3] == own and arguments[-1] == others[-1]
 
 

@@ -18,6 +18,7 @@ from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
+from flgo_hydra.record.schema import Defect, read_bytes
 from flgo_hydra.report.table import DAMAGED, Row
 
 Value = str | int | float | bool | None
@@ -327,8 +328,9 @@ def _unquoted(text: str) -> str:
 def read_yaml(path: Path) -> Any:
     """The file's content, or None when it is missing, unreadable or damaged."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_bytes(path)
+        return None if content is None else yaml.load(content, Loader=_YAML_LOADER)
+    except (Defect, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
 
 

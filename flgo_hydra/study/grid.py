@@ -255,6 +255,18 @@ def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:
     return replace(grid, fixed=kept, axes=(*moved, *grid.axes))
 
 
+def description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
+    grid = {key: values if isinstance(values, str) else list(values) for key, values in earlier.get("grid", {}).items()}
+    for axis in space.axes:
+        values = grid.get(axis.key, [])
+        grid[axis.key] = list(dict.fromkeys([*(values if isinstance(values, list) else []), *axis.values]))
+    grid |= {interval.key: interval.line.partition("=")[2] for interval in space.intervals}
+    before = earlier.get("fixed")
+    kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
+    return {"grid": grid, "fixed": dict(kept)}
+
+
 def parse_point(point: Sequence[str]) -> dict[str, Value]:
     """Typed values of a point by key: `{"lr": 0.1, "algorithm": "fedavg"}`. Lists and dicts become JSON text."""
     return dict(_parse_one(text) for text in point)

@@ -1,7 +1,8 @@
 """What becomes of a sweep's grid where its command is given again with other values: it grows, unless told otherwise.
 
 `resume folder seed=2` in place of `seed=0,1` would abandon the points of seeds 0 and 1 that have not run yet. So a
-value is added to those that its key had, whether the key was swept, set once, or left to its default.
+value is added to those that were swept. A key that was set once, or left to its default, is another matter: a study
+refuses another value of it (`objective.check_same`).
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from flgo_hydra import compose
-from flgo_hydra.overrides import as_text
+from flgo_hydra.study.grid import write_axis
+
+KEEP_RECORD = "FLGO_HYDRA_KEEP_RECORD"
+"""environment variable of a command that is a part of the sweep: what its folder records stays"""
 
 
 def grow_recorded(record: Path, recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -30,35 +33,31 @@ def grow(config: DictConfig | ListConfig, recorded: Sequence[str], given: Sequen
         What stands in place of `given`, and a line on each key that keeps its values.
     """
     parser = OverridesParser.create()
-    before = {text.partition("=")[0].lstrip("+~"): text for text in recorded}
+    params = OmegaConf.to_container(
+        OmegaConf.select(config, "hydra.sweeper.params") or OmegaConf.create(), resolve=True
+    )
+    assert isinstance(params, dict)
+    lines = [*(write_axis(str(key), values) for key, values in params.items()), *recorded]  # of two the last counts
+    parsed = {_key(line): parser.parse_override(line) for line in lines}
+    swept = {key: one for key, one in parsed.items() if one.is_sweep_override()}
     texts, told = [], []
     for text in given:
-        key = text.partition("=")[0].lstrip("+~")
-        if text.startswith("~") or not compose.decides(key):
+        old = swept.get(_key(text)) if not text.startswith("~") else None
+        if old is None:
             texts.append(text)
             continue
-        old = before.get(key) or _default(config, key)
-        values = None if old is None or old.startswith("~") else _values(parser.parse_override(old))
-        new = _values(parser.parse_override(text))
+        values, new = _values(old), _values(parser.parse_override(text))
         if values is None or new is None:
             texts.append(text)
-            if old is not None and old != text:
-                told.append(f"`{text}` takes the place of `{old}`: points of that alone are not run any more.")
+            told.append(f"`{text}` takes the place of `{old.input_line}`: points of that alone are not run any more.")
             continue
-        joined = list(dict.fromkeys([*values, *new]))
-        texts.append(f"{(old or text).partition('=')[0]}={','.join(joined)}")
-        if len(joined) > len(new):
-            told.append(f"`{texts[-1]}`: what the sweep had is kept (with --only, `{text}` alone is run).")
+        texts.append(f"{str(old.input_line).partition('=')[0]}={','.join(dict.fromkeys([*values, *new]))}")
+        told.append(f"`{texts[-1]}`: what the sweep had is kept (with --only, `{text}` alone is run).")
     return texts, told
 
 
-def _default(config: DictConfig | ListConfig, key: str) -> str | None:
-    """A key that the command did not set, as an override."""
-    choices = OmegaConf.select(config, "hydra.runtime.choices") or {}
-    value = choices[key] if key in choices else OmegaConf.select(config, key)
-    if value is None or OmegaConf.is_config(value):
-        return None
-    return f"{key}={as_text(value)}"
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
 
 
 def _values(override: Override) -> list[str] | None:

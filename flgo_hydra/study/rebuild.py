@@ -35,6 +35,7 @@ from flgo_hydra.study.grid import (
     Axis,
     Grid,
     Value,
+    description,
     give_axes,
     parse_point,
     read_choices,
@@ -47,7 +48,6 @@ from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.replicates import identity_of, split_replicates
-from flgo_hydra.study.sweep import description
 from flgo_hydra.study.trials import Trials
 from flgo_hydra.study.typed_points import TypedPoints
 
@@ -100,8 +100,7 @@ def rebuild(
     Raises:
         ValueError: no sweep, nothing to rebuild from, or a study is there.
     """
-    from flgo_hydra.study import storage as storages  # these import optuna
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study import storage as storages  # it imports optuna
 
     paths = SweepPaths(folder.resolve())
     if not (paths.folder / "multirun.yaml").is_file():
@@ -117,16 +116,7 @@ def rebuild(
             runs = _read_runs(paths, composer, hydra.get("output_subdir"))
             if not runs:
                 raise ValueError(f"{folder} has no run folder with a result.json or a failure.json.")
-            command = _read_command(hydra, composer)
-            made: Path | str = paths.folder / ".study.journal.new"
-            if storage is not None:
-                made = storage
-                storages.delete(storage, name)
-            else:
-                Path(made).unlink(missing_ok=True)
-            num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths, storage is not None)
-            if storage is None:
-                Path(made).replace(paths.study)
+            num_trials = _make(runs, hydra, composer, paths, storage, name)
     return name, num_trials, where
 
 
@@ -138,31 +128,43 @@ def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Sweep
     Returns:
         how many trials it has got; 0 where there is nothing to do.
     """
-    from flgo_hydra.study import storage as storages
-    from flgo_hydra.study.study import SweepStudy
-
     record = paths.folder / "multirun.yaml"
     if not record.is_file() or (paths.study.exists() if storage is None else _is_whole(storage, name)):
         return 0
     try:
         hydra = recorded.read_hydra(record)
-        runs = _read_runs(paths, composer, hydra.get("output_subdir"))
+        runs = _read_runs(paths, composer, hydra.get("output_subdir"), is_lenient=True)
         if not runs:
             return 0
-        made: Path | str = paths.folder / ".study.journal.new"
-        if storage is not None:
-            made = storage
-            storages.delete(storage, name)
-        else:
-            Path(made).unlink(missing_ok=True)
-        command = _read_command(hydra, composer)
-        num_trials = _fill(SweepStudy(made, name), runs, command, composer, paths, storage is not None)
-        if storage is None:
-            Path(made).replace(paths.study)
+        num_trials = _make(runs, hydra, composer, paths, storage, name)
     except (ValueError, HydraException) as error:
         _log.warning("The study %r cannot be made from the run folders in %s: %s", name, paths.folder, error)
         return 0
     _log.warning("The study %r was made anew from %d runs in %s.", name, len(runs), paths.folder)
+    return num_trials
+
+
+def _make(
+    runs: "Sequence[_Run]",
+    hydra: dict[str, Any],
+    composer: SweepComposer,
+    paths: SweepPaths,
+    storage: str | None,
+    name: str,
+) -> int:
+    """Makes the study in place of one that is there; returns how many trials it has got."""
+    from flgo_hydra.study import storage as storages
+    from flgo_hydra.study.study import SweepStudy
+
+    command = _read_command(hydra, composer)
+    new = paths.folder / ".study.journal.new"
+    if storage is not None:
+        storages.delete(storage, name)
+    else:
+        new.unlink(missing_ok=True)
+    num_trials = _fill(SweepStudy(storage or new, name), runs, command, composer, paths, storage is not None)
+    if storage is None:
+        new.replace(paths.study)
     return num_trials
 
 
@@ -318,8 +320,12 @@ def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Gri
     return replace(command.space, axes=tuple(axes))
 
 
-def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None) -> list[_Run]:
-    """Finished run folders, by job number."""
+def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None, is_lenient: bool = False) -> list[_Run]:
+    """Finished run folders, by job number.
+
+    Args:
+        is_lenient: one with the result of another config is left out; else all is refused.
+    """
     runs = []
     typed = TypedPoints(composer)
     for run in map(RunPaths, sorted(_folders(paths.folder))):
@@ -334,6 +340,9 @@ def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None) -
             continue
         conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
         if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
+            if is_lenient:
+                _log.warning("left out: %s has the result of another config", run.folder)
+                continue
             raise ValueError(
                 f"{run.folder} has the result of another config than its overrides make today: a preset or "
                 "default has changed since. Use the version it was made with."

@@ -4,10 +4,9 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -29,8 +28,9 @@ from flgo_hydra.report.table import Row
 from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, Value, give_axes, read_choices
+from flgo_hydra.study.grid import Grid, Value, description, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
+from flgo_hydra.study.kept_grid import KEEP_RECORD
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
 from flgo_hydra.study.points import Point, PointChecker, tell_apart
@@ -124,7 +124,9 @@ class Sweep:
         self._data_sets = DataSets(earlier, self._apart, where, self._study.describe)
         for point in points:
             self._data_sets.check(point)
-        files.write_text(paths.folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
+        record = paths.folder / "multirun.yaml"
+        if not (os.environ.get(KEEP_RECORD) and record.exists()):
+            files.write_text(record, OmegaConf.to_yaml(self._config))
         self._study.describe(description(earlier, self._space, plan.common.values))
         self._data_sets.add(points)
         if self._apart:
@@ -415,15 +417,3 @@ class Sweep:
                 self._pruning.finish(trial, value, is_pruned)
         self._trials.settle(job)
         self._tables.has_news = True
-
-
-def description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study is of after this sweep: values of its axes, earlier ones included, and what they have in common."""
-    grid = {key: values if isinstance(values, str) else list(values) for key, values in earlier.get("grid", {}).items()}
-    for axis in space.axes:
-        values = grid.get(axis.key, [])
-        grid[axis.key] = list(dict.fromkeys([*(values if isinstance(values, list) else []), *axis.values]))
-    grid |= {interval.key: interval.line.partition("=")[2] for interval in space.intervals}
-    before = earlier.get("fixed")
-    kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
-    return {"grid": grid, "fixed": dict(kept)}

@@ -20,6 +20,7 @@ import logging
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -34,10 +35,15 @@ SWEEP = (
     *("lr=0.1,0.01,1000", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.launcher.slots=2"),
 )
 MOST_S = 60
+MOST_BYTES = 8 * 2**30
 _JSON = (
     *(None, True, -1, 0, 3, 1.5, "x", "", [], {}, [1], {"a": 1}, 10**30, "1", "nan"),
     *("\x1b[31m", "=1+1", "a\nb", "../..", "/"),
 )
+
+
+class TooLong(BaseException):
+    """No error that who reads a file expects."""
 
 
 def main() -> int:
@@ -47,6 +53,8 @@ def main() -> int:
     parser.add_argument("--resume-every", type=int, default=10, metavar="N", help="0: never")
     parser.add_argument("--only", type=int, default=None, metavar="CASE")
     given = parser.parse_args()
+    # what would fill the memory is a trouble to be told, not the end of this
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with tempfile.TemporaryDirectory() as root, contextlib.chdir(root):
         os.environ["XDG_CACHE_HOME"] = f"{root}/cache"
         subprocess.run([sys.executable, "-m", "flgo_hydra", *SWEEP], check=False, capture_output=True)
@@ -97,7 +105,7 @@ def called(name: str, call: Callable[[], str | None], given: argparse.Namespace)
     """What is wrong with a call, if anything."""
 
     def too_long(*_: object) -> None:
-        raise TimeoutError(f"not done after {MOST_S} s")
+        raise TooLong(f"not done after {MOST_S} s")
 
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(MOST_S)

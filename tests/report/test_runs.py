@@ -185,3 +185,13 @@ def test_a_run_of_another_app_with_a_foreign_result(tmp_path):
 )
 def test_values_are_shown_as_they_are_typed(value, text):
     assert value_text(value) == text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "hydra.yaml"])
+@pytest.mark.parametrize("damage", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"&a [" * 5000)])
+def test_hydras_record_is_neither_waited_for_nor_believed(make_run, name, damage):
+    path = make_run("s/0", [2.0, 1.0], status=None) / ".hydra" / name
+    path.unlink(missing_ok=True)
+    damage(path)
+    (run,) = _read(path.parents[2])
+    assert run.row.best_valid_loss == 1.0

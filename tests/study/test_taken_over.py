@@ -32,6 +32,21 @@ def test_a_study_that_was_deleted(command, replicate):
     assert "study:" in done.out
 
 
+def test_runs_that_were_swapped_are_run_again_and_no_other(command, swept):
+    for name in ("result.json", "rounds.jsonl"):
+        one, other = Path("sweep/0", name), Path("sweep/3", name)
+        texts = one.read_bytes(), other.read_bytes()
+        one.write_bytes(texts[1])
+        other.write_bytes(texts[0])
+    before = times()
+    Path("sweep/study.journal").unlink()
+    done = command(*SWEEP)
+    assert done.status == 0, done.err
+    assert (done.out + done.err).count("has the result of another config") == 2
+    assert {path: time for path, time in times().items() if path in before} == before
+    assert len(times()) == 6
+
+
 def test_another_storage(command, swept):
     done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
     assert done.status == 0, done.err
@@ -48,6 +63,27 @@ def test_a_study_that_was_being_made_when_somebody_killed_it(command, swept):
     assert done.status == 0, done.err
     assert times() == swept
     assert len(optuna.load_study(study_name="new", storage="sqlite:///new.db").trials) == 4
+
+
+def test_a_part_of_a_sweep_leaves_what_the_sweep_is_of(command, swept, monkeypatch):
+    from flgo_hydra.resume import read_command
+    from flgo_hydra.study.kept_grid import KEEP_RECORD
+
+    before = Path("sweep/multirun.yaml").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setenv(KEEP_RECORD, "1")
+        assert command(*read_command(Path("sweep"), ["--only", "seed=2"]).arguments).status == 0
+    assert Path("sweep/multirun.yaml").read_bytes() == before and len(times()) == 6
+    Path("sweep/3/result.json").unlink()
+    assert command(*read_command(Path("sweep")).arguments).status == 0
+    assert Path("sweep/3/result.json").exists()
+
+
+def test_a_fixed_setting_is_refused_as_ever(command, swept):
+    from flgo_hydra.resume import read_command
+
+    done = command(*read_command(Path("sweep"), ["num_rounds=3"]).arguments)
+    assert done.status == 1 and "`num_rounds` was 2 and is 3 now" in done.err and times() == swept
 
 
 def test_a_damaged_run_is_named_and_run_again(command, swept):
