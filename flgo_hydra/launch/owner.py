@@ -79,8 +79,8 @@ def why_not(folder: Path, config: DictConfig) -> str:
     with contextlib.suppress(ValueError):
         if "MULTIRUN" in str(recorded.read_hydra(record / "hydra.yaml").get("mode")):
             return (
-                f"{folder} is one run of a sweep. Go on with the sweep (python -m flgo_hydra.resume {folder.parent}), or "
-                "choose another `hydra.run.dir`."
+                f"{folder} is one run of a sweep. Go on with the sweep (python -m flgo_hydra.resume {folder.parent}), "
+                "or choose another `hydra.run.dir`."
             )
     paths = RunPaths(folder)
     fingerprint = _fingerprint(config)
