@@ -1,6 +1,9 @@
 """Where studies are kept: a journal file in the sweep folder, or a database."""
 
 import logging
+import random
+import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,12 @@ import optuna
 
 from flgo_hydra.record.secrets import is_masked, masked
 from flgo_hydra.study.journal import SingleWriterJournal
+
+_LOCK_S = 1.0
+_MOST_MAKING_S = 20.0
+_BEING_MADE = re.compile(
+    r"already exists|locked|UNIQUE|duplicate key|no such table|deadlock|no longer compatible", re.I
+)
 
 
 def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
@@ -100,7 +109,7 @@ def open_database(url: str) -> Any:
             "keep the password out of it: in ~/.pgpass, or as `hydra.sweeper.storage='${oc.env:MY_STUDIES}'`."
         )
     try:
-        storage = optuna.storages.RDBStorage(url)
+        storage = _made(url)
         if storage.engine.dialect.name == "sqlite":
             _write_ahead(storage)
         return storage
@@ -114,6 +123,22 @@ def open_database(url: str) -> Any:
             f"`hydra.sweeper.storage={masked(url)}` cannot be opened: {masked(str(error).partition(chr(10))[0])}. "
             "It reads sqlite:///file.db, postgresql://user:password@host/database or mysql+pymysql://…"
         ) from error
+
+
+def _made(url: str, most_s: float = _MOST_MAKING_S) -> optuna.storages.RDBStorage:
+    """The storage. Who makes a database's tables beside others who make them looks again when those have."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # The sweep's parent has other things to do than to wait for a lock: it tries again (`behind.py`).
+    own = {"connect_args": {"timeout": _LOCK_S}} if url.startswith("sqlite") else {}
+    deadline = time.monotonic() + most_s
+    while True:
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=own)
+        except (SQLAlchemyError, RuntimeError) as error:
+            if not _BEING_MADE.search(str(error)) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.05, 0.3))
 
 
 def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
