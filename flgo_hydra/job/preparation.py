@@ -110,7 +110,7 @@ def prepare(
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
     from flgo_hydra.federated.users_code import no_silent_end
-    from flgo_hydra.federated.weights import load_weights
+    from flgo_hydra.federated.weights import load_weights, names_of
 
     torch_settings.reset()
     device = resolve_device(conf.device)
@@ -159,7 +159,15 @@ def prepare(
         backend.loop.begin_to_watch(has_users_metrics=True)
     rounding = {**backend.form, **(form or {})}
     watcher = Watcher(
-        conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python
+        conf,
+        paths,
+        device,
+        line,
+        is_interrupted,
+        rounding,
+        task.data_sha256,
+        lambda: backend.loop.kept_by_python,
+        names_of(model),
     )
     for target, part in targets.items():
         if not target.startswith("flgo_hydra."):
