@@ -21,6 +21,7 @@ LAYERS = {
     "reference": set(),
     "importing": set(),
     "streams": set(),
+    "where_typed": set(),
     "own_code": {"record", "reference"},
     "captured": {"own_code"},
     "mistakes": set(),
@@ -35,12 +36,13 @@ LAYERS = {
     "report": {"mistakes", "monitor", "progress", "record"},
     "launch": {"config", "monitor", "reference", "progress", "record"},
     "job": {
+        "where_typed",
         "config",
         "monitor",
         "own_code",
         *("reference", "progress", "record", "federated", "compose", "launch.reporter"),
     },
-    "app": {"chosen", "config", "importing", "job", "record", "federated", "compose", "launch.reporter"},
+    "app": {"where_typed", "chosen", "config", "importing", "job", "record", "federated", "compose", "launch.reporter"},
     "study": {
         *(
             "chosen",

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose, own_code, reference
+from flgo_hydra import compose, own_code, reference, where_typed
 from flgo_hydra.config import Conf
 from flgo_hydra.job.device import count_threads, resolve_device
 from flgo_hydra.job.outcome import result_of
@@ -187,7 +187,8 @@ def prepare(
                 f"`metrics={conf.metrics}` must leave the task's samples as they are, which are trained on, but it "
                 "changes them in place: compute on a copy (`x.clone()`)."
             )
-        watcher.tell_reads(reads_of(read, paths.folder))
+        with where_typed.entered():  # names are from there
+            watcher.tell_reads(reads_of(read, paths.folder))
         own.look()
         watcher.tell_kept(own.keeps)
         return found
