@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import own_code
+from flgo_hydra.record.schema import hash_file
 
 _NOT_DATA = ("/proc/", "/sys/", "/dev/", "/etc/")
 _CODE = (".py", ".pyc", ".pyd", ".so")
@@ -265,11 +266,7 @@ def _state_of_file(path: str) -> list[Any] | None:
 
 
 def _hash(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # not ours to read: its times have to do
-        return ""
+    return hash_file(Path(path)) or ""  # not ours to read, or a pipe: its times have to do
 
 
 def _state_of_folder(path: str) -> str | None:

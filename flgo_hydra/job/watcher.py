@@ -38,11 +38,13 @@ class Watcher:
         form: Mapping[str, Any] | None = None,
         data_sha256: str = "",
         kept: Callable[[], Mapping[str, Any]] = dict,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
             kept: tells what has come to `form` since.
+            names: of the model's state dict (`weights.names_of`); without them the server's own are written.
         """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
@@ -54,6 +56,7 @@ class Watcher:
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
         self._kept_since = kept
+        self._names = dict(names or {})
         self._kept = uuid.uuid4().hex
         self.data_sha256 = data_sha256
         self.code = own_code.behind(compose.parts(conf))
@@ -170,10 +173,10 @@ class Watcher:
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
     def _save_best_model(self, state: "RunState") -> None:
-        from flgo_hydra.federated.weights import dump_weights
+        from flgo_hydra.federated.weights import by_state_dict, dump_weights
 
         with files.replacing(self._paths.best_model, is_durable=False) as file:
-            file.write(dump_weights({**state.server.params, **state.server.buffers}))
+            file.write(dump_weights(by_state_dict({**state.server.params, **state.server.buffers}, self._names)))
 
 
 def _line(state: "RunState") -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Where studies are kept: a journal file in the sweep folder, or a database."""
 
-import logging
 import random
 import re
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import optuna
 
 from flgo_hydra.record.secrets import is_masked, masked
-from flgo_hydra.study.journal import SingleWriterJournal
+from flgo_hydra.study.journal import Damaged, SingleWriterJournal, study_names
 
 _LOCK_S = 1.0
 _MOST_MAKING_S = 20.0
@@ -32,11 +31,15 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
 
     path = storage.resolve()  # a relative one breaks the lock of Optuna's own backend
     path.parent.mkdir(parents=True, exist_ok=True)
-    _mend(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         journal = SingleWriterJournal(path)
-        return JournalStorage(journal), journal
+        try:
+            return JournalStorage(journal), journal
+        except (OSError, Damaged):
+            raise
+        except Exception as error:  # what entries that contradict one another make Optuna raise
+            raise Damaged(path, f"its entries do not fit together ({type(error).__name__}: {error})") from error
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
@@ -58,16 +61,9 @@ def open_study(storage: str, name: str) -> optuna.Study:
 
 def name_in(journal: Path) -> str | None:
     """The name of a journal's only study; None where there is none that can be read."""
-    if not journal.exists():
-        return None
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            names = optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal.resolve()))))
-    except Exception:  # whatever a damaged journal makes its reader raise
+        names = study_names(journal)
+    except (OSError, ValueError):
         return None
     return names[0] if len(names) == 1 else None
 
@@ -154,15 +150,3 @@ def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     storage.engine.dispose()  # connections that were opened before
-
-
-def _mend(path: Path) -> None:
-    """Cuts off the torn last line of a journal whose writer was killed: Optuna would glue the next one to it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        logging.getLogger("flgo_hydra").warning("%s ended in the middle of a line, which was removed.", path)
-        with open(path, "r+b") as file:
-            file.truncate(whole)
