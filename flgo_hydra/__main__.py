@@ -62,6 +62,7 @@ def _run(arguments: Sequence[str]) -> int:
         from omegaconf.errors import OmegaConfBaseException
 
         from flgo_hydra import app, compose, explain
+        from flgo_hydra.record import files
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.
@@ -78,6 +79,13 @@ def _run(arguments: Sequence[str]) -> int:
         if wants_traceback:
             traceback.print_exc()
         print(f"error: {explain.explain(error, arguments)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if wants_traceback or not files.is_of_storage(error):
+            traceback.print_exc()
+            return 1
+        named = files.CannotWrite(error.errno or 0, error.strerror or str(error), error.filename or "A file")
+        print(f"error: {named}", file=sys.stderr)
         return 1
     except Exception:
         traceback.print_exc()

@@ -16,6 +16,8 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+from flgo_hydra.record import files
+
 log = logging.getLogger(__name__)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
@@ -31,7 +33,9 @@ class SingleWriterJournal(BaseJournalBackend):
             path: absolute.
         """
         self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        with files.writing(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            files.settle([path])
         self._file = open(path, "rb")
         self._mend()
         self._next = (0, 0)  # the number of the entry that comes after those read, and where it begins
@@ -98,32 +102,23 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def _write(self, lines: list[str]) -> None:
         """Appends whole lines: what a full disk takes only a part of is taken back."""
-        rest = "".join(lines).encode()
-        begin = os.fstat(self._fd).st_size if rest else 0
-        num_written = 0
-        try:
-            while rest:
-                num_written += (taken := os.write(self._fd, rest))
-                rest = rest[taken:]
-        except OSError:
-            # Only what is ours: a dashboard may have appended its note behind it.
-            if num_written and os.fstat(self._fd).st_size == begin + num_written:
-                os.ftruncate(self._fd, begin)
-            elif num_written:
-                with contextlib.suppress(OSError):
-                    os.write(self._fd, b"\n")
-            raise
+        if lines:
+            with files.writing(self._path):
+                files.append(self._fd, "".join(lines).encode())
 
     def commit(self) -> None:
         """Waits until everything appended is on disk."""
-        os.fsync(self._fd)
+        with files.writing(self._path):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Lets go of the file; nothing may be appended afterwards."""
         if not self._file.closed:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._file.close()
+            try:
+                self.commit()
+            finally:
+                os.close(self._fd)
+                self._file.close()
 
     def __del__(self) -> None:
         self.close()
