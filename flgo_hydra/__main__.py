@@ -78,17 +78,14 @@ def _run(arguments: Sequence[str]) -> int:
         logging.getLogger("flgo_hydra").debug("", exc_info=True)
         if wants_traceback:
             traceback.print_exc()
-        print(f"error: {explain.explain(error, arguments)}", file=sys.stderr)
+        print(f"error: {files.refused_by_storage(error) or explain.explain(error, arguments)}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if wants_traceback or not files.is_of_storage(error):
+    except Exception as error:
+        refused = files.refused_by_storage(error)
+        if wants_traceback or refused is None:
             traceback.print_exc()
-            return 1
-        named = files.CannotWrite(error.errno or 0, error.strerror or str(error), error.filename or "A file")
-        print(f"error: {named}", file=sys.stderr)
-        return 1
-    except Exception:
-        traceback.print_exc()
+        else:
+            print(f"error: {refused}", file=sys.stderr)
         return 1
     return 0
 

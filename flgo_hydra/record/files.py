@@ -38,9 +38,17 @@ class CannotWrite(OSError):
         )
 
 
-def is_of_storage(error: OSError) -> bool:
-    """Whether the storage refused: it is full, broken, or not for writing."""
-    return isinstance(error, CannotWrite) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+def refused_by_storage(error: BaseException | None) -> CannotWrite | None:
+    """What the storage said, where an error or one behind it is that it is full, broken, or not for writing."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, CannotWrite):
+            return error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            return CannotWrite(error.errno, error.strerror, error.filename or "A file")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
