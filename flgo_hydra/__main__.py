@@ -62,6 +62,7 @@ def _run(arguments: Sequence[str]) -> int:
         from omegaconf.errors import OmegaConfBaseException
 
         from flgo_hydra import app, compose, explain
+        from flgo_hydra.record import files
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.
@@ -77,10 +78,14 @@ def _run(arguments: Sequence[str]) -> int:
         logging.getLogger("flgo_hydra").debug("", exc_info=True)
         if wants_traceback:
             traceback.print_exc()
-        print(f"error: {explain.explain(error, arguments)}", file=sys.stderr)
+        print(f"error: {files.refused_by_storage(error) or explain.explain(error, arguments)}", file=sys.stderr)
         return 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        refused = files.refused_by_storage(error)
+        if wants_traceback or refused is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {refused}", file=sys.stderr)
         return 1
     return 0
 

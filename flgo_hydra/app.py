@@ -21,7 +21,8 @@ from flgo_hydra.job.outcome import describe, read_finished, record_failure, resu
 from flgo_hydra.job.preparation import prepare
 from flgo_hydra.job.watcher import Watcher
 from flgo_hydra.launch import reporter
-from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.files import writing
+from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.result import RunResult, write_result
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -66,8 +67,10 @@ def job(cfg: DictConfig) -> float:
         raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
     try:
         check_identities(cfg, hydra)
+        folder = Path(hydra.runtime.output_dir)
+        paths = run_of_sweep(folder) if hydra.mode == RunMode.MULTIRUN else RunPaths(folder)
         with where_typed.known(str(hydra.runtime.cwd)):
-            return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
+            return _run(compose.to_conf(cfg), paths).objective
     except Exception:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
             _log.exception("the job failed")
@@ -79,14 +82,19 @@ def run(conf: Conf, folder: Path) -> RunResult:
 
     Raises:
         ValueError: the config cannot be run; the folder holds a run of another config.
+        CannotWrite: the storage refused.
         KeyboardInterrupt: stopped by request at a round boundary, with a checkpoint.
     """
-    paths = RunPaths(folder)
+    return _run(conf, RunPaths(folder))
+
+
+def _run(conf: Conf, paths: RunPaths) -> RunResult:
     with where_typed.entered():
         finished = read_finished(conf, paths)
     if finished is not None:
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(paths.folder):
+        paths.folder.mkdir(parents=True, exist_ok=True)
     from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
     from flgo_hydra.federated.torch_settings import torch_kept
 
@@ -96,10 +104,10 @@ def run(conf: Conf, folder: Path) -> RunResult:
             with where_typed.entered():
                 task = check(conf)
             result = _train(conf, paths, task)
+        write_result(paths, result)
     except Exception as error:
         record_failure(paths, error)
         raise
-    write_result(paths, result)
     _log.info("%s", describe(result))
     return result
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
+from flgo_hydra.record import files
 from flgo_hydra.record.schema import Defect, open_plain
 
 log = logging.getLogger(__name__)
@@ -90,10 +91,12 @@ class SingleWriterJournal(BaseJournalBackend):
         self._path = path
         # without a wait, should a pipe be in its place
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            with files.writing(path):
+                self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+                files.settle([path])
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.ENXIO, errno.ELOOP):
-                raise Damaged(path, f"it is no file ({error.strerror}); move it away") from None
+                raise Damaged(path, f"it is no file ({os.strerror(error.errno)}); move it away") from None
             raise
         try:
             opened = open_plain(path, most_bytes=None)
@@ -166,32 +169,23 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def _write(self, lines: list[str]) -> None:
         """Appends whole lines: what a full disk takes only a part of is taken back."""
-        rest = "".join(lines).encode()
-        begin = os.fstat(self._fd).st_size if rest else 0
-        num_written = 0
-        try:
-            while rest:
-                num_written += (taken := os.write(self._fd, rest))
-                rest = rest[taken:]
-        except OSError:
-            # Only what is ours: a dashboard may have appended its note behind it.
-            if num_written and os.fstat(self._fd).st_size == begin + num_written:
-                os.ftruncate(self._fd, begin)
-            elif num_written:
-                with contextlib.suppress(OSError):
-                    os.write(self._fd, b"\n")
-            raise
+        if lines:
+            with files.writing(self._path):
+                files.append(self._fd, "".join(lines).encode())
 
     def commit(self) -> None:
         """Waits until everything appended is on disk."""
-        os.fsync(self._fd)
+        with files.writing(self._path):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Lets go of the file; nothing may be appended afterwards."""
         if hasattr(self, "_file") and not self._file.closed:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._file.close()
+            try:
+                self.commit()
+            finally:
+                os.close(self._fd)
+                self._file.close()
 
     def __del__(self) -> None:
         self.close()
