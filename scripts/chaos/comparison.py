@@ -6,7 +6,7 @@ Compared are, to the last digit:
 - best.yaml, but for job number and folder;
 - the study, read with Optuna's own API: of each point exactly one trial with an outcome, its state, parameters,
   value, curve, best and last round and status; trials of attempts that were cut off (FAIL) may stand beside it, and
-  none may be RUNNING;
+  none may be RUNNING; of a point that had to run again, as its records were damaged, two that are the same;
 - best_model.safetensors, byte by byte, and that no checkpoint is left.
 
 Of a sweep with a pruner it depends on which run ends first whose run is pruned. There a pruned run's lines must be the
@@ -122,7 +122,8 @@ def differences(found: Found, alone: Found, sweep: Sweep, is_loose: bool = False
     """Where a sweep differs from the undisturbed one; a line each.
 
     Args:
-        is_loose: a search that had to go on without what it knew.
+        is_loose: study or runs of it were damaged or taken away: points ran again, and a search went on without what
+            it knew.
     """
     told = [f"left over: {name}" for name in found.leftovers]
     if found.is_running:
@@ -140,7 +141,7 @@ def differences(found: Found, alone: Found, sweep: Sweep, is_loose: bool = False
         told += _by_point(found, alone, set(found.rows) & set(alone.rows))
         told += _values("points.csv", found.points, alone.points)
         told += _values("best.yaml", found.best, alone.best)
-        told += _trials(found, alone)
+        told += _trials(found, alone, is_loose)
     return told[:_MOST_TOLD] + [f"and {len(told) - _MOST_TOLD} more"] * (len(told) > _MOST_TOLD)
 
 
@@ -174,15 +175,18 @@ def _values(where: str, here: Any, there: Any) -> list[str]:
     return [f"{where}: {here!r}, undisturbed {there!r}"]
 
 
-def _trials(found: Found, alone: Found) -> list[str]:
-    here, there = (Counter(trial["point"] for trial in one.trials) for one in (found, alone))
+def _trials(found: Found, alone: Found, is_loose: bool) -> list[str]:
+    trials = found.trials
+    if is_loose:  # what ran again has a trial of before as well, which has to be the same
+        trials = [one for i, one in enumerate(trials) if one not in trials[:i]]
+    here, there = (Counter(trial["point"] for trial in one) for one in (trials, alone.trials))
     told = [
         f"{here[point]} trials with an outcome of {point}, undisturbed {there[point]}"
         for point in sorted({*here, *there})
         if here[point] != there[point]
     ]
     if not told:
-        for one, other in zip(found.trials, alone.trials, strict=True):
+        for one, other in zip(trials, alone.trials, strict=True):
             told += _values(f"trial of {one['point']}", one, other)
     return told
 

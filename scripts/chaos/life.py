@@ -31,6 +31,7 @@ MOST_IN_VAIN = 4
 _MOST_COMMANDS = 16
 _ORPHAN_S = 10.0
 _MOST_COMMAND_S = 600.0
+_TRACEBACK = "Traceback (most recent call last)"
 _WORDS = re.compile(r"resume:|flgo_hydra\.resume|^error: |same command|is in use by", re.MULTILINE)
 _BACKTICKS = re.compile(r"`(scripts/rebuild_study [^`]+)`")
 
@@ -258,9 +259,8 @@ class Living:
     def _judge(self, command: Command, before: dict[str, bytes], touched: set[str]) -> None:
         text, status = command.text(), command.status
         assert status is not None
-        if "Traceback (most recent call last)" in text:
-            at = text.index("Traceback (most recent call last)")
-            self.life.trouble("traceback", text[at : at + 3000])
+        for told in sorted({_in_short(one) for one in text.split(_TRACEBACK)[1:]}):
+            self.life.trouble("traceback", told)
         was_sent = any("SIG" in line or "killed" in line or "stopped by" in line for line in self.life.told)
         if status < 0 and not was_sent:
             self.life.trouble("died", f"by signal {-status}")
@@ -315,6 +315,15 @@ class Living:
         for one in watching.marked(self._world.mark):
             self._world.send(one.pid, signal.SIGKILL)
         watching.wait_until_gone(self._world.mark, 5.0)
+
+
+def _in_short(traceback: str) -> str:
+    """Our own places in a traceback, and the error."""
+    places = re.findall(r'File "[^"]*/(flgo_hydra/[^"]+)", line (\d+), in (\w+)', traceback)
+    errors = [
+        line for line in traceback.splitlines() if line and not line.startswith((" ", "[", "During", "The above"))
+    ]
+    return " > ".join(f"{file}:{line} {name}" for file, line, name in places) + f" > {errors[0] if errors else '?'}"
 
 
 def _finished(folder: Path) -> dict[str, bytes]:

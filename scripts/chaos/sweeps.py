@@ -32,14 +32,14 @@ class Sweep:
 
 _KINDS = ("grid", "grid", "grid", "replicates", "replicates", "fused", "fused", "pruned", "search", "search")
 _TASKS = (
-    ("task=digits", "task.num_clients=5", "model=logistic", "num_rounds=300"),
-    ("task=digits", "task.num_clients=5", "model=mlp", "model.hidden=[16]", "num_rounds=150"),
-    ("task=synthetic", "task.num_clients=6", "model=logistic", "num_rounds=200", "num_steps=20"),
+    ("task=digits", "task.num_clients=5", "model=logistic", "num_rounds=160"),
+    ("task=digits", "task.num_clients=5", "model=mlp", "model.hidden=[16]", "num_rounds=90"),
+    ("task=synthetic", "task.num_clients=6", "model=logistic", "num_rounds=100", "num_steps=20"),
 )
 
 
 def draw(rng: random.Random) -> Sweep:
-    """One sweep: half a dozen jobs of about a second each."""
+    """One sweep: half a dozen jobs of half a second to a second each."""
     kind = rng.choice(_KINDS)
     slots = rng.choice((1, 2, 2, 3))
     fixed = [*rng.choice(_TASKS), "proportion=0.4", f"checkpoint_interval={rng.choice((5, 20))}"]
