@@ -169,6 +169,22 @@ def deciding(conf: Conf) -> dict[str, Any]:
     return values
 
 
+def decides_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two plain configs differ in what decides a run's numbers, in keys that both have."""
+    for key in before.keys() & now.keys():
+        one, other = before[key], now[key]
+        if key in (*_DECIDES_NOTHING, "hydra"):
+            continue
+        if key == "task" and isinstance(one, dict) and isinstance(other, dict):
+            one, other = ({k: v for k, v in part.items() if k not in _TASK_DECIDES_NOTHING} for part in (one, other))
+        if isinstance(one, dict) and isinstance(other, dict) and one.get("_target_") == other.get("_target_"):
+            if any(one[name] != other[name] for name in one.keys() & other.keys()):
+                return True
+        elif one != other:
+            return True
+    return False
+
+
 def not_deciding(conf: Conf) -> dict[str, Any]:
     """The rest of the config, by the keys that people type: where files lie and how a run is computed.
 

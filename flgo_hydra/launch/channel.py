@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO, Any
 
+from flgo_hydra.launch.messages import parse
+
 STOP = b"s"
 # What the file of a job begins with: first what it is given, then, if it comes to that, what it leaves.
 _PAYLOAD, _RESULT = b"flgo_hydra payload\n", b"flgo_hydra result\n"
@@ -26,6 +28,7 @@ _MOST_KEPT = 20_000
 """Messages kept for a launcher that does not read; then the oldest go. What matters is in the job's files."""
 _MAX_LINE_BYTES = 16 * 2**20
 _READ_BYTES = 2**16
+_MOST_RESULT_BYTES = 2**30
 
 
 class Channel:
@@ -154,7 +157,7 @@ def make_file(payload: bytes) -> IO[bytes]:
 def read_result(file: IO[bytes]) -> bytes:
     """Returns what the job has left in its file; nothing where it never came to that."""
     file.seek(0)
-    content = file.read()
+    content = file.read(_MOST_RESULT_BYTES)
     return content.removeprefix(_RESULT) if content.startswith(_RESULT) else b""
 
 
@@ -192,12 +195,3 @@ def _encode(message: dict[str, Any]) -> bytes:
         return json.dumps(message, default=plain, skipkeys=True).encode()
     except Exception as error:  # a user's value may fail in any way, and a report is not worth the job
         return json.dumps({"kind": "unreadable", "of": str(message.get("kind")), "why": repr(error)}).encode()
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """Returns the message a line holds, or None."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None

@@ -36,6 +36,7 @@ from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
 from flgo_hydra.launch.queue import Event, Job, Queue
 from flgo_hydra.launch.reporter import THREADS
+from flgo_hydra.launch.returned import Arrived, Returned, unpack
 from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
@@ -82,7 +83,7 @@ class PackingLauncher(Launcher):
         self._interrupts = 0
         self._view: View | None = None
         self._overrides: dict[int, list[str]] = {}
-        self._configs: dict[int, DictConfig] = {}
+        self._configs: dict[int, bytes] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._config = config
@@ -183,7 +184,7 @@ class PackingLauncher(Launcher):
             assignment = Assignment(
                 task=self._task,
                 context=self._context,
-                config=pickle.dumps(composed),
+                config=(content := pickle.dumps(composed)),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
                 fuse=queue.fuse,
@@ -207,7 +208,7 @@ class PackingLauncher(Launcher):
             queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
             return job
         forget_failure(RunPaths(folder))  # of an earlier sweep
-        self._configs[num] = composed
+        self._configs[num] = content
         queue.submit(job)
         return job
 
@@ -240,28 +241,21 @@ class PackingLauncher(Launcher):
     def job_return(self, job: Job) -> JobReturn:
         """Returns what Hydra's sweepers expect of an ended job. May be asked once."""
         assert job.is_ended
-        overrides, config = self._overrides.pop(job.num, []), self._configs.pop(job.num, None)
+        overrides, config = self._overrides.pop(job.num, []), self._configs.pop(job.num, b"")
+        overrides = list(filter_overrides(overrides)) if config else overrides
+        arrived: Arrived | None = None
         if job.result:
             try:
-                returned = pickle.loads(job.result)
-                if not isinstance(returned, JobReturn):
-                    raise TypeError(f"it is a {type(returned).__name__}")
-            except Exception as error:
-                job.failure = Failure("error", f"its result cannot be read: {type(error).__name__}: {error}")
-            else:
-                if job.state == "done" or returned.status is JobStatus.FAILED:
-                    return returned
-        failed = JobReturn(overrides=overrides, working_dir=str(job.folder), status=JobStatus.FAILED)
-        if config is not None:
-            task = config.copy()
-            with open_dict(task):
-                del task["hydra"]
-            failed.cfg = task
-            failed.hydra_cfg = OmegaConf.masked_copy(config, ["hydra"])
-            failed.overrides = list(config.hydra.overrides.task)
-            failed.task_name = config.hydra.job.name
-        failed.return_value = JobFailed(explain(job))
-        return failed
+                arrived = unpack(job.result)
+            except ValueError as error:
+                job.failure = Failure("error", f"its result cannot be read: {error}")
+        if arrived is None or (job.state != "done" and arrived.status is not JobStatus.FAILED):
+            return Returned(config, overrides, JobStatus.FAILED, JobFailed(explain(job)), str(job.folder))
+        returned = Returned(config, overrides, arrived.status, arrived.value, arrived.working_dir or str(job.folder))
+        returned.task_name = arrived.task_name
+        if arrived.traceback:  # Hydra 1.4 shows it
+            setattr(returned, "_remote_traceback", arrived.traceback)  # noqa: B010
+        return returned
 
     # inside
 

@@ -1,4 +1,4 @@
-"""Whose a single run's folder is: taken before Hydra writes its record there, and held until the run has ended.
+"""Whose a single run's folder is: asked before Hydra writes its record there, and held until the run has ended.
 
 Two runs in one folder would leave the record of the one beside the result of the other. (A sweep's folder is held by
 its sweeper.) It is one of Hydra's callbacks, since a job's own code is called when Hydra has written already.
@@ -12,8 +12,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from flgo_hydra import compose
 from flgo_hydra.record.lock import Held, holding
 from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
+from flgo_hydra.record.result import read_result
+from flgo_hydra.record.schema import read_bytes
+from flgo_hydra.study import recorded
 
 
 class RunOwner(Callback):
@@ -45,6 +49,11 @@ class RunOwner(Callback):
             raise SystemExit(1) from None
         except OSError:  # Hydra says what is wrong with the folder
             return
+        why = why_not(folder, config)
+        if why:
+            stack.close()
+            print(f"error: {why}", file=sys.stderr)
+            raise SystemExit(1)
         RunOwner.held = stack
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
@@ -56,3 +65,52 @@ class RunOwner(Callback):
         if cls.held is not None:
             cls.held.close()
             cls.held = None
+
+
+def why_not(folder: Path, config: DictConfig) -> str:
+    """Why a single run cannot have a folder, whoever else has let go of it; empty where it can.
+
+    Args:
+        config: the run's, with Hydra's node.
+    """
+    if (folder / "multirun.yaml").exists():
+        return f"{folder} is a sweep's folder. Choose another `hydra.run.dir`."
+    record = folder / str(config.hydra.output_subdir)
+    with contextlib.suppress(ValueError):
+        if "MULTIRUN" in str(recorded.read_hydra(record / "hydra.yaml").get("mode")):
+            return (
+                f"{folder} is one run of a sweep. Go on with the sweep (python -m flgo_hydra.resume {folder.parent}), "
+                "or choose another `hydra.run.dir`."
+            )
+    paths = RunPaths(folder)
+    fingerprint = _fingerprint(config)
+    finished = read_result(paths)
+    if finished is not None and fingerprint not in ("", finished.fingerprint):
+        return f"{folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
+    if finished is None and paths.checkpoint.is_file() and fingerprint and _is_another(record / "config.yaml", config):
+        return (
+            f"{folder} holds an unfinished run of another config. Choose another folder (`hydra.run.dir=…`), or delete "
+            f"{paths.checkpoint.name} to start anew."
+        )
+    return ""
+
+
+def _fingerprint(config: DictConfig) -> str:
+    """Of what decides the numbers; empty where the config is not one of ours, or breaks a law."""
+    try:
+        own = config.copy()
+        with flag_override(own, ["readonly", "struct"], [False, False]):
+            del own["hydra"]
+        return compose.fingerprint(compose.to_conf(own)) if compose.is_ours(own) else ""
+    except Exception:  # whoever runs it says what is wrong
+        return ""
+
+
+def _is_another(record: Path, config: DictConfig) -> bool:
+    """Whether Hydra has recorded a config that decides other numbers; False where that cannot be read."""
+    try:
+        before: Any = OmegaConf.to_container(OmegaConf.create((read_bytes(record) or b"").decode()), resolve=False)
+        now: Any = OmegaConf.to_container(config, resolve=False)
+        return compose.decides_otherwise(before, now)
+    except Exception:  # of a record that somebody has damaged
+        return False

@@ -438,15 +438,15 @@ class Queue:
     def _hear_message(self, running: Running, values: dict[str, Any]) -> None:
         job = running.job
         if values["kind"] == "memory":
-            if isinstance(values.get("memory_mib"), int | float):
+            if "memory_mib" in values:
                 self._has_changed = True
                 running.memory_mib = max(running.memory_mib or 0, round(values["memory_mib"]))
-            if isinstance(values.get("context_mib"), int | float):
+            if "context_mib" in values:
                 self._context_mib[running.placement.device] = round(values["context_mib"])
         elif values["kind"] == "end":
             running.end_message = values
         elif values["kind"] != "unreadable":
-            if values["kind"] == "round" and isinstance(values.get("round"), int):
+            if values["kind"] == "round" and "round" in values:
                 running.round = values["round"]
                 job.progress = values
                 if running.round >= 1 and not running.has_learned and running.memory_mib is not None:

@@ -26,7 +26,9 @@ from typing import Any
 
 from flgo_hydra.launch import reporter
 from flgo_hydra.launch.channel import Channel
+from flgo_hydra.launch.messages import OWN_KINDS
 from flgo_hydra.launch.task_reference import TaskReference, load_pickled, load_task
+from flgo_hydra.record.plain_text import shortened
 
 CONTEXT_MIB = 512
 LOOK_S = 1.0
@@ -35,6 +37,7 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 128 + signal.SIGINT
 _EXIT_TERMINATED = 128 + signal.SIGTERM
 _RESERVE_BYTES = 2**20
+_MOST_OF_MESSAGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def make_reporter(channel: Channel, memory: "MemoryReport | None") -> reporter.R
     """Returns the line of the job at this channel's end."""
 
     def report(message: dict[str, Any]) -> None:
+        if message["kind"] in OWN_KINDS:  # an app that says so would be believed
+            return
         if memory is not None:
             memory.tell()  # first, so that the launcher knows the memory of the round it hears of
         channel.send(message)
@@ -101,6 +106,8 @@ def make_reporter(channel: Channel, memory: "MemoryReport | None") -> reporter.R
 
 def tell_end(channel: Channel, returned: Any, failure: BaseException | None) -> None:
     """Sends a job's end, and leaves its `JobReturn` where there is one."""
+    from flgo_hydra.launch.returned import pack  # imports Hydra
+
     error: dict[str, Any] | None = None
     if failure is not None:
         error = describe(failure)
@@ -108,7 +115,7 @@ def tell_end(channel: Channel, returned: Any, failure: BaseException | None) -> 
         if not hasattr(returned, "_remote_traceback"):
             _log_to_files(error)
     if returned is not None:
-        channel.write_result(_dump(returned, error))
+        channel.write_result(pack(returned, error))
     channel.send(
         {
             "kind": "end",
@@ -221,7 +228,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     chain: list[tuple[str, str]] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 16:
-        chain.append((_type_name(cause), _text(cause)))
+        chain.append((_type_name(cause), shortened(_text(cause), _MOST_OF_MESSAGE)))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     try:
         lines = "".join(traceback.format_exception(error))
@@ -229,7 +236,8 @@ def describe(error: BaseException) -> dict[str, Any]:
         lines = f"{_type_name(error)}: {_text(error)}\n(no traceback: {_text(failed)})\n"
     # The frames still hold what the job had allocated.
     traceback.clear_frames(error.__traceback__)
-    return {"type": _type_name(error), "message": _text(error), "traceback": lines, "chain": chain}
+    message = shortened(_text(error), _MOST_OF_MESSAGE)
+    return {"type": _type_name(error), "message": message, "traceback": shortened(lines), "chain": chain}
 
 
 def _type_name(error: BaseException) -> str:
@@ -244,42 +252,9 @@ def _text(error: BaseException) -> str:
         return "(its message cannot be shown)"
 
 
-def _dump(returned: Any, error: dict[str, Any] | None) -> bytes:
-    """Pickles a JobReturn so that the launcher can read it, its value replaced where that cannot travel."""
-    if error is not None:
-        if not _travels(returned._return_value):
-            returned._return_value = RuntimeError(f"{error['type']}: {error['message']}")
-        if not getattr(returned, "_remote_traceback", None):  # Hydra 1.4 carries the traceback itself
-            returned._return_value.add_note("In the worker:\n" + error["traceback"])
-    with contextlib.suppress(Exception):
-        return pickle.dumps(returned)
-    if error is None:
-        kind = type(returned._return_value).__qualname__
-        print(f"The return value, a {kind}, cannot be pickled: the sweeper gets its text.", file=sys.stderr)
-        returned._return_value = _value_text(returned._return_value)
-    with contextlib.suppress(Exception):
-        return pickle.dumps(returned)
-    return b""  # the config cannot travel back: the launcher still has its own
-
-
-def _travels(value: Any) -> bool:
-    try:
-        pickle.loads(pickle.dumps(value))
-    except Exception:
-        return False
-    return True
-
-
 def _log_to_files(error: dict[str, Any]) -> None:
     """Writes the traceback into the job's log file, as Hydra 1.4 does by itself; the console has it already."""
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Job failed\n%s", (error["traceback"],), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-
-
-def _value_text(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception:
-        return f"<{type(value).__qualname__}>"

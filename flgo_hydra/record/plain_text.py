@@ -24,3 +24,11 @@ def csv_cell(text: str) -> str:
     """Without what a spreadsheet would compute: a text that begins a formula gets a quote before it."""
     text = printable(text)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def shortened(text: str, most: int = 100_000) -> str:
+    """A text that any file and terminal takes, without its middle where it is very long."""
+    plain = text.encode(errors="backslashreplace").decode()
+    if len(plain) <= most:
+        return plain
+    return f"{plain[: most // 2]}\n… ({len(plain) - most} characters left out) …\n{plain[-(most // 2) :]}"

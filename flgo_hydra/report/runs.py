@@ -100,12 +100,19 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         found.update(dict.fromkeys(own))
     names = _names(list(found))
     runs = _told_apart(_of_sources(_with_choices([_read(path, name) for path, name in zip(found, names, strict=True)])))
-    # The sweep that was met first has what another one repeats, if it came to its end there. Within a sweep all are
-    # points of their own.
+    # The sweep that was met first has what another one repeats, if it came to its end there. Within a sweep those are
+    # points of their own that differ in any key.
     owners: dict[tuple[Value, ...], Path] = {}
+    firsts: dict[tuple[object, ...], Path] = {}
     for run in sorted(runs, key=lambda run: not run.row.is_valid):
         owners.setdefault(_identity(run), run.row.folder.parent)
-    kept = [run for run in runs if run.fingerprint is None or owners[_identity(run)] == run.row.folder.parent]
+        firsts.setdefault(_every_value(run), run.row.folder)
+    kept = [
+        run
+        for run in runs
+        if run.fingerprint is None
+        or (owners[_identity(run)] == run.row.folder.parent and firsts[_every_value(run)] == run.row.folder)
+    ]
     repeats = len(runs) - len(kept)
     remarks = [f"{repeats} of {len(runs)} runs repeat another one with the same config: left out."] if repeats else []
     return kept, [*remarks, *_versions(kept)]
@@ -114,6 +121,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 def _identity(run: Run) -> tuple[Value, ...]:
     engine = tuple(value for key, value in sorted(run.values.items()) if key.startswith("engine."))
     return (run.fingerprint, run.values.get(DATA), run.values.get(CODE), *engine)
+
+
+def _every_value(run: Run) -> tuple[object, ...]:
+    return (
+        run.row.folder.parent,
+        _identity(run),
+        tuple(sorted((key, repr(value)) for key, value in run.values.items())),
+    )
 
 
 def _of_sources(runs: list[Run]) -> list[Run]:

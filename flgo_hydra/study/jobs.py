@@ -91,6 +91,14 @@ class Jobs:
         self._folders.claim(folder, number, point.overrides)
         self._next = max(self._next, number + 1)
 
+    def folders(self) -> set[str]:
+        """Those of earlier calls' jobs."""
+        return {job.folder for job in self._known.values()}
+
+    def may_be(self, number: int, folder: str) -> bool:
+        """Whether a job of this number may run in a folder: where folders are named by numbers, in its own alone."""
+        return not self._folders.is_by_number or folder == str(number)
+
     def is_known(self, job: Job) -> bool:
         """Whether an earlier call had it."""
         return job.point.identity in self._known

@@ -36,6 +36,12 @@ def check_files(paths: SweepPaths) -> None:
     """
     if (paths.folder / "multirun.yaml").exists() or paths.study.exists():
         return
+    alone = [name for name in (".hydra", "result.json", "rounds.jsonl") if (paths.folder / name).exists()]
+    if alone:
+        raise ValueError(
+            f"{paths.folder} is a single run's (it holds {', '.join(alone)}): reports could not tell the run from the "
+            "sweep. Choose another `hydra.sweep.dir`."
+        )
     foreign = [path.name for path in (paths.results, paths.points, paths.best, paths.curves) if path.exists()]
     if foreign:
         raise ValueError(

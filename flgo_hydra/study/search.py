@@ -63,7 +63,9 @@ class GridSource:
         self.trials = [trials.make(overrides, jobs, is_replicated) for overrides, jobs in points]
         self._jobs = list(dict.fromkeys(job for trial in self.trials for job in trial.jobs))
         for job in self._jobs:
-            if (trials.harvest(job) or trials.take_failure(job)) and is_again(job):
+            if not (trials.harvest(job) or trials.take_failure(job)):
+                trials.tell_lost(job)
+            elif is_again(job):
                 job.outcome = None
                 job.is_outdated = True
         self._queue = deque(job for job in self._jobs if not job.is_settled)
@@ -221,8 +223,6 @@ class SearchSource:
             for job in trial.jobs:
                 if not trial.is_closed:  # its attempts are trials of their own, made when they begin
                     job.trials.remove(trial)
-                elif job.outcome is None:
-                    self._all.fail(job, RuntimeError("its run folder has neither a result nor a failure"))
         self._again.extend(sorted(again, key=lambda one: -1 if one.choice is None else one.choice))
 
     def _take_outcomes(self, trial: PointTrial) -> bool:
@@ -231,7 +231,10 @@ class SearchSource:
         for job in trial.jobs:
             if job.outcome is None:
                 self._all.take_failure(job)
-            if job.outcome is not None and self._is_again(job):
+            if job.outcome is None:
+                self._all.tell_lost(job)
+                is_again = True
+            elif self._is_again(job):
                 job.outcome = None
                 job.is_outdated = is_again = True
         return is_again

@@ -25,6 +25,7 @@ from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
@@ -143,12 +144,19 @@ class Sweep:
         self._choices: dict[str, list[Value]] = {}
         self._code = ChangedCode()
         self._trials = Trials(self._study, paths, RunFolders(composer, config, paths, self._space.fixed))
+        self._adopt()
         self._source = self._open_source(points)
         self._held: Job | None = None
         self._numbers: dict[tuple[str, ...], int] = {}
         self._folders: dict[int, Path] = {}
         has_points = bool(self._settings.replicate_keys)
         self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
+
+    def _adopt(self) -> None:
+        """Takes over run folders that the study does not know."""
+        checker = PointChecker(self._composer, self._config, ())
+        checker.apart = set(self._apart)
+        adopt(self._trials.jobs, self._paths, checker, self._config.hydra.output_subdir, self._space.fixed)
 
     def _open_source(self, points: Sequence[Point]) -> Source:
         settings = self._settings
@@ -381,6 +389,7 @@ class Sweep:
         forget_failure(run)
         if job.is_outdated:
             run.result.unlink(missing_ok=True)
+        self._trials.set_foreign_aside(job)
 
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
         """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""

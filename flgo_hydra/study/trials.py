@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -82,6 +83,7 @@ class Trials:
         if any(stored.is_running for stored in self.stored):
             self.stored = study.stored_trials()
         self._over = {stored.identity for stored in self.stored if stored.is_over}
+        self._ended = {job.identity for stored in self.stored if stored.is_over for job in stored.jobs}
         self._values = {
             job.identity: job.value for stored in self.stored for job in stored.jobs if job.value is not None
         }
@@ -200,11 +202,34 @@ class Trials:
             job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
         return job.outcome is not None
 
+    def set_foreign_aside(self, job: Job) -> None:
+        """Renames the result of another config that lies in a job's folder: somebody has put it there."""
+        run = self.run(job)
+        result = read_result(run)
+        if result is None or result.fingerprint == job.point.run_fingerprint:
+            return
+        for path in (run.result, run.rounds, run.best_model):
+            if os.path.lexists(path):
+                set_aside(path)
+        _log.warning(
+            "Job %d: %s has the result of another config, which is kept as %s.damaged. The job is run again.",
+            *(job.number, run.folder, run.result.name),
+        )
+
     def take_failure(self, job: Job) -> bool:
         """Takes over that the job failed in an earlier call, if its folder says so."""
         failure = read_failure(self.run(job)) if self.jobs.is_known(job) else None
         job.outcome = job.outcome if failure is None else failure
         return failure is not None
+
+    def tell_lost(self, job: Job) -> None:
+        """Says that a job which has ended, as the study knows, is to run again, since its folder does not say so."""
+        run = self.run(job)
+        if job.point.identity in self._ended and not job.is_outdated and run.folder not in self._damaged:
+            lost = "has no result of it any more" if os.path.exists(run.folder) else "is gone"
+            _log.warning(
+                "Job %d (%s): %s %s. It is run again.", job.number, " ".join(job.point.overrides), run.folder, lost
+            )
 
     def is_over(self, trial: PointTrial) -> bool:
         """Whether the study has the outcome of all of its jobs already."""

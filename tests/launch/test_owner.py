@@ -66,3 +66,37 @@ def test_a_free_folder(tmp_path):
 def test_what_is_named_by_the_second():
     assert is_by_the_second("outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}")
     assert not is_by_the_second("sweep") and not is_by_the_second("${now:%Y-%m-%d}")
+
+
+def test_a_run_of_another_config_is_refused_before_anything_is_written(command):
+    assert command(*SMALL, "hydra.run.dir=run").status == 0
+    before = contents()
+    for other in ("lr=0.5", "algorithm=fedprox", "task.seed=3"):
+        done = command(*SMALL, "hydra.run.dir=run", other)
+        assert done.status == 1 and "holds the result of another config" in done.err, done.err
+        assert contents() == before
+    assert command(*SMALL, "hydra.run.dir=run", "device=cpu").status == 0  # it decides no numbers
+
+
+def test_an_unfinished_run_of_another_config_is_refused_before_anything_is_written(command):
+    assert command(*SMALL, "hydra.run.dir=run").status == 0
+    Path("run/result.json").unlink()
+    Path("run/checkpoint.pt").touch()
+    before = contents()
+    for other in ("lr=0.5", "algorithm=fedprox"):
+        done = command(*SMALL, "hydra.run.dir=run", other)
+        assert done.status == 1 and "holds an unfinished run of another config" in done.err, done.err
+        assert contents() == before
+
+
+def test_a_folder_is_of_a_sweep_or_of_a_run(command):
+    sweep = ("-m", *SMALL, "lr=0.1,0.2", "hydra/launcher=basic")
+    assert command(*sweep, "hydra.sweep.dir=run").status == 0
+    before = contents()
+    for folder, told in [("run", "is a sweep's folder"), ("run/0", "is one run of a sweep")]:
+        done = command(*SMALL, f"hydra.run.dir={folder}", "lr=0.1")
+        assert done.status == 1 and told in done.err, done.err
+    assert contents() == before
+    assert command(*SMALL, "hydra.run.dir=alone").status == 0
+    done = command(*sweep, "hydra.sweep.dir=alone")
+    assert done.status == 1 and "is a single run's" in done.err, done.err

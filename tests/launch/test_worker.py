@@ -1,7 +1,7 @@
 """What a worker says of itself, in this process; its processes are tested with the launcher."""
 
 import os
-import pickle
+import re
 import sys
 import threading
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from flgo_hydra.launch import channel, reporter, worker
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
+from flgo_hydra.launch.returned import pack, unpack
 
 
 class Listener:
@@ -110,15 +111,15 @@ def test_an_exception_that_cannot_be_unpickled_arrives_as_text(value):
     returned = JobReturn(status=JobStatus.FAILED)
     returned.return_value = value
     told = worker.describe(value)
-    arrived = pickle.loads(worker._dump(returned, told))
-    with pytest.raises(RuntimeError, match="NeedsTwo: .* and 2"):
-        _ = arrived.return_value
+    arrived = unpack(pack(returned, told))
+    assert arrived.status is JobStatus.FAILED and isinstance(arrived.value, RuntimeError)
+    assert re.fullmatch(".*NeedsTwo: .* and 2", str(arrived.value))
 
 
 def test_a_value_that_cannot_be_pickled_arrives_as_text(capsys):
     returned = JobReturn(status=JobStatus.COMPLETED)
     returned.return_value = lock = threading.Lock()
-    assert pickle.loads(worker._dump(returned, None)).return_value == repr(lock)
+    assert unpack(pack(returned, None)).value == repr(lock)
     assert "cannot be pickled" in capsys.readouterr().err
 
 
