@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import resource
+import signal
 import subprocess
 import sys
 import termios
@@ -38,6 +39,12 @@ def environment(home: Path, mark: str, page: Path | None) -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+def signals_as_in_a_shell() -> None:
+    """Whoever ran the soak with nohup, or in the background, has had some ignored; a sweep would inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     """A command under way. What it prints comes into a file, as long as somebody reads it."""
 
@@ -61,6 +68,7 @@ class Command:
         is_terminal = output == "terminal"
 
         def prepare() -> None:
+            signals_as_in_a_shell()
             for number, limit in (limits or {}).items():
                 resource.setrlimit(number, (limit, limit))
             if is_terminal:

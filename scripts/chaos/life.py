@@ -21,7 +21,7 @@ from pathlib import Path
 
 import comparison
 import watching
-from commands import ROOT, Command, environment, resumed, typed
+from commands import ROOT, Command, environment, resumed, signals_as_in_a_shell, typed
 from control import Control
 from misfortunes import KINDS, FewDescriptors, Misfortune, World
 from sweeps import FOLDER, Sweep
@@ -296,7 +296,12 @@ class Living:
 
     def _start_second(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            typed(self._sweep), cwd=self._home, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            typed(self._sweep),
+            cwd=self._home,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=signals_as_in_a_shell,
         )
 
     def _tell(self, text: str) -> None:

@@ -17,6 +17,7 @@ import argparse
 import collections
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,8 @@ def main() -> int:
         return 0
     folder = (given.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     lives: list[tuple[int, Life]] = []
     number = given.first if given.only is None else given.only
