@@ -81,7 +81,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
     never = threading.Event()
 
     def fail(i: int, error: Exception) -> None:
-        with jobs[i].logging():
+        with jobs[i].current():
             record_failure(run_of_sweep(jobs[i].folder), error)
             _log.exception("the job failed", exc_info=error)
         jobs[i].fail(error)
@@ -89,7 +89,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
     def ended(i: int, how: "Status | Exception") -> None:
         if isinstance(how, Exception):
             return fail(i, how)
-        with jobs[i].logging():
+        with jobs[i].current():
             try:
                 result = runs[i].end(how)
             except KeyboardInterrupt as stop:
@@ -110,7 +110,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
         paths = run_of_sweep(job.folder)
         try:
             conf = compose.to_conf(job.cfg)
-            with job.logging():
+            with job.current():
                 finished = read_finished(conf, paths)
             if finished is not None:
                 jobs[i].finish(finished.objective)
@@ -121,7 +121,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
                 kept.enter_context(modules_kept(conf))
             with no_silent_end():
                 task = check(conf, known) or task
-            with jobs[i].logging(), no_silent_end():
+            with jobs[i].current(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data
         except reporter.RunApart:
@@ -160,7 +160,9 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
         backend.prepare(first.hyper)
     except (CannotFuse, ValueError) as error:
         raise reporter.RunApart(str(error)) from None
-    run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
+    run_together(
+        {i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended, lambda i: jobs[i].current()
+    )
     if stopped:
         raise KeyboardInterrupt
 
