@@ -87,7 +87,12 @@ def _run(arguments: Sequence[str]) -> int:
         if wants_traceback:
             traceback.print_exc()
         return _refuse(explain.explain(error, arguments))
-    except Exception:
+    except Exception as error:
+        from flgo_hydra import machine_errors
+
+        said = None if wants_traceback else machine_errors.in_words(error)
+        if said is not None:
+            return _refuse(said)
         traceback.print_exc()
         return 1
     return 0

@@ -50,6 +50,8 @@ Arrays = dict[str, NDArray[Any]]
 Input = Path | str
 F = TypeVar("F", bound=Callable[..., Any])
 
+_BEGINNINGS = (b"PK", b"\x93NUMPY")
+"""of an .npz file, which is a zip archive, and of a single array"""
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _inputs: dict[Callable[..., Any], Callable[..., list[Input]]] = {}
 
@@ -183,9 +185,13 @@ def _find_npz(path: str | None) -> list[Input]:
     if path is None or not Path(path).is_file():
         raise ValueError(
             f"`task.path` must be a .npz file with x_train, y_train and, if wanted, x_test, y_test, client, valid, "
-            f"but got {path}{'' if path is None else f', and there is no such file in {Path.cwd()}'}."
+            f"but got {path}{'' if path is None else _no_file(path)}."
         )
     return [Path(path)]
+
+
+def _no_file(path: str) -> str:
+    return ", which is a folder" if Path(path).is_dir() else f", and there is no such file in {Path.cwd()}"
 
 
 @reads(_find_npz)
@@ -196,6 +202,11 @@ def npz(path: str | None) -> Arrays:
     arrays: Arrays = {}
     try:
         with Path(file).open("rb") as opened:  # np.load leaves a file open that it cannot read
+            begin = opened.read(6)
+            opened.seek(0)
+            if begin and not begin.startswith(_BEGINNINGS):
+                what = "a text" if begin.isascii() else "a file of another kind"
+                raise ValueError(f"it is {what}; write arrays with np.savez(path, x_train=..., y_train=...)")
             archive = np.load(opened, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; write it with np.savez(path, x_train=..., y_train=...)")
