@@ -89,9 +89,12 @@ def _run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return _refuse(str(files.refused_by_storage(error) or explain.explain(error, arguments)))
     except Exception as error:
+        from flgo_hydra import machine_errors
+
         refused = files.refused_by_storage(error)
-        if refused is not None and not wants_traceback:
-            return _refuse(str(refused))
+        said = machine_errors.in_words(error) if refused is None else str(refused)
+        if said is not None and not wants_traceback:
+            return _refuse(said)
         traceback.print_exc()
         return 1
     return 0

@@ -46,7 +46,11 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
         if plain is None:
             raise Defect(path, "is not there")
         with _Archive(plain.detach()) as file:
-            if file.peek(6)[:6] == b"\x93NUMPY":
+            begin = file.peek(6)[:6]
+            if begin and not begin.startswith((b"PK", b"\x93NUMPY")):
+                what = "a text" if begin.isascii() else "a file of another kind"
+                raise ValueError(f"it is {what}; write arrays with np.savez(path, x_train=..., y_train=...)")
+            if begin == b"\x93NUMPY":
                 raise ValueError("it is a single array; write it with np.savez(path, x_train=..., y_train=...)")
             with zipfile.ZipFile(file) as archive:
                 members = [one for one in archive.infolist() if not one.is_dir()]

@@ -182,9 +182,13 @@ def _find_npz(path: str | None) -> list[Input]:
     if path is None or not Path(path).is_file():
         raise ValueError(
             f"`task.path` must be a .npz file with x_train, y_train and, if wanted, x_test, y_test, client, valid, "
-            f"but got {path}{'' if path is None else f', and there is no such file in {Path.cwd()}'}."
+            f"but got {path}{'' if path is None else _no_file(path)}."
         )
     return [Path(path)]
+
+
+def _no_file(path: str) -> str:
+    return ", which is a folder" if Path(path).is_dir() else f", and there is no such file in {Path.cwd()}"
 
 
 @reads(_find_npz)

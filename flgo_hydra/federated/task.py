@@ -27,7 +27,7 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # Raise it when this code builds another task from the same config: cached ones are then left alone.
-FORMAT = 4
+FORMAT = 5
 
 # Addresses of the generators [task.seed, purpose]. Not 0, since [seed, 0] is [seed]; and far from the small numbers
 # that training uses with its own seed, so that equal seeds do not draw equal numbers.
