@@ -1,5 +1,7 @@
 """Where studies are kept: a journal file in the sweep folder, or a database."""
 
+import logging
+import os
 import random
 import re
 import time
@@ -9,8 +11,10 @@ from typing import Any
 
 import optuna
 
+from flgo_hydra.record.schema import Defect, open_plain
 from flgo_hydra.record.secrets import is_masked, masked
 from flgo_hydra.study.journal import Damaged, SingleWriterJournal, study_names
+from flgo_hydra.study.recorded import read_hydra
 
 _LOCK_S = 1.0
 _MOST_MAKING_S = 20.0
@@ -29,7 +33,7 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
         return open_database(storage), None
     from optuna.storages import JournalStorage
 
-    path = storage.resolve()  # a relative one breaks the lock of Optuna's own backend
+    path = Path(os.path.realpath(storage))  # a relative one breaks the lock of Optuna's own backend
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -57,6 +61,61 @@ def open_study(storage: str, name: str) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         backend = JournalStorage(JournalFileBackend(storage))
     return optuna.load_study(study_name=name, storage=backend)
+
+
+def located(url: str | None, folder: Path) -> str | None:
+    """An SQLite file named by a relative path, where a sweep's command is given from another folder than before.
+
+    It lies where the command was typed. From elsewhere a new, empty study would be made beside it.
+
+    Args:
+        folder: of the sweep, where Hydra recorded the command.
+    Returns:
+        the URL with the whole path of the file that the sweep has had; as it is where there is nothing to look for.
+    """
+    file = None if url is None else _file_of(url)
+    if url is None or file is None or file.is_absolute() or file.exists():
+        return url
+    try:
+        hydra = read_hydra(folder / "multirun.yaml")
+    except ValueError:
+        return url
+    before = Path(hydra["runtime"]["cwd"], file)
+    if hydra["sweeper"].get("storage") != url or not before.is_file():
+        return url
+    found = url.replace(str(file), str(before), 1)
+    logging.getLogger("flgo_hydra").warning("The sweep's study is in %s, where it was begun: it goes on there.", before)
+    return found
+
+
+def refuse_foreign(study: optuna.Study, where: str) -> None:
+    """Refuses a study with results that no sweep of ours has written: they would count, and win, among its points.
+
+    Args:
+        where: the study is kept, as it may be printed.
+    Raises:
+        ValueError: there are some.
+    """
+    finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    foreign = [trial.number for trial in finished if not trial.user_attrs.keys() & {"identity", "identities"}]
+    if foreign:
+        raise ValueError(
+            f"The study {study.study_name!r} in {where} was made elsewhere: its trial {foreign[0]} is of no run of a "
+            "sweep, and would count among the points. Choose another `hydra.sweeper.study_name`."
+        )
+
+
+def _file_of(url: str) -> Path | None:
+    """The file of an SQLite URL; None of any other database, and of one in memory."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if is_file and not str(parsed.database).startswith("file:") else None
 
 
 def name_in(journal: Path) -> str | None:
@@ -104,6 +163,12 @@ def open_database(url: str) -> Any:
             f"`hydra.sweeper.storage={url}`: the password was not recorded. Give `hydra.sweeper.storage` again, or "
             "keep the password out of it: in ~/.pgpass, or as `hydra.sweeper.storage='${oc.env:MY_STUDIES}'`."
         )
+    file = _file_of(url)
+    try:
+        if file is not None and (opened := open_plain(file, most_bytes=None)) is not None:
+            opened.close()
+    except Defect as defect:
+        raise ValueError(f"`hydra.sweeper.storage={url}`: {file} {defect.why}. Move it away.") from None
     try:
         storage = _made(url)
         if storage.engine.dialect.name == "sqlite":

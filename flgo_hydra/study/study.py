@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.result import RunResult
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
 from flgo_hydra.study.replicates import mean_and_std, value_of
-from flgo_hydra.study.storage import open_storage
+from flgo_hydra.study.storage import open_storage, refuse_foreign
 from flgo_hydra.study.widening import compatible, distributions, widen_database, widen_journal
 
 MOST_REPORTS = 500
@@ -109,9 +110,10 @@ class SweepStudy:
             self._study = optuna.create_study(study_name=name, storage=self._backend, **settings)
         if self._study.directions != [optuna.study.StudyDirection.MINIMIZE]:
             raise ValueError(
-                f"The study {name!r} in {self._storage} was made elsewhere and does not minimize one value. "
-                "Choose another `hydra.sweeper.study_name`."
+                f"The study {name!r} in {masked(str(self._storage))} was made elsewhere and does not minimize one "
+                "value. Choose another `hydra.sweeper.study_name`."
             )
+        refuse_foreign(self._study, masked(str(self._storage)))
 
     def close(self) -> None:
         """Lets go of the storage."""

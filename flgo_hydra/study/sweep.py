@@ -102,10 +102,11 @@ class Sweep:
         from flgo_hydra.study.live import LiveCurves  # these import optuna
         from flgo_hydra.study.pruning import Pruning
         from flgo_hydra.study.rebuild import take_over
+        from flgo_hydra.study.storage import located
         from flgo_hydra.study.study import SweepStudy
 
         self._config = config
-        self._settings = settings
+        self._settings = settings = replace(settings, storage=located(settings.storage, paths.folder))
         self._launcher = launcher
         self._composer = composer
         self._paths = paths
