@@ -23,6 +23,15 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
 
+class Damaged(ValueError):
+    """A journal holds what is no entry."""
+
+    def __init__(self, text: str, place: int) -> None:
+        super().__init__(text)
+        self.place = place
+        """how many bytes before it are sound"""
+
+
 class SingleWriterJournal(BaseJournalBackend):
     """A journal backend for the process that owns the journal."""
 
@@ -56,10 +65,13 @@ class SingleWriterJournal(BaseJournalBackend):
             if number > log_number_from:
                 try:
                     entry = _decode(line.decode())
-                except ValueError as error:
-                    raise ValueError(
+                    if not isinstance(entry, dict) or "op_code" not in entry:
+                        raise ValueError("no operation")
+                except (ValueError, RecursionError) as error:
+                    raise Damaged(
                         f"{self._path} is damaged: its line {number} is no entry of a study ({error}). The run folders "
-                        f"have all there is: `scripts/rebuild_study {self._path.parent}` makes it anew."
+                        f"have all there is: `scripts/rebuild_study {self._path.parent}` makes it anew.",
+                        place - len(line),
                     ) from error
                 yield entry
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import optuna
 
+from flgo_hydra.record.files import replacing, set_aside
 from flgo_hydra.record.secrets import is_masked, masked
-from flgo_hydra.study.journal import SingleWriterJournal
+from flgo_hydra.study.journal import Damaged, SingleWriterJournal
 
 
 def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
@@ -27,7 +28,20 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         journal = SingleWriterJournal(path)
-        return JournalStorage(journal), journal
+        try:
+            return JournalStorage(journal), journal
+        except Damaged as damage:
+            # What nobody has waited for may be anything after a loss of power. What was there before is sound, and what
+            # came after is in the run folders.
+            journal.close()
+            with open(path, "rb") as file:
+                sound = file.read(damage.place)
+            kept = set_aside(path)
+            logging.getLogger("flgo_hydra").warning("%s (Kept as %s; what is before that line counts.)", damage, kept)
+            with replacing(path) as file:
+                file.write(sound)
+            journal = SingleWriterJournal(path)
+            return JournalStorage(journal), journal
 
 
 def open_study(storage: str, name: str) -> optuna.Study:

@@ -176,7 +176,7 @@ class Sweep:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
         if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed
+            return self._settings.retry_failed or job.outcome.is_of_storage
         if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
             return True
         reason = None if self._pruning is None else self._pruning.reason
@@ -223,7 +223,7 @@ class Sweep:
             is_interrupted = True
             for trial in self._source.trials:
                 self._trials.interrupt(trial)
-        self._tables.write()
+        refused = self._tables.write()
         rows, num_left = self._tables.sorted_rows(), self._source.num_left
         best = print_summary(
             rows,
@@ -242,6 +242,8 @@ class Sweep:
             print(other_code, flush=True)
         if is_interrupted:
             raise KeyboardInterrupt
+        if refused is not None:
+            raise refused
         if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
             raise SystemExit(1)
         return returns

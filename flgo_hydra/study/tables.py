@@ -1,8 +1,11 @@
 """The tables of a sweep, results.csv, points.csv and best.yaml, kept current while it runs."""
 
+import functools
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.optimum import conditions_apart, points_apart
@@ -12,6 +15,8 @@ from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
 from flgo_hydra.study.search import Source
 from flgo_hydra.study.trials import Trials
+
+log = logging.getLogger(__name__)
 
 _COST_SHARE = 20.0
 """Tables are rewritten when this many times their cost has passed."""
@@ -44,6 +49,7 @@ class SweepTables:
         """a job has ended since they were written"""
         self._written = 0.0
         self._cost = 0.0
+        self._told: set[str] = set()
 
     def add(self, job: Job) -> None:
         """Takes up a job that has ended."""
@@ -76,22 +82,36 @@ class SweepTables:
         if time.monotonic() - self._written >= _COST_SHARE * self._cost:
             self.write()
 
-    def write(self) -> None:
-        """Writes the tables as things stand."""
+    def write(self) -> CannotWrite | None:
+        """Writes the tables as things stand, those that the storage takes; returns, and logs, what it has refused."""
         begin = time.monotonic()
-        rows = self.sorted_rows()
-        write_results(self._paths.results, rows)
-        if self._has_points:
-            points = self.point_rows()
-            write_points(self._paths.points, points)
-            apart_points = points_apart(rows, sort_points(points))
-            write_best_point(self._paths.best, points, self._fixed, apart_points)
-        else:
-            self._paths.points.unlink(missing_ok=True)
-            write_best(self._paths.best, rows, self._fixed, conditions_apart(rows))
+        refused = []
+        for write in self._writers():
+            try:
+                write()
+            except CannotWrite as error:
+                refused.append(error)
+                if str(error) not in self._told:
+                    log.warning("%s", error)
+        self._told = set(map(str, refused))
         self.has_news = False
         self._written = time.monotonic()
         self._cost = self._written - begin
+        return refused[0] if refused else None
+
+    def _writers(self) -> list[Callable[[], None]]:
+        rows, paths = self.sorted_rows(), self._paths
+        results = functools.partial(write_results, paths.results, rows)
+        if self._has_points:
+            points = self.point_rows()
+            apart_points = points_apart(rows, sort_points(points))
+            return [
+                results,
+                functools.partial(write_points, paths.points, points),
+                functools.partial(write_best_point, paths.best, points, self._fixed, apart_points),
+            ]
+        paths.points.unlink(missing_ok=True)
+        return [results, functools.partial(write_best, paths.best, rows, self._fixed, conditions_apart(rows))]
 
 
 def _point_row(overrides: tuple[str, ...], of_point: Sequence[Job]) -> PointRow:

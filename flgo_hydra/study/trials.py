@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flgo_hydra.record.files import refused_by_storage
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -24,6 +25,7 @@ from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial
 from flgo_hydra.study.points import Point
 from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of, value_of
+from flgo_hydra.study.unknown_runs import UnknownRuns
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import StoredTrial, SweepStudy
@@ -81,6 +83,7 @@ class Trials:
                 self._close_stale(stored)
         if any(stored.is_running for stored in self.stored):
             self.stored = study.stored_trials()
+        self._unknown = UnknownRuns(paths, {job.folder for stored in self.stored for job in stored.jobs})
         self._over = {stored.identity for stored in self.stored if stored.is_over}
         self._values = {
             job.identity: job.value for stored in self.stored for job in stored.jobs if job.value is not None
@@ -151,6 +154,8 @@ class Trials:
                 and all(value == _how(result, key) for key, value in point.how.items())
             ):
                 self.jobs.rename(point.run_fingerprint, point)
+        if self.jobs.find(point.identity) is None and (taken := self._unknown.take(point)) is not None:
+            self.jobs.know(taken[0], point, taken[1])
         return self.jobs.of(point)
 
     def open(self, trial: PointTrial, choices: Mapping[str, Sequence[Value]]) -> None:
@@ -215,6 +220,7 @@ class Trials:
         run = self.run(job)
         failure = read_failure(run)
         if failure is None:
+            error = refused_by_storage(error) or error
             failure = Failure(type(error).__name__, str(error))
             with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
                 run.folder.mkdir(parents=True, exist_ok=True)
