@@ -15,7 +15,7 @@ from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
-from flgo_hydra.record.files import set_aside
+from flgo_hydra.record.files import refused_by_storage, set_aside
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -82,8 +82,9 @@ def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
 def record_failure(paths: RunPaths, error: Exception) -> None:
     """Writes failure.json, with the error's traceback; where that cannot be written, the error itself must do."""
     text = "".join(traceback.format_exception(error))
+    told = refused_by_storage(error) or error
     try:
-        write_failure(paths, Failure(type(error).__name__, str(error), text))
+        write_failure(paths, Failure(type(told).__name__, str(told), text))
     except OSError as why:
         _log.warning("%s", why)
 

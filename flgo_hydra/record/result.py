@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
-from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
+from flgo_hydra.record.files import CannotWrite, line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
@@ -219,6 +219,11 @@ class Failure:
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """what happened in each attempt"""
     wanted_memory_mib: int | None = None
+
+    @property
+    def is_of_storage(self) -> bool:
+        """Whether it says nothing of the job: the disk was full, or the like."""
+        return self.kind == CannotWrite.__name__
 
 
 def write_failure(paths: RunPaths, failure: Failure) -> None:

@@ -31,7 +31,9 @@ _MOST_LINE = 16 * 2**20
 class Damaged(ValueError):
     """A journal that cannot be read, and what to do."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, place: int | None = None) -> None:
+        self.place = place
+        """how many bytes before the damage are sound; None: it is of no place"""
         super().__init__(
             f"{path} is damaged: {why}. The run folders have all there is: `scripts/rebuild_study {path.parent}` makes "
             "it anew."
@@ -122,11 +124,20 @@ class SingleWriterJournal(BaseJournalBackend):
             return
         number, place = self._next if self._next[0] <= log_number_from else (0, 0)
         self._file.seek(place)
-        for line in _lines(self._file, self._path):
+        lines = _lines(self._file, self._path)
+        while True:
+            try:
+                line = next(lines, None)
+                entry = None if line is None or number < log_number_from else _entry(line, self._path, number + 1)
+            except Damaged as damage:
+                damage.place = place
+                raise
+            if line is None:
+                return
             number, place = number + 1, place + len(line)
             self._next = (number, place)
-            if number > log_number_from:
-                yield _entry(line, self._path, number)
+            if entry is not None:
+                yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends entries in one write: whole lines, whoever else appends at the same time (a dashboard's notes)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 
+from flgo_hydra.record.files import replacing, set_aside
 from flgo_hydra.record.schema import Defect, open_plain
 from flgo_hydra.record.secrets import is_masked, masked
 from flgo_hydra.study.journal import Damaged, SingleWriterJournal, study_names
@@ -40,10 +41,31 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
         journal = SingleWriterJournal(path)
         try:
             return JournalStorage(journal), journal
-        except (OSError, Damaged):
+        except Damaged as damage:
+            # What nobody has waited for may be anything after a loss of power. What was there before is sound, and what
+            # came after is in the run folders.
+            journal.close()
+            if damage.place is None:
+                raise
+            _keep_sound(path, damage)
+            journal = SingleWriterJournal(path)
+            return JournalStorage(journal), journal
+        except OSError:
             raise
         except Exception as error:  # what entries that contradict one another make Optuna raise
             raise Damaged(path, f"its entries do not fit together ({type(error).__name__}: {error})") from error
+
+
+def _keep_sound(path: Path, damage: Damaged) -> None:
+    """Sets a damaged journal aside, and leaves what is before the damage in its place."""
+    assert damage.place is not None
+    kept = set_aside(path)
+    logging.getLogger("flgo_hydra").warning("%s It is kept as %s; what is before that line counts.", damage, kept.name)
+    with open(kept, "rb") as damaged, replacing(path) as file:
+        left = damage.place
+        while left and (content := damaged.read(min(left, 2**20))):
+            file.write(content)
+            left -= len(content)
 
 
 def open_study(storage: str, name: str) -> optuna.Study:

@@ -23,6 +23,7 @@ from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.record.secrets import masked
@@ -200,7 +201,7 @@ class Sweep:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
         if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed
+            return self._settings.retry_failed or job.outcome.is_of_storage
         if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
             return True
         reason = None if self._pruning is None else self._pruning.reason
@@ -250,18 +251,22 @@ class Sweep:
                 self._trials.interrupt(trial)
         is_written = self._finish_writing()
         rows, num_left = self._tables.sorted_rows(), self._source.num_left
-        best = print_summary(
-            rows,
-            self._paths,
-            self._storage,
-            self._study.name,
-            num_left,
-            self._settings.curve,
-            num_untried,
-            compose.is_ours(self._config),
-            self._tables.point_rows() if self._settings.replicate_keys else None,
-            self._trials.count_outgrown(self._source.trials),
-        )
+        refused: CannotWrite | None = None
+        try:
+            best = print_summary(
+                rows,
+                self._paths,
+                self._storage,
+                self._study.name,
+                num_left,
+                self._settings.curve,
+                num_untried,
+                compose.is_ours(self._config),
+                self._tables.point_rows() if self._settings.replicate_keys else None,
+                self._trials.count_outgrown(self._source.trials),
+            )
+        except CannotWrite as error:  # all the rest has been told
+            best, refused = None, error
         other_code = other_code or several_versions(self._results())
         if other_code:
             print(other_code, flush=True)
@@ -271,6 +276,8 @@ class Sweep:
             raise KeyboardInterrupt
         if not is_written:
             raise SystemExit(1)
+        if refused is not None:
+            raise refused
         if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
             raise SystemExit(1)
         return returns

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flgo_hydra.record.files import set_aside
+from flgo_hydra.record.files import refused_by_storage, set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -262,6 +262,7 @@ class Trials:
         run = self.run(job)
         failure = read_failure(run)
         if failure is None:
+            error = refused_by_storage(error) or error
             failure = Failure(type(error).__name__, str(error))
             with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
                 run.folder.mkdir(parents=True, exist_ok=True)
