@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.record.secrets import masked
 
@@ -131,6 +132,8 @@ class Behind:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, CannotWrite):  # it names the file
+        return printable(f"{error.filename} cannot be written: {error.strerror}")
     cause = error.__cause__ or error
     text = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
     return printable(masked(text)) or type(cause).__name__

@@ -113,6 +113,9 @@ class SweepStudy:
                 f"The study {name!r} in {masked(str(self._storage))} was made elsewhere and does not minimize one "
                 "value. Choose another `hydra.sweeper.study_name`."
             )
+
+    def refuse_foreign(self) -> None:
+        """Refuses a study with results of somebody else's, see `storage.refuse_foreign`."""
         refuse_foreign(self._study, masked(str(self._storage)))
 
     def close(self) -> None:

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 """Between looks at a storage that is away, where nothing runs."""
+_MOST_RECORDS_S = 10.0
+"""How long a sweep that has ended waits for a disk that does not take its tables: they can be made again."""
 _MOST_AHEAD = 64
 """Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 
@@ -118,9 +120,10 @@ class Sweep:
         take_over(paths, self._settings.storage, name, composer)
         self._study = SweepStudy(self._settings.storage or paths.study, name)
         self._monitor = plan.common.monitor
+        self._study.refuse_foreign()
         where = f"{self._study.name!r} in {masked(self._storage)}"
         self._behind = Behind(f"The study {where}")
-        self._records = Behind(f"{paths.results.name} and {paths.best.name} in {paths.folder}")
+        self._records = Behind(f"{paths.results.name} or {paths.best.name} in {paths.folder}", _MOST_RECORDS_S)
         self._study.follow(self._monitor)
         earlier = self._study.description
         if self._settings.storage is not None:

@@ -10,6 +10,7 @@ import optuna
 import pytest
 import sqlalchemy.exc
 
+from flgo_hydra.record import files
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.journal import SingleWriterJournal
 from flgo_hydra.study.storage import open_study
@@ -134,27 +135,18 @@ def undisturbed(command):
 
 @pytest.mark.parametrize("launcher", ["flgo_hydra", "basic"])
 def test_a_disk_that_is_full_for_a_while(command, undisturbed, launcher, monkeypatch):
-    from flgo_hydra.study import journal
-
     calls = iter(range(10**9))
+    append = files.append
 
-    class Os:
-        """The journal's `os`: from the eighth write on, ten writes fail, one of them in its middle."""
-
-        def __getattr__(self, name):
-            return getattr(__import__("os"), name)
-
-        def write(self, fd, content):
-            number = next(calls)
-            if number == 9:
-                return __import__("os").write(fd, content[: len(content) // 2])
-            if 8 <= number < 18:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return __import__("os").write(fd, content)
+    def failing(fd, content):
+        """From the eighth write on, ten fail."""
+        if 8 <= next(calls) < 18:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(fd, content)
 
     arguments = (*SWEEP, "hydra.sweep.dir=sweep", "hydra.sweeper.study_name=s", f"hydra/launcher={launcher}")
     with monkeypatch.context() as patched:
-        patched.setattr(journal, "os", Os())
+        patched.setattr(files, "append", failing)
         done = command(*arguments)
     assert done.status == 0, done.err
     assert "cannot be written (" in done.out + done.err and "can be written again" in done.out + done.err
