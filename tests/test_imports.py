@@ -25,6 +25,9 @@ LAYERS = {
     "own_code": {"record", "reference"},
     "captured": {"own_code"},
     "mistakes": set(),
+    "kinds": set(),
+    "flags": {"mistakes"},
+    "machine_errors": {"own_code"},
     "progress": set(),
     "record": {"monitor"},
     "federated": {"config", "reference", "monitor", "own_code", "captured", "record"},
@@ -32,9 +35,9 @@ LAYERS = {
     "chosen": {"compose", "help"},
     "help": {"config", "compose"},
     "resume": {"__main__", "compose", "study"},
-    "explain": {"compose", "help", "mistakes"},
+    "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
     "report": {"mistakes", "monitor", "progress", "record"},
-    "launch": {"config", "monitor", "reference", "progress", "record"},
+    "launch": {"chosen", "compose", "config", "monitor", "reference", "progress", "record"},
     "job": {
         "where_typed",
         "config",
@@ -61,7 +64,10 @@ LAYERS = {
         *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process", "streams"},
+    "__main__": {
+        *("app", "compose", "explain", "flags", "help", "importing", "machine_errors", "record", "streams"),
+        *("launch.host", "launch.server_process"),
+    },
     "api": {
         "app",
         "captured",
@@ -89,7 +95,9 @@ LAYERS = {
 # Packages with the files and folders that may import them.
 ANYWHERE = {
     "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
-    "optuna": tuple(f"study/{p}.py" for p in ("study", "storage", "journal", "pruning", "samplers", "widening")),
+    "optuna": tuple(
+        f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
+    ),
     "pynvml": ("launch/devices.py",),
     "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (

@@ -5,6 +5,7 @@ its sweeper.) It is one of Hydra's callbacks, since a job's own code is called w
 """
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from flgo_hydra import compose
+from flgo_hydra.chosen import check_identities
 from flgo_hydra.record.lock import Held, holding
 from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
 from flgo_hydra.record.result import read_result
-from flgo_hydra.record.schema import read_bytes
-from flgo_hydra.study import recorded
+from flgo_hydra.record.schema import Defect, read_bytes
+
+_OF_SWEEP = re.compile(rb"^  mode: .*MULTIRUN", re.M)
 
 
 class RunOwner(Callback):
@@ -76,8 +79,8 @@ def why_not(folder: Path, config: DictConfig) -> str:
     if (folder / "multirun.yaml").exists():
         return f"{folder} is a sweep's folder. Choose another `hydra.run.dir`."
     record = folder / str(config.hydra.output_subdir)
-    with contextlib.suppress(ValueError):
-        if "MULTIRUN" in str(recorded.read_hydra(record / "hydra.yaml").get("mode")):
+    with contextlib.suppress(Defect):
+        if _OF_SWEEP.search(read_bytes(record / "hydra.yaml") or b""):
             return (
                 f"{folder} is one run of a sweep. Go on with the sweep (python -m flgo_hydra.resume {folder.parent}), "
                 "or choose another `hydra.run.dir`."
@@ -98,6 +101,7 @@ def why_not(folder: Path, config: DictConfig) -> str:
 def _fingerprint(config: DictConfig) -> str:
     """Of what decides the numbers; empty where the config is not one of ours, or breaks a law."""
     try:
+        check_identities(config, config.hydra)
         own = config.copy()
         with flag_override(own, ["readonly", "struct"], [False, False]):
             del own["hydra"]

@@ -41,7 +41,7 @@ def read_hydra(path: Path) -> dict[str, Any]:
         hydra: dict[str, Any] = node["hydra"]
         texts = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"], hydra["runtime"]["cwd"]]
         texts += [one[key] for one in hydra["runtime"]["config_sources"] for key in ("path", "provider")]
-        hydra["job"].items(), hydra["sweeper"].items()
+        hydra["job"].items(), hydra.setdefault("sweeper", {}).items()
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("an override, or a folder, is no text")
     except (KeyError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.record.lock import holding
+from flgo_hydra.record.result import _sum as sum_of
 from flgo_hydra.report.command import main
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +150,7 @@ def test_a_users_own_metric_has_no_way_that_is_better(report, make_run):
     result = json.loads((folder / "result.json").read_text())
     del result["sha256"]
     result["best"] |= {"fairness": 0.5}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps({**result, "sha256": sum_of(result)}))
     _, out, _ = report("s", "--metric", "fairness", "--maximize", "--format", "json")
     (point,) = json.loads(out)["points"]
     assert point["fairness@best(valid_loss)"] == 0.5

@@ -62,7 +62,7 @@ def test_globs_and_ranges(points_of):
     "overrides, words",
     [
         (["lr=0.1,-1"], ["lr > 0", "-1", "lr=-1"]),
-        (["lr=0.1,abc"], ["lr", "abc", "Float"]),
+        (["lr=0.1,abc"], ["lr", "abc", "number"]),
         (["lrr=0.1,0.2"], ["lrr", "`lr`"]),
         (["algorithm.mu=0.1,0.2"], ["algorithm.mu", "algorithm=fedprox"]),
         (["task/partion=iid,shards"], ["task/partion", "`task/partition`"]),
