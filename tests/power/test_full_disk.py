@@ -93,7 +93,7 @@ def test_a_run(undisturbed, try_run):
         try_run(at, ERRORS[turn % 3], turn % 2 == 0, expected, best_model)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "lasting"])
 def test_a_run_at_every_write(undisturbed, try_run, number, lasts):
@@ -138,7 +138,7 @@ def test_a_job_whose_disk_is_full_and_the_others(command, full_disk, empty_folde
     assert {number: numbers(RunPaths(Path("sweep", number))) for number in "01"} == expected
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_of_processes_at_every_write_of_a_job(full_disk, empty_folder, tmp_path_factory):
     shim = tmp_path_factory.mktemp("shim")
     shutil.copy(_SHIM, shim / "sitecustomize.py")

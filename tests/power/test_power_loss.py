@@ -111,7 +111,7 @@ def test_a_run(command, record, recorder, empty_folder, monkeypatch):
     check_all_of_run(command, record, empty_folder, monkeypatch, recorder.WAYS, 7)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_at_every_moment(command, record, recorder, empty_folder, monkeypatch):
     check_all_of_run(command, record, empty_folder, monkeypatch, recorder.WAYS, 10**6)
 
@@ -198,13 +198,13 @@ def test_a_sweep(command, record, recorder, empty_folder, monkeypatch):
     check_all_of_sweep(command, disk, empty_folder, monkeypatch, recorder.WAYS, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_at_every_moment(command, record, recorder, empty_folder, monkeypatch):
     disk = record(*BASIC)
     check_all_of_sweep(command, disk, empty_folder, monkeypatch, ("synced", "mixed"), 10**6)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_of_processes(command, recorder, empty_folder, monkeypatch, tmp_path_factory):
     """Under our launcher: the moments of all processes, in the order in which they were."""
     log, shim = tmp_path_factory.mktemp("moments"), tmp_path_factory.mktemp("shim")

@@ -9,7 +9,7 @@ import pytest
 SOAK = Path(__file__).resolve().parents[3] / "scripts" / "chaos" / "soak.py"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sweeps_that_meet_misfortune_end_as_undisturbed(tmp_path):
     command = [sys.executable, SOAK, "--seed", "1", "--sweeps", "3", "--folder", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
