@@ -87,6 +87,7 @@ def of_each_kind(writes):
     return sorted(kinds.values())
 
 
+@pytest.mark.soak
 def test_a_run(undisturbed, try_run):
     writes, expected, best_model = undisturbed
     for turn, at in enumerate(of_each_kind(writes)[::2]):

@@ -23,7 +23,7 @@ class SyncedDisk:
         self._fsync(fd)
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
         if path.is_dir():
-            self.names[path] = {child.name: child.stat().st_ino for child in path.iterdir()}
+            self.names[path] = {child.name: child.lstat().st_ino for child in path.iterdir()}
         else:
             self.content[os.fstat(fd).st_ino] = path.read_bytes()
 
