@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.host import num_cores
+from flgo_hydra.record.plain_text import printable
 from flgo_hydra.streams import keep_going
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
@@ -58,11 +59,20 @@ def _run(arguments: Sequence[str]) -> int:
         )
     with without_garbage_collection():
         import hydra
+        from hydra._internal.utils import get_args_parser as hydra_flags
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from flgo_hydra import app, compose, explain
+        from flgo_hydra import app, compose, explain, flags
+        from flgo_hydra.help import typed_keys
+        from flgo_hydra.record import files
 
+    try:
+        arguments = flags.in_order(arguments, hydra_flags(), typed_keys())
+        explain.refuse_early(arguments)
+    except ValueError as error:
+        return _refuse(str(error))
+    sys.argv[1:] = arguments
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -77,12 +87,23 @@ def _run(arguments: Sequence[str]) -> int:
         logging.getLogger("flgo_hydra").debug("", exc_info=True)
         if wants_traceback:
             traceback.print_exc()
-        print(f"error: {explain.explain(error, arguments)}", file=sys.stderr)
-        return 1
-    except Exception:
+        return _refuse(str(files.refused_by_storage(error) or explain.explain(error, arguments)))
+    except Exception as error:
+        from flgo_hydra import machine_errors
+
+        refused = files.refused_by_storage(error)
+        said = machine_errors.in_words(error) if refused is None else str(refused)
+        if said is not None and not wants_traceback:
+            return _refuse(said)
         traceback.print_exc()
         return 1
     return 0
+
+
+def _refuse(why: str) -> int:
+    """Says why nothing came of the command, in one line that no terminal obeys; returns the exit status."""
+    print(f"error: {printable(why)}", file=sys.stderr)
+    return 1
 
 
 def _starts_grid(arguments: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from flgo_hydra import compose
+from flgo_hydra import compose, where_typed
 from flgo_hydra.chosen import check_identities
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.federated.users_code import no_silent_end
@@ -21,7 +21,8 @@ from flgo_hydra.job.outcome import describe, read_finished, record_failure, resu
 from flgo_hydra.job.preparation import prepare
 from flgo_hydra.job.watcher import Watcher
 from flgo_hydra.launch import reporter
-from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.files import writing
+from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.result import RunResult, write_result
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -66,7 +67,10 @@ def job(cfg: DictConfig) -> float:
         raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
     try:
         check_identities(cfg, hydra)
-        return run(compose.to_conf(cfg), Path(hydra.runtime.output_dir)).objective
+        folder = Path(hydra.runtime.output_dir)
+        paths = run_of_sweep(folder) if hydra.mode == RunMode.MULTIRUN else RunPaths(folder)
+        with where_typed.known(str(hydra.runtime.cwd)):
+            return _run(compose.to_conf(cfg), paths).objective
     except Exception:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
             _log.exception("the job failed")
@@ -78,24 +82,32 @@ def run(conf: Conf, folder: Path) -> RunResult:
 
     Raises:
         ValueError: the config cannot be run; the folder holds a run of another config.
+        CannotWrite: the storage refused.
         KeyboardInterrupt: stopped by request at a round boundary, with a checkpoint.
     """
-    paths = RunPaths(folder)
-    finished = read_finished(conf, paths)
+    return _run(conf, RunPaths(folder))
+
+
+def _run(conf: Conf, paths: RunPaths) -> RunResult:
+    with where_typed.entered():
+        finished = read_finished(conf, paths)
     if finished is not None:
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(paths.folder):
+        paths.folder.mkdir(parents=True, exist_ok=True)
     from flgo_hydra.federated.randomness import generators_kept  # imports numpy, which --help can do without
     from flgo_hydra.federated.torch_settings import torch_kept
 
     try:
         # The generators are the caller's, whom a run in this process leaves as they were.
         with no_silent_end(), generators_kept(), torch_kept(), modules_kept(conf):
-            result = _train(conf, paths, check(conf))
+            with where_typed.entered():
+                task = check(conf)
+            result = _train(conf, paths, task)
+        write_result(paths, result)
     except Exception as error:
         record_failure(paths, error)
         raise
-    write_result(paths, result)
     _log.info("%s", describe(result))
     return result
 
@@ -110,14 +122,16 @@ def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     from flgo_hydra.federated.rounds import drive
 
     with ctrl_c_at_round_boundary() as is_interrupted:
-        run = prepare(conf, paths, task, reporter.current(), is_interrupted)
+        with where_typed.entered():
+            run = prepare(conf, paths, task, reporter.current(), is_interrupted)
         try:
             status = drive(run.rounds, run.backend, run.data)
         except ChangedLate as why:
             _log.warning("the run begins anew, by plain steps: %s", why)
             run.watcher.progress.close()
             run.backend.loop.put_back()
-            run = prepare(conf, paths, task, reporter.current(), is_interrupted, why_plain=str(why))
+            with where_typed.entered():
+                run = prepare(conf, paths, task, reporter.current(), is_interrupted, why_plain=str(why))
             status = drive(run.rounds, run.backend, run.data)
         finally:
             run.watcher.progress.close()
@@ -135,7 +149,8 @@ def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunRes
     device = resolve_device(conf.device)
     state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience(conf.followed))
     model = compose.parameters(conf.model)
-    with ctrl_c_at_round_boundary() as is_interrupted:
+    # FLGo reads and writes below the task's folder, at any time
+    with ctrl_c_at_round_boundary() as is_interrupted, where_typed.entered():
         content = flgo_runner.data_sha256(conf.task)
         settings = replace(conf, checkpoint_interval=0)
         watcher = Watcher(settings, paths, device, reporter.current(), is_interrupted, data_sha256=content)

@@ -58,6 +58,11 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{key}` must be one of {', '.join(choices)}, but got {value!r}.")
 
 
+def are_widths(values: Any) -> bool:
+    """Whether it is a list of whole numbers from 1 on: a list in a list escapes the types."""
+    return isinstance(values, list) and all(type(value) is int and value >= 1 for value in values)
+
+
 @dataclass
 class EngineConf:
     """How local training is computed. The numbers of a run differ between these choices by rounding only."""
@@ -76,9 +81,10 @@ class EngineConf:
     graph: str = "off"
 
     def __post_init__(self) -> None:
-        for name in ("compile", "dual", "graph"):
-            value = getattr(self, name)  # YAML reads `off` as false, `on` as true
-            setattr(self, name, {"False": "off", "True": "on"}.get(value, value))
+        for name in ("compile", "dual", "graph"):  # YAML reads `off` as false, `on` as true
+            if getattr(self, name) == "False":
+                setattr(self, name, "off")
+        self.graph = "on" if self.graph == "True" else self.graph
         one_of("engine.backend", self.backend, BACKENDS)
         one_of("engine.compile", self.compile, SWITCHES)
         one_of("engine.dual", self.dual, SWITCHES)
@@ -360,7 +366,7 @@ class MlpConf(ModelConf):
     hidden: list[int] = field(default_factory=lambda: [200])
 
     def __post_init__(self) -> None:
-        hold(all(width >= 1 for width in self.hidden), "every width in model.hidden >= 1", self.hidden)
+        hold(are_widths(self.hidden), "every width in model.hidden >= 1", self.hidden)
 
 
 @dataclass
@@ -373,7 +379,7 @@ class CnnConf(ModelConf):
     hidden: int = 512
 
     def __post_init__(self) -> None:
-        two = len(self.channels) == 2 and min(self.channels) >= 1
+        two = are_widths(self.channels) and len(self.channels) == 2
         hold(two, "model.channels is two numbers >= 1", self.channels)
         hold(self.hidden >= 1, "model.hidden >= 1", self.hidden)
 
@@ -392,7 +398,8 @@ class ResNetConf(ModelConf):
     def __post_init__(self) -> None:
         hold(self.num_blocks >= 1, "model.num_blocks >= 1", self.num_blocks)
         hold(self.num_groups >= 1, "model.num_groups >= 1", self.num_groups)
-        divides = bool(self.channels) and all(c >= 1 and c % self.num_groups == 0 for c in self.channels)
+        is_list = bool(self.channels) and are_widths(self.channels)
+        divides = is_list and all(c % self.num_groups == 0 for c in self.channels)
         hold(divides, f"model.num_groups={self.num_groups} divides every entry of model.channels", self.channels)
 
 
@@ -508,7 +515,7 @@ class SweeperConf:
         elif isinstance(self.pruner, str):
             self._hold_pruner(self.pruner)
         elif not (isinstance(self.pruner, dict) and isinstance(self.pruner.get("_target_"), str)):
-            self._hold_pruner(self.pruner.get("name") if isinstance(self.pruner, dict) else self.pruner)
+            self._hold_pruner(self.pruner.get("name", self.pruner) if isinstance(self.pruner, dict) else self.pruner)
 
     @property
     def replicate_keys(self) -> list[str]:
@@ -539,7 +546,7 @@ class SweeperConf:
                 "`hydra.sweeper.pruner=patience`: patience needs no other runs. Set `early_stop=…`: the run ends by "
                 "itself and counts as a result."
             )
-        if name not in PRUNERS:
+        if not isinstance(name, str) or name not in PRUNERS:
             raise ValueError(
                 f"`hydra.sweeper.pruner` must be one of {', '.join(PRUNERS)}, one of them with settings "
                 f"({{name: median, n_warmup_steps: 5}}), your class's {{_target_: …}}, or null, but got {name!r}."
@@ -593,6 +600,7 @@ class LauncherConf:
         is_threads = threads is None or 1 <= threads <= MOST_THREADS
         hold(is_threads, f"1 <= hydra.launcher.threads <= {MOST_THREADS}, or null for automatic", threads)
         hold(memory is None or memory >= 1, "hydra.launcher.job_memory_mib >= 1, or null to learn it", memory)
+        self._hold_places()
         is_number = isinstance(self.fuse, int) and not isinstance(self.fuse, bool)
         fuse = 1 if self.fuse is False else self.fuse  # YAML reads `off` as false
         self.fuse = "off" if fuse == 1 else fuse
@@ -607,6 +615,17 @@ class LauncherConf:
         hold(is_limit, f"0 < hydra.launcher.timeout_min <= {MOST_SECONDS / 60:.0f}, or null for no limit", limit)
         hold(0 <= self.grace_s <= MOST_SECONDS, f"0 <= hydra.launcher.grace_s <= {MOST_SECONDS:.0f}", self.grace_s)
         one_of("hydra.launcher.view", self.view, VIEWS)
+
+    def _hold_places(self) -> None:
+        """What names devices and a scheduler has the form of names: whether they are there, the machine says."""
+        if type(self.devices) is int:
+            self.devices = [self.devices]
+        names = self.devices if isinstance(self.devices, list) else [self.devices]
+        is_names = all((type(name) is int and name >= 0) or (isinstance(name, str) and name.strip()) for name in names)
+        law = "hydra.launcher.devices is auto, cpu, or a list of GPUs' indices and UUIDs"
+        hold(bool(names) and is_names, law, self.devices)
+        is_one = not isinstance(self.scheduler, bool | int | float | list)
+        hold(is_one, "hydra.launcher.scheduler is a name, {name: auto, …}, or {_target_: …}", self.scheduler)
 
 
 SCHEMAS: dict[str, type] = {

@@ -1,24 +1,58 @@
-"""Hydra's errors in the words of the person who typed the command."""
+"""Hydra's errors in the words of the person who typed the command: what must hold, what came, what to do. One line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from flgo_hydra import mistakes
+from flgo_hydra import kinds, mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
 from flgo_hydra.help import GROUPS, config_dirs, group_choices, keys_by_choice, meaning_of
+from flgo_hydra.overrides import override
 
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 _NO_CHOICE = re.compile(r"Could not find '([^']+)'")
 _NOT_IN = re.compile(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in ")
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_FULL_KEY = re.compile(r"full_key: (\S+)")
+_NO_INDEX = re.compile(r"invalid literal for int\(\) with base 10: '(\w+)'")
+_PART = re.compile(r"(.*?)((?:\[\d+\])+)")
 
 
 def explain(error: BaseException, arguments: Sequence[str]) -> str:
     """Returns what was wrong and what to do, from an error of Hydra, OmegaConf or ours."""
-    text = "\n".join(str(e) for e in _chain(error))
+    return re.sub(r"\s*\n\s*", " ", _explain(error, arguments)).strip()
+
+
+def refuse_early(arguments: Sequence[str]) -> None:
+    """Raises ValueError for overrides that Hydra takes, or breaks at, though nothing good can come of them."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        group = key.replace(".", "/")
+        if key.endswith("._target_") and group.rpartition("/")[0] in _HYDRA_GROUPS:
+            node = key.rpartition(".")[0]
+            raise ValueError(
+                f"`{key}` must be what its choice says, but got {value!r}. Choose another one with "
+                f"`{node.replace('.', '/')}=…` ({', '.join(_hydra_choices(node.replace('.', '/')))})."
+            )
+        if key.startswith("hydra.") and group in _HYDRA_GROUPS and not value.startswith("{"):
+            choices = ", ".join(_hydra_choices(group))
+            raise ValueError(
+                f"`{key}` must be the keys of a {group.rpartition('/')[2]}, but got {value!r}. Choose another one with "
+                f"`{group}=…` ({choices})."
+            )
+        if key == "hydra" and value and not value.startswith(("{", "[")):
+            raise ValueError(f"`hydra` must be Hydra's own keys, but got {value!r}. Set one: `hydra.run.dir=…`.")
+        if key in GROUPS and value.startswith("[") and "," not in value:
+            raise ValueError(mistakes.unknown_choice(key, value, group_choices(key, config_dirs(arguments))))
+
+
+def _explain(error: BaseException, arguments: Sequence[str]) -> str:
+    chain = list(_chain(error))
+    text = "\n".join(str(e) for e in chain)
     choice = _NO_CHOICE.search(text)
     if choice and "Available options" in text:
         group, _, name = choice[1].rpartition("/")
@@ -30,49 +64,188 @@ def explain(error: BaseException, arguments: Sequence[str]) -> str:
             if group in GROUPS and name not in group_choices(group):
                 return mistakes.unknown_choice(group, name, group_choices(group))
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-        return str(error)
-    for e in _chain(error):
+        return _of_value_error(error, arguments)
+    for e in chain:
         # A law of a sweeper or launcher, which Hydra makes: it tells of the call, ours of the key.
-        if type(e).__name__ == "InstantiationException" and isinstance(e.__cause__, ValueError):
-            return str(e.__cause__)
+        if type(e).__name__ == "InstantiationException":
+            return _of_instantiation(e, arguments)
+        if type(e).__name__ == "OverrideParseException":
+            return _of_grammar(e, arguments)
+    if "Ambiguous value for argument" in text:
+        return _of_several_values(text, arguments)
+    for e in chain:
+        # Hydra tells of the whole override, `engine={a: 1}`; OmegaConf of the key in it.
+        if isinstance(e, ConfigKeyError | ConfigAttributeError) and e.full_key:
+            node: Any = e.parent_node
+            if node is not None and kinds.is_open(node._metadata.ref_type):
+                return mistakes.to_be_added(str(e.full_key), _typed(str(e.full_key), arguments))
+            return _of_unknown_key(_as_typed(str(e.full_key), arguments), arguments)
     key = _NOT_IN.search(text)
     if key:
-        name = _as_typed(next(part for part in key.groups() if part), arguments)
-        known = _known_keys(arguments)
-        having = [choices for choices, keys in known if choices and name in keys]
-        lacking = [choices for choices, keys in known if choices and name not in keys]
-        if having and lacking:
-            return mistakes.of_other_points(name, lacking[0], having[0])
-        if having:  # Hydra composes what is fixed with the defaults, before it looks at points
-            text = next(text for text in arguments if text.lstrip("+").startswith(f"{name}="))
-            swept = f"{name}=choice({text.partition('=')[2]})"
-            return f"`{text}` is a key of the choices that vary: give it as one that varies, `{swept}`."
-        every = dict.fromkeys(key for _, keys in known for key in keys)
-        return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *every], keys_by_choice())
-    for e in _chain(error):
+        return _of_unknown_key(_as_typed(next(part for part in key.groups() if part), arguments), arguments)
+    for e in chain:
         if isinstance(e, OmegaConfBaseException) and e.full_key:
-            meaning = meaning_of(str(e.full_key))
-            what = f"`{e.full_key}`: {mistakes.first_line(e).rstrip('.')}."
-            return what + (f"\n  {e.full_key}: {meaning}" if meaning else "")
+            return _of_value(e, arguments)
     return str(error)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _of_value_error(error: BaseException, arguments: Sequence[str]) -> str:
+    if (index := _NO_INDEX.fullmatch(str(error))) and not _is_ours(error):
+        for typed in (_key(argument) for argument in arguments):
+            above, _, last = typed.rpartition(".")
+            if above and last == index[1]:
+                return kinds.no_keys_below(above, meaning_of(above), list, False, typed)
+    said = str(error)
+    for argument in arguments:  # `+pair={lr: 0.1},{lr: 0.2}`
+        if argument.startswith("+") and f"There is no `{_key(argument)}`" in said and (points := _as_points(argument)):
+            return (
+                f"There is no `{_key(argument)}`: keys that vary together need no name. List the points: "
+                f"'hydra.sweeper.points=[{','.join(points)}]'."
+            )
+    return said
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised by flgo_hydra, or by what it has called."""
+    trace, files = error.__traceback__, []
+    while trace is not None:
+        files.append(trace.tb_frame.f_code.co_filename)
+        trace = trace.tb_next
+    return any(Path(file).parent.name == "flgo_hydra" and Path(file).name in ("app.py", "config.py") for file in files)
+
+
+def _as_points(argument: str) -> list[str]:
+    """Dicts that an override lists as points, each in quotes; none where it is something else."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return []
+    sweep: Any = parsed.value()
+    values = list(getattr(sweep, "list", [])) if parsed.is_sweep_override() else []
+    if not values or not all(isinstance(value, dict) for value in values):
+        return []
+    return [f'"{" ".join(override(str(key), item) for key, item in value.items())}"' for value in values]
+
+
+def _of_instantiation(error: BaseException, arguments: Sequence[str]) -> str:
+    """What a launcher, a sweeper or a callback was not made for."""
+    if isinstance(error.__cause__, ValueError):
+        return str(error.__cause__)
+    where = _FULL_KEY.search(str(error))
+    unexpected = _UNEXPECTED.search(str(error))
+    if where and unexpected:
+        return _of_unknown_key(f"{where[1]}.{unexpected[1]}", arguments)
+    said = re.sub(r"^Error in call to target '[^']*':\s*", "", str(error))
+    said = re.sub(r", set env var HYDRA_FULL_ERROR=1.*|\nfull_key: \S+", "", said).strip()
+    if where and (typed := _typed(f"{where[1]}._target_", arguments)):
+        return f"`{typed}` must name a class that can be made of its keys, package.module.Name, but: {said}."
+    return f"`{where[1]}`: {said}." if where else said
+
+
+def _of_grammar(error: BaseException, arguments: Sequence[str]) -> str:
+    """An argument that is no override."""
+    typed = getattr(error, "override", None) or next((text for text in arguments if "=" not in text), "")
+    said = mistakes.first_line(error).rstrip(".")
+    key, is_set, value = str(typed).partition("=")
+    if not is_set and not typed.startswith("~"):
+        groups = [group for group in GROUPS if typed in group_choices(group, config_dirs(arguments))]
+        advice = f" Did you mean `{groups[0]}={typed}`?" if groups else ""
+        return f"`{typed}` must be `key=value`, but it has no `=`.{advice}"
+    if key == "hydra.sweeper.points":
+        return (
+            f"`{typed}` must be a list of points in quotes, but it cannot be read ({said}). Write "
+            '\'hydra.sweeper.points=["algorithm=fedprox lr=0.1","lr=0.05"]\', the whole in single quotes.'
+        )
+    return (
+        f"`{typed}` must be `key=value` in Hydra's grammar, but the value {value!r} cannot be read ({said}). A text "
+        "with brackets, commas, spaces or quotes stands in quotes, inside those of the shell: \"key='a, b'\"."
+    )
+
+
+def _of_several_values(text: str, arguments: Sequence[str]) -> str:
+    found = re.search(r"Ambiguous value for argument '(.*)'$", text, flags=re.MULTILINE)
+    typed = found[1] if found else next(iter(arguments), "")
+    key, _, value = typed.partition("=")
+    return (
+        f"`{typed}` must be one value, but it has several. With `-m` each is a run of its own: "
+        f"`python -m flgo_hydra -m {typed}`. A list is written `{key}=[{value}]`, a text with commas "
+        f"\"{key}='{value}'\"."
+    )
+
+
+def _of_unknown_key(name: str, arguments: Sequence[str]) -> str:
+    known = _known_keys(arguments)
+    having = [choices for choices, keys in known if choices and name in keys]
+    lacking = [choices for choices, keys in known if choices and name not in keys]
+    if having and lacking:
+        return mistakes.of_other_points(name, lacking[0], having[0])
+    if having:  # Hydra composes what is fixed with the defaults, before it looks at points
+        text = next(text for text in arguments if text.lstrip("+").startswith(f"{name}="))
+        swept = f"{name}=choice({text.partition('=')[2]})"
+        return f"`{text}` is a key of the choices that vary: give it as one that varies, `{swept}`."
+    every = dict.fromkeys(key for _, keys in known for key in keys)
+    return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *every], keys_by_choice())
+
+
+def _of_value(error: OmegaConfBaseException, arguments: Sequence[str]) -> str:
+    """A value that its key's type does not take, or that refers to nothing."""
+    key = str(error.full_key)
+    if part := _PART.fullmatch(key):  # an item of a list
+        parent: Any = error.parent_node
+        below = next((typed for typed in map(_key, arguments) if typed.startswith(f"{part[1]}.")), None)
+        if below is not None:
+            return kinds.no_keys_below(part[1], meaning_of(part[1]), list, False, below)
+        kind = parent._metadata.ref_type if parent is not None else list
+        return kinds.wrong_item(part[1], meaning_of(part[1]), kind, part[2], error.value)
+    node: Any = error.child_node if error.child_node is not None else error.parent_node
+    is_type = isinstance(error, ValidationError) or type(error).__name__ == "ConfigTypeError"
+    if not is_type or node is None:
+        return f"`{_typed(key, arguments) or key}`: {mistakes.first_line(error).rstrip('.')}."
+    kind, is_optional = node._metadata.ref_type, node._metadata.optional
+    below = next((typed for typed in map(_key, arguments) if typed.startswith(f"{key}.")), None)
+    if below is not None and error.value == {}:
+        return kinds.no_keys_below(key, meaning_of(key), kind, is_optional, below)
+    typed = _typed(key, arguments)
+    if "does not support deletion" in str(error):
+        return f"`~{key}`: a key of ours can be set, but not deleted. Set it: `{key}=…`."
+    got = error.value
+    if got is None and typed is not None and typed.partition("=")[2] != "null":  # OmegaConf has not kept it
+        got = kinds.Written(typed.partition("=")[2])
+    return kinds.wrong_type(key, meaning_of(key), kind, is_optional, got)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     found: list[BaseException] = []
     next_error: BaseException | None = error
     while next_error is not None and next_error not in found:
         found.append(next_error)
+        yield next_error
         next_error = next_error.__cause__ or next_error.__context__
-    return found
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _typed(key: str, arguments: Sequence[str]) -> str | None:
+    """The argument that sets a key."""
+    return next((argument for argument in arguments if _key(argument) == key and "=" in argument), None)
 
 
 def _as_typed(key: str, arguments: Sequence[str]) -> str:
     """The whole key of the argument that ends in `key`: Hydra may name its last part only."""
-    for argument in arguments:
-        typed = argument.partition("=")[0].lstrip("+~")
+    for typed in map(_key, arguments):
         if typed == key or typed.endswith("." + key):
             return typed
     return key
+
+
+def _hydra_choices(group: str) -> list[str]:
+    """What may be chosen of a group of Hydra's."""
+    return sorted({"basic", *group_choices(group)})
 
 
 def _known_keys(arguments: Sequence[str]) -> list[tuple[list[str], list[str]]]:

@@ -107,6 +107,12 @@ def keys_by_choice() -> dict[str, str]:
     return {key: " or ".join(choices) for key, choices in found.items()}
 
 
+def typed_keys() -> list[str]:
+    """Every key that the page explains, whatever is chosen, and the groups."""
+    shown = (prefix + field.name for prefix, of in _PARTS.values() for schema in of for field in _shown_fields(schema))
+    return list(dict.fromkeys([*GROUPS, *shown]))
+
+
 def meaning_of(key: str) -> str:
     """What a key means; empty where that is not known or depends on the choice."""
     meanings = {

@@ -67,9 +67,23 @@ def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] |
     if key in elsewhere:
         return f"There is no `{key}` with the choices made: it is a key of {elsewhere[key]}."
     names = nearest(key, [*known, *elsewhere])
+    parent = key.rpartition(".")[0]
+    siblings = sorted(name.rpartition(".")[2] for name in known if parent and name.rpartition(".")[0] == parent)
+    is_hydras = key.startswith("hydra.") and not any(name.startswith(f"{parent}.") for name in names)
+    if siblings and (not names or is_hydras):  # Hydra has a hundred keys that are like any other
+        return f"There is no `{key}`. `{parent}` has {', '.join(siblings)}."
     texts = [f"`{name}`" + (f" (of {elsewhere[name]})" if name in elsewhere else "") for name in names]
     advice = f"Did you mean {' or '.join(texts)}?" if names else "`python -m flgo_hydra --help` lists the keys."
     return f"There is no `{key}`. {advice}"
+
+
+def to_be_added(key: str, typed: str | None = None) -> str:
+    """The error for a new key where keys of one's own may stand."""
+    above = key.rpartition(".")[0]
+    added = f"+{typed}" if typed else f"+{key}=…"
+    return (
+        f"There is no `{key}` yet: `{above}` has keys of your own, and a new one must be added with a plus, `{added}`."
+    )
 
 
 def of_other_points(key: str, point: Sequence[str], others: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flgo_hydra.record.schema import hash_file
 from flgo_hydra.reference import GIVEN
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -69,8 +70,7 @@ def behind(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1000)
 def _hash_of(path: Path, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path) or ""
 
 
 def hash_reads(names: Iterable[str]) -> dict[str, str]:

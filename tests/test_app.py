@@ -231,6 +231,62 @@ def test_a_killed_run_goes_on_from_its_own_checkpoint_with_the_same_numbers(tmp_
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+class Stop(Exception):
+    """Ends a run after so many rounds, as a killed process ends."""
+
+
+@pytest.fixture
+def half_done(make_conf, tmp_path, monkeypatch):
+    """A run that has ended after round 4, with a checkpoint of round 3 and a better model since."""
+    from flgo_hydra.job.watcher import Watcher
+
+    finished_round = Watcher.finished_round
+
+    def finish_or_stop(self, state):
+        asked = finished_round(self, state)
+        if state.round_num == 4:
+            raise Stop
+        return asked
+
+    conf = make_conf(*SMALL, "num_rounds=6", "checkpoint_interval=3", "save_best=true")
+    app.run(conf, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Watcher, "finished_round", finish_or_stop)
+        app.run(conf, tmp_path / "run")
+    return conf
+
+
+def _edited(path: Path) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    values = json.loads(lines[1])
+    lines[1] = json.dumps({**values, "valid_loss": 0.001}) + "\n"
+    path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "file, change, is_anew",
+    [
+        ("rounds.jsonl", _edited, True),
+        ("rounds.jsonl", Path.unlink, True),
+        ("rounds.jsonl", lambda path: path.write_text(path.read_text().replace("}\n", "}\n\n\n", 1)), True),
+        ("rounds.jsonl", lambda path: path.write_bytes(path.read_bytes()[:-40]), False),  # of round 4, done again
+        ("best_model.safetensors", Path.unlink, False),
+        ("best_model.safetensors", lambda path: path.write_bytes(b""), False),
+        ("checkpoint.pt", lambda path: path.write_bytes(b"mine"), True),
+    ],
+)
+def test_what_an_unfinished_run_goes_on_from_is_as_it_was_written(half_done, tmp_path, caplog, file, change, is_anew):
+    change(tmp_path / "run" / file)
+    with caplog.at_level("INFO"):
+        app.run(half_done, tmp_path / "run")
+    assert ("going on after round 3" in caplog.text) == (not is_anew)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    best = [tmp_path / name / "best_model.safetensors" for name in ("run", "whole")]
+    assert best[0].read_bytes() == best[1].read_bytes()
+    if file == "checkpoint.pt":
+        assert (tmp_path / "run" / "checkpoint.pt.damaged").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undisturbed, name):
     (tmp_path / "mine.py").write_text(MODELS)

@@ -28,6 +28,14 @@ def _start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         (["--help"], 0, "learning rate of the clients' optimizer", ""),
         (["learning_rate=0.1"], 1, "", "error: There is no `learning_rate`. Did you mean `lr`?\n"),
         (["lr=-1", "hydra.run.dir=."], 1, "", "error: `lr > 0 and finite` must hold, but got -1.0.\n"),
+        (["num_rounds=x"], 1, "", "error: `num_rounds` (communication rounds) must be a whole number, but got 'x'.\n"),
+        (
+            ["-m", "lr=1,2", "hydra.launcher.slots=0"],
+            1,
+            "",
+            "error: `hydra.launcher.slots >= 1, or null for automatic`",
+        ),
+        (["lr=0.1", "--seed", "3"], 1, "", "error: There is no flag `--seed`. Keys of the config are set without"),
         (["--cfg", "job"], 0, "lr: 0.1\n", ""),
     ],
 )

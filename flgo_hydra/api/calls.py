@@ -13,7 +13,7 @@ from typing import Any
 from flgo_hydra import app, chosen, compose, explain
 from flgo_hydra.api.alone import one_at_a_time
 from flgo_hydra.api.results import Point, Run, Sweep, read_run
-from flgo_hydra.api.shipped import JobWithObjects, write_objects
+from flgo_hydra.api.shipped import JobWithObjects, ship_own, write_objects
 from flgo_hydra.config import Conf
 from flgo_hydra.job import checks
 from flgo_hydra.job.device import resolve_device
@@ -69,7 +69,8 @@ def sweep(*overrides: str, scheduler: Scheduler | None = None) -> Sweep:
     Raises:
         ValueError: an override is wrong; nothing has trained.
     """
-    return run_sweep(list(overrides), scheduler=scheduler)
+    named, objects = ship_own(overrides)
+    return run_sweep(named, objects, scheduler)
 
 
 @one_at_a_time

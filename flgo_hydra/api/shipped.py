@@ -8,7 +8,9 @@ is another one, and the same script names it alike each time.
 
 import importlib
 import pickle
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from flgo_hydra.record import files
 def preload() -> None:
     """What the forkserver imports for jobs."""
     app.preload()
+
+
+_OWN_NAME = re.compile(r"(?<![\w.])__main__\.([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
 
 
 class JobWithObjects:
@@ -85,6 +90,19 @@ def target_of(value: Callable[..., Any], objects: dict[str, Callable[..., Any]])
     objects[target] = value
     reference.give(target, value)
     return target
+
+
+def ship_own(overrides: Sequence[str]) -> tuple[list[str], dict[str, Callable[..., Any]]]:
+    """The overrides, where what they name in `__main__` has the name by which workers know it; and those objects."""
+    objects: dict[str, Callable[..., Any]] = {}
+
+    def name(match: re.Match[str]) -> str:
+        found: Any = sys.modules["__main__"]
+        for part in match[1].split("."):
+            found = getattr(found, part, None)
+        return target_of(found, objects) if callable(found) else match[0]  # who loads it says what is wrong
+
+    return [_OWN_NAME.sub(name, text) for text in overrides], objects
 
 
 def _target(value: Callable[..., Any]) -> str:

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flgo_hydra.record.schema import Defect, read_bytes
+
 _MOST_DIMENSIONS = 4
+_MOST_LENGTH = 2**40
+_MOST_STATE = 9
+_PLAIN_KEYS = (str, bytes, int)
 
 
 class _Dtype:
@@ -26,14 +31,19 @@ class _Dtype:
 
     def __init__(self, name: str | bytes, align: int = 0, copy: int = 0) -> None:
         text = name.decode("ascii") if isinstance(name, bytes) else name
-        if not isinstance(text, str) or not re.fullmatch("b1|[iu][1248]|f[248]", text):
-            raise pickle.UnpicklingError(f"it has an array of {name!r:.40}, which is no plain number")
+        # Nothing of another kind is shown: tuples that share their parts have texts of any length.
+        if type(text) is not str or not re.fullmatch("b1|[iu][1248]|f[248]", text):
+            shown = repr(text[:40]) if type(text) is str else type(text).__name__
+            raise pickle.UnpicklingError(f"it has an array of {shown}, which is no plain number")
         self.name, self.order = text, "|"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if type(state) is not tuple or not 2 <= len(state) <= _MOST_STATE:
+            raise pickle.UnpicklingError("it has an array whose dtype is of parts")
         _, order, *rest = state
         order = order.decode("ascii") if isinstance(order, bytes) else order
-        if order not in ("|", "<", ">", "=") or not all(one is None or type(one) is int for one in rest):
+        is_plain = type(order) is str and order in ("|", "<", ">", "=")
+        if not is_plain or not all(one is None or type(one) is int for one in rest):
             raise pickle.UnpicklingError("it has an array whose dtype is of parts")
         self.order = order
 
@@ -47,10 +57,12 @@ class _Array:
     __slots__ = ("shape", "dtype", "is_fortran", "content")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if type(state) is not tuple or len(state) != 5:
+            raise pickle.UnpicklingError("it has an array that is no block of plain numbers")
         _, shape, dtype, is_fortran, content = state
         is_shape = type(shape) is tuple and len(shape) <= _MOST_DIMENSIONS
-        if not is_shape or not all(type(n) is int and n >= 0 for n in shape):
-            raise pickle.UnpicklingError(f"it has an array of shape {shape!r:.80}")
+        if not is_shape or not all(type(n) is int and 0 <= n < _MOST_LENGTH for n in shape):
+            raise pickle.UnpicklingError("it has an array whose shape is not a few lengths")
         if type(dtype) is not _Dtype or type(content) is not bytes:
             raise pickle.UnpicklingError("it has an array that is no block of plain numbers")
         if math.prod(shape) * dtype.make().itemsize != len(content):
@@ -84,17 +96,45 @@ _STAND_INS = {
 }
 
 
+# The first takes memory for as long as a file says it is. To look a tuple up in a set or a dictionary takes 2**n steps
+# where n of them share their parts; a batch has a dictionary by texts, whose keys are looked at before.
+_REFUSED = (pickle.BYTEARRAY8[0], pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0])
+
+
 class _ArrayUnpickler(pickle._Unpickler):
-    dispatch = {
-        code: load
-        for code, load in pickle._Unpickler.dispatch.items()
-        if code != pickle.BYTEARRAY8[0]  # it takes memory for as long as a file says it is
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _REFUSED}
+
+    stack: list[Any]
+    metastack: list[list[Any]]
+
+    def load_setitem(self) -> None:
+        _require_plain_keys(self.stack[-2:-1])
+        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]
+
+    def load_setitems(self) -> None:
+        _require_plain_keys(self.stack[::2])
+        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]
+
+    def load_dict(self) -> None:
+        _require_plain_keys(self.stack[::2])
+        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]
+
+    _looked_at: dict[int, Any] = {
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
     }
+    dispatch |= _looked_at
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
         return _STAND_INS[module, name]
+
+
+def _require_plain_keys(keys: list[Any]) -> None:
+    if not all(type(key) in _PLAIN_KEYS for key in keys):
+        raise pickle.UnpicklingError("it has a dictionary whose keys are no texts")
 
 
 def read(path: Path, labels_key: str, num_classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -106,10 +146,12 @@ def read(path: Path, labels_key: str, num_classes: int) -> tuple[NDArray[np.uint
         ValueError: the file is no such batch.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
+        if content is None:
+            raise Defect(path, "is not there")
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except OSError:
-        raise
+    except Defect as defect:
+        raise ValueError(f"{path} must be a batch of CIFAR's Python version, but it {defect.why}.") from None
     except Exception as error:  # a damaged pickle fails in any way
         raise ValueError(
             f"{path} must be a batch of CIFAR's Python version, but it cannot be read: {error}. Fetch it again."

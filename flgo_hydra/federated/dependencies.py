@@ -12,6 +12,7 @@ were, else by content.
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import own_code
+from flgo_hydra.record.schema import hash_file
 
 _NOT_DATA = ("/proc/", "/sys/", "/dev/", "/etc/")
 _CODE = (".py", ".pyc", ".pyd", ".so")
@@ -29,7 +31,8 @@ _MACHINE = ("OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "CUDA_", "PYTORCH_", "HYDRA
 """Variables that our own processes have different values of, or that say how, not what."""
 _MACHINE_NAMES = ("COLUMNS", "LINES", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TMP", "TEMP")
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
-_IMPORTING = ("<frozen importlib", "<frozen zipimport")
+# whoever asks for a package's version has all of `sys.path` listed, the current folder too
+_IMPORTING = ("<frozen importlib", "<frozen zipimport", os.path.dirname(importlib.metadata.__file__))
 _ENVIRONMENT_CODE = ("<frozen os>", "<frozen _collections_abc>", os.__file__, sys.modules["_collections_abc"].__file__)
 
 
@@ -265,11 +268,7 @@ def _state_of_file(path: str) -> list[Any] | None:
 
 
 def _hash(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # not ours to read: its times have to do
-        return ""
+    return hash_file(Path(path)) or ""  # not ours to read, or a pipe: its times have to do
 
 
 def _state_of_folder(path: str) -> str | None:
@@ -286,4 +285,6 @@ def _is_of_runs(entry: os.DirEntry[str]) -> bool:
     if not entry.is_dir():
         return False
     is_named = entry.name in ("outputs", "multirun", "__pycache__")
+    caches = [entry.path] if entry.name == "flgo_hydra" else [os.path.join(entry.path, "flgo_hydra")]
+    is_named = is_named or os.path.isdir(os.path.join(*caches, "tasks"))
     return is_named or any(os.path.exists(os.path.join(entry.path, name)) for name in (".hydra", "multirun.yaml"))

@@ -10,7 +10,6 @@ held out for validation) is not in the folder; here `task.train_holdout` and `ta
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from flgo_hydra.federated import sources
 from flgo_hydra.federated.sources import Arrays, Input, reads
+from flgo_hydra.record.schema import Defect, parse_object, read_bytes
 
 # benchmark: source, mean and standard deviation of each channel
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)
@@ -91,7 +91,7 @@ def task_sha256(path: str | None) -> str:
     assert path is not None
     content = hashlib.sha256()
     for name in ("info", "data.json"):
-        content.update(Path(path, name).read_bytes())
+        content.update(_read(Path(path, name)))
     return content.hexdigest()
 
 
@@ -133,6 +133,8 @@ def _read_partition(path: Path) -> list[NDArray[np.int64]]:
     names = content.get("client_names")
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}/data.json must list `client_names`, as FLGo's horizontal tasks do.")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}/data.json must list each client in `client_names` once, by a text.")
     if content.get("local_perturbation") is not None:
         raise ValueError(
             f"{path}/data.json perturbs the clients' inputs (GaussianPerturbationPartitioner), which is done by FLGo "
@@ -141,23 +143,29 @@ def _read_partition(path: Path) -> list[NDArray[np.int64]]:
     indices = []
     for name in names:
         own = content.get(name, {}).get("data") if isinstance(content.get(name), dict) else None
-        array = np.asarray([] if own is None else own)
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        if not isinstance(own, list) or not own or not all(type(i) is int and abs(i) < 2**62 for i in own):
             raise ValueError(
                 f"{path}/data.json must give each client the indices of its samples, at least one, but client "
-                f"{name!r} has {'none' if array.size == 0 else f'{array.dtype} of shape {array.shape}'}."
+                f"{name!r} has {'none' if own is None or own == [] else 'something else'}."
             )
-        indices.append(array.astype(np.int64))
+        indices.append(np.array(own, np.int64))
     return indices
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be JSON as FLGo writes it, but it is not: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, but it is {type(content).__name__}.")
+        return parse_object(path, _read(path))
+    except Defect as defect:
+        raise ValueError(f"{path} must be a JSON object as FLGo writes it, but it {defect.why}.") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = read_bytes(path)
+    except Defect as defect:
+        raise ValueError(f"{path} must be a file that FLGo has written, but it {defect.why}.") from None
+    if content is None:
+        raise ValueError(f"{path} is gone.")
     return content
 
 

@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flgo_hydra.record.schema import Defect, open_plain
+
+_PART = 2**22
+_MOST_BYTES = 2**32
+
 NAMES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -48,10 +53,9 @@ def read(path: Path, num_dims: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: the file is damaged or another kind of file.
     """
-    opened: Any = gzip.open if path.suffix == ".gz" else open
     header_size = 4 + 4 * num_dims
     try:
-        with opened(path, "rb") as file:
+        with _opened(path) as file:
             header = file.read(header_size)
             if len(header) < header_size or header[:4] != bytes([0, 0, 8, num_dims]):
                 raise ValueError(
@@ -59,10 +63,18 @@ def read(path: Path, num_dims: int) -> NDArray[np.uint8]:
                     f"00 00 08 {num_dims:02}), but it begins with {header[:4].hex(' ') or 'nothing'}."
                 )
             shape = struct.unpack(f">{num_dims}I", header[4:])
+            # What is packed is hardly ever longer than what it unpacks to; else zeros follow, a terabyte of them maybe.
+            if math.prod(shape) > _MOST_BYTES or path.stat().st_size > 1.01 * math.prod(shape) + 2**16:
+                raise ValueError(
+                    f"{path} is damaged: its header says {math.prod(shape)} values, and its length does not. Fetch "
+                    "it again."
+                )
             # One byte more than there should be tells a file that is too long, whatever it unpacks to.
-            values = file.read(math.prod(shape) + 1)
+            values = _read_up_to(file, math.prod(shape) + 1)
+    except Defect as defect:
+        raise ValueError(f"{path} must be an IDX file, but it {defect.why}.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, MemoryError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Fetch it again.") from error
+        raise ValueError(f"{path} is damaged: {error or 'it unpacks to more than fits'}. Fetch it again.") from error
     if len(values) != math.prod(shape):
         is_short = len(values) < math.prod(shape)
         raise ValueError(
@@ -70,3 +82,30 @@ def read(path: Path, num_dims: int) -> NDArray[np.uint8]:
             f"but it holds {len(values) if is_short else 'more'}. Fetch it again."
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _opened(path: Path) -> Any:
+    file = open_plain(path, most_bytes=None)
+    if file is None:
+        raise Defect(path, "is not there")
+    return file if path.suffix != ".gz" else _Unpacked(file)
+
+
+class _Unpacked(gzip.GzipFile):
+    """A packed file, which is closed with it."""
+
+    def __init__(self, packed: Any) -> None:
+        super().__init__(fileobj=packed, mode="rb")
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+
+def _read_up_to(file: Any, num_bytes: int) -> bytearray:
+    """What a file has, by parts: memory is taken for what is there, not for what a header says."""
+    values = bytearray()
+    while len(values) < num_bytes and (part := file.read(min(_PART, num_bytes - len(values)))):
+        values += part
+    return values

@@ -101,11 +101,16 @@ def whole_array(value: Any, name: str) -> Array:
             f"{name} must have no masked entries, but at index {masked} it has one. Fill them with numbers of your "
             "choice (`.filled(0)`), or leave those samples out."
         )
+    value = _without_tensors(value, name)
+    if hasattr(value, "toarray") and not hasattr(value, "__array__"):  # scipy's
+        raise ValueError(f"{name} must be a dense array, but it is a sparse {type(value).__name__}. Take `.toarray()`.")
     try:
         array = np.asarray(value)
-    except Exception as error:  # ragged lists, tensors that need a gradient, whatever has an `__array__` of its own
+    except Exception as error:  # ragged lists, whatever has an `__array__` of its own
+        _refuse_ragged(value, name)
         raise ValueError(f"{name} must be an array, but numpy cannot make one of it: {error}") from error
     if array.dtype.kind == "O" and array.ndim:
+        _refuse_ragged(value, name)
         found = _first_missing(array)
         if found is not None:
             index, what = found
@@ -114,6 +119,45 @@ def whole_array(value: Any, name: str) -> Array:
                 "samples out."
             )
     return array
+
+
+def _without_tensors(value: Any, name: str) -> Any:
+    """Torch's tensors, also in a list, as numpy takes them: without a gradient, of a type that numpy has."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return value
+    if isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
+        return [_without_tensors(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.is_nested:
+        raise ValueError(f"{name} must have samples of one shape, but it is a nested tensor. Pad or crop them.")
+    if value.layout is not torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise ValueError(f"{name} must be a dense tensor, but its layout is {layout}. Take `.to_dense()`.")
+    if value.is_meta:
+        raise ValueError(f"{name} must hold numbers, but it is a tensor on the device meta, which has none.")
+    if value.is_quantized:
+        raise ValueError(f"{name} must hold numbers, but it is quantized ({value.dtype}). Take `.dequantize()`.")
+    plain = value.detach().resolve_conj().resolve_neg().cpu()
+    try:
+        return plain.numpy()
+    except TypeError:  # bfloat16 and narrower: float32 has all of their numbers
+        return plain.float().numpy()
+
+
+def _refuse_ragged(value: Any, name: str) -> None:
+    """Refuses samples of several shapes."""
+    try:
+        shapes = [np.shape(item) for item in value]
+    except Exception:  # the samples themselves are ragged, or cannot be gone through
+        return
+    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{name} must have samples of one shape, but at index 0 it is {shapes[0]}, and at index {other} "
+            f"{shapes[other]}. Pad or crop them."
+        )
 
 
 def _first_masked(value: Any) -> tuple[int, ...] | None:
@@ -148,6 +192,13 @@ def _inputs(array: Array, name: str, are_integers: bool) -> Array:
             f"{name} must be numbers of shape (samples, features) or (samples, channels, height, width), "
             f"but it is {array.dtype} of shape {array.shape}."
         )
+    shape = array.shape[1:]
+    is_last = len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4
+    if is_last and (array.dtype == np.uint8 or shape[0] == shape[1]):
+        raise ValueError(
+            f"{name} must be images of shape (samples, channels, height, width), but its shape is {array.shape}: the "
+            "channels seem to come last. Put them first: `x.transpose(0, 3, 1, 2)`."
+        )
     if array.dtype == np.uint8:
         return array
     return _int64(array, name) if are_integers else _float32(array, name)
@@ -155,13 +206,38 @@ def _inputs(array: Array, name: str, are_integers: bool) -> Array:
 
 def _targets(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and array.ndim in (1, 2) and 0 not in array.shape:
+        if array.ndim == 1:
+            _refuse_float_labels(array, name)
         return _float32(array, name).reshape(len(array), -1)
     if array.dtype.kind in "biu" and array.ndim == 1:
         return _int64(array, name)
+    if array.dtype.kind in "biu" and array.ndim == 2:
+        form = "`y[:, 0]`" if array.shape[1] == 1 else "`y.argmax(1)`, if each row is the one-hot code of a class"
+        advice = f" For labels take {form}; for targets, `y.astype(float)`."
+    elif array.dtype.kind in "SUO" and array.ndim == 1:
+        advice = " Number the classes, train and test together: `np.unique(labels, return_inverse=True)[1]`."
+    else:
+        advice = ""
     raise ValueError(
         f"{name} must be integer labels of shape (samples,), or floating-point targets of shape (samples,) or "
-        f"(samples, outputs), but it is {array.dtype} of shape {array.shape}."
+        f"(samples, outputs), but it is {array.dtype} of shape {array.shape}.{advice}"
     )
+
+
+def _refuse_float_labels(array: Array, name: str) -> None:
+    """Refuses floats that look like class labels: 0, 1, … up to some class, each there, two samples a class or more.
+
+    They would be trained on as numbers, without a word.
+    """
+    high = array.max()
+    if not (array.min() == 0 and 1 <= high <= len(array) / 2 - 1 and (array == np.floor(array)).all()):
+        return
+    if len(np.unique(array)) == high + 1:
+        raise ValueError(
+            f"{name} must be integers if it is class labels, but it is {array.dtype} with the numbers 0 to {high:.0f}, "
+            "which would be a regression's targets. For classes take `y.astype(int)`; for a regression give it the "
+            "shape (samples, 1): `y[:, None]`."
+        )
 
 
 def _int64(array: Array, name: str) -> NDArray[np.int64]:
@@ -196,5 +272,13 @@ def _check_labels(labels: list[Array], where: str) -> None:
     if low < 0 or high >= sum(map(len, labels)):
         raise ValueError(
             f"{where}: labels must be classes 0, 1, ..., but they go from {low} to {high} in {sum(map(len, labels))} "
-            "samples. Renumber them, train and test together: np.unique(labels, return_inverse=True)[1]."
+            "samples. Renumber them, train and test together: `np.unique(labels, return_inverse=True)[1]`."
+        )
+    there = np.unique(np.concatenate([np.unique(y) for y in labels]))
+    if len(there) < (high + 1) / 2:
+        some = ", ".join(map(str, there[:5])) + (", …" if len(there) > 5 else "")
+        raise ValueError(
+            f"{where}: labels must be classes 0, 1, ..., but of {high + 1} classes up to {high} only {len(there)} "
+            f"occur ({some}), and a model would have an output for each. Renumber them, train and test together: "
+            "`np.unique(labels, return_inverse=True)[1]`."
         )

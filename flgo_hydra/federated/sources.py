@@ -34,8 +34,6 @@ environment variable that it reads changes: see `find_inputs` and `dependencies.
 import importlib
 import importlib.metadata
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +43,7 @@ from numpy.typing import NDArray
 
 from flgo_hydra import reference
 from flgo_hydra.federated import cifar, idx
+from flgo_hydra.federated.npz import read as read_npz
 
 Arrays = dict[str, NDArray[Any]]
 Input = Path | str
@@ -183,25 +182,17 @@ def _find_npz(path: str | None) -> list[Input]:
     if path is None or not Path(path).is_file():
         raise ValueError(
             f"`task.path` must be a .npz file with x_train, y_train and, if wanted, x_test, y_test, client, valid, "
-            f"but got {path}{'' if path is None else f', and there is no such file in {Path.cwd()}'}."
+            f"but got {path}{'' if path is None else _no_file(path)}."
         )
     return [Path(path)]
+
+
+def _no_file(path: str) -> str:
+    return ", which is a folder" if Path(path).is_dir() else f", and there is no such file in {Path.cwd()}"
 
 
 @reads(_find_npz)
 def npz(path: str | None) -> Arrays:
     """A user's own arrays, written by `np.savez(path, x_train=..., y_train=...)`; pickled objects are refused."""
     (file,) = _find_npz(path)
-    key = ""
-    arrays: Arrays = {}
-    try:
-        with Path(file).open("rb") as opened:  # np.load leaves a file open that it cannot read
-            archive = np.load(opened, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array; write it with np.savez(path, x_train=..., y_train=...)")
-            for key in archive.files:
-                arrays[key] = archive[key]
-    except (ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        where = f"{path}{f': `{key}`' if key else ''}"
-        raise ValueError(f"{where} must be readable as arrays without pickle, but it is not: {error}") from error
-    return arrays
+    return read_npz(Path(file))

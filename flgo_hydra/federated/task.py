@@ -27,7 +27,7 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # Raise it when this code builds another task from the same config: cached ones are then left alone.
-FORMAT = 4
+FORMAT = 5
 
 # Addresses of the generators [task.seed, purpose]. Not 0, since [seed, 0] is [seed]; and far from the small numbers
 # that training uses with its own seed, so that equal seeds do not draw equal numbers.
@@ -113,7 +113,8 @@ def build_task(conf: TaskConf) -> Task:
     """Returns the task that `conf` describes, from the task cache or, the first time, from its source."""
     plan = _plan(conf)
     folder = task_cache.find_folder(conf.cache_dir) if conf.cache else None
-    made = task_cache.load_or_build(folder, conf.name, _content(conf, plan), functools.partial(_build, conf, plan))
+    build = functools.partial(_build, conf, plan)
+    made = task_cache.load_or_build(folder, conf.name, _content(conf, plan), build, _ARRAYS)
     targets = [made.arrays[key] for key in ("y_train", "y_valid", "y_test")]
     is_regression = targets[0].dtype.kind == "f"
     num_classes = None if is_regression else max(int(labels.max()) for labels in targets) + 1
@@ -198,6 +199,10 @@ def _identify(function: Callable[..., Any]) -> list[Any]:
         return [name, hash_of(function)]
     return [name, file, text, hash_of(function), own_code.hash_files([name])]
 
+
+_ARRAYS = tuple(f"{kind}_{part}" for part in ("train", "valid") for kind in ("x", "y")) + ("x_test", "y_test")
+_ARRAYS += ("train_offsets", "valid_offsets")
+"""what an entry of the cache must have: the arrays of a `Task`"""
 
 _depended: dict[Any, dependencies.Record] = {}
 """What each source and partition of this process has depended on: a source may keep what it has read once."""

@@ -17,15 +17,15 @@ folder in it may be deleted at any time.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flgo_hydra.federated import dependencies
+from flgo_hydra.record.lock import Held, holding, is_stopped
+from flgo_hydra.record.schema import open_plain, parse_object, read_bytes
 
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 """of what a source depends on, see `dependencies.state_of`"""
 _CHUNK = 1 << 22
+_WAIT_S = 2.0
+_MOST_WAIT_S = 3600.0
 log = logging.getLogger("flgo_hydra")
 
 
@@ -83,7 +87,11 @@ def find_folder(cache_dir: str | None) -> Path:
 
 
 def load_or_build(
-    folder: Path | None, name: str, content: Mapping[str, Any], build: Callable[[], tuple[Arrays, State, str]]
+    folder: Path | None,
+    name: str,
+    content: Mapping[str, Any],
+    build: Callable[[], tuple[Arrays, State, str]],
+    needed: Collection[str] | None = None,
 ) -> Content:
     """Returns the arrays that `build` makes, from disk where it has run before, for any process.
 
@@ -92,6 +100,7 @@ def load_or_build(
         name: begins the entry's name, for people.
         content: what decides the arrays beside what `build` says they depend on, as JSON.
         build: returns the arrays, the state of what they depend on, and the hash of what the source returned.
+        needed: the arrays' names, which an entry on disk must have; None: whatever it says.
     Returns:
         arrays mapped copy-on-write: writing to one changes no file. Plain arrays where nothing can be written.
     """
@@ -101,19 +110,19 @@ def load_or_build(
     entry = folder / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', name)}-{key}"
     # What is wrong is looked at again under the lock: another process may be replacing the folder.
     with contextlib.suppress(_Damaged, _Changed, OSError):
-        found = _read(entry)
+        found = _read(entry, needed)
         if found is not None and found[1] is None:
             return found[0]
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(folder / f"{key}.lock"))
+            stack.enter_context(_waiting(folder / f"{key}.lock", name))
             _remove_leftovers(folder, key)
-            if (found := _read_or_remove(entry, key)) is not None:
+            if (found := _read_or_remove(entry, key, needed)) is not None:
                 if found[1] is not None:
                     _write_meta(entry, found[1])
                 return found[0]
-        except OSError as error:
+        except (OSError, Held) as error:
             log.warning("The task cache %s cannot be used (%s); building %s in memory.", folder, error, name)
             return _build_alone(build)
         arrays, state, source_sha256 = build()
@@ -137,10 +146,26 @@ def _build_alone(build: Callable[[], tuple[Arrays, State, str]]) -> Content:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, is_blocking: bool = True) -> Iterator[None]:
-    # The lock goes with its holder, however that dies. The file stays: deleting it would let two hold "the" lock.
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_blocking else fcntl.LOCK_NB))
+def _waiting(path: Path, name: str) -> Iterator[None]:
+    """Holds an entry's lock. Who builds it may take long: it is waited for, with a word, while it builds.
+
+    Raises:
+        Held: its holder is stopped (SIGSTOP), or does not end.
+    """
+    deadline = time.monotonic() + _MOST_WAIT_S
+    is_told = False
+    # The file stays: deleting it would let two hold "the" lock.
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(holding(path, wait_s=_WAIT_S))
+                break
+            except Held as held:
+                if time.monotonic() > deadline or is_stopped(held.holder):
+                    raise
+                if not is_told:
+                    log.warning("Waiting for process %s, which builds the task %s.", held.holder or "unknown", name)
+                is_told = True
         yield
 
 
@@ -149,15 +174,17 @@ def _remove_leftovers(folder: Path, key: str) -> None:
     for path in folder.glob("*.tmp-*"):
         owner = path.name.partition(".")[0]
         if owner == key:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             continue
-        with contextlib.suppress(OSError), _lock(folder / f"{owner}.lock", is_blocking=False):
+        with contextlib.suppress(OSError, Held), holding(folder / f"{owner}.lock"):
             shutil.rmtree(path, ignore_errors=True)  # its builder is alive if the lock cannot be had
 
 
-def _read_or_remove(entry: Path, key: str) -> tuple[Content, dict[str, Any] | None] | None:
+def _read_or_remove(
+    entry: Path, key: str, needed: Collection[str] | None
+) -> tuple[Content, dict[str, Any] | None] | None:
     try:
-        return _read(entry)
+        return _read(entry, needed)
     except (_Damaged, _Changed) as error:
         if isinstance(error, _Damaged):
             log.warning("The cached task %s is damaged (%s) and is built again.", entry, error)
@@ -166,22 +193,35 @@ def _read_or_remove(entry: Path, key: str) -> tuple[Content, dict[str, Any] | No
         # Moved first: no process may find it half deleted.
         trash = entry.with_name(f"{key}.tmp-damaged")
         os.rename(entry, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(trash)
         return None
 
 
-def _read(entry: Path) -> tuple[Content, dict[str, Any] | None] | None:
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _read(entry: Path, needed: Collection[str] | None = None) -> tuple[Content, dict[str, Any] | None] | None:
     """Returns the mapped content of an entry, and what its meta.json should say where files have new times and the old
     content; None when there is no entry."""
-    if not entry.exists():
+    if not os.path.lexists(entry):
         return None
     try:
-        meta = json.loads((entry / "meta.json").read_text())
+        text = read_bytes(entry / "meta.json")
+        if text is None:
+            raise _Damaged("meta.json is not there")
+        meta = parse_object(entry / "meta.json", text)
         if meta.pop("meta_sha256") != _sum(meta):
             raise _Damaged("meta.json has been changed")
         change, state = dependencies.find_change(meta["depends"])
         if change is not None:
             raise _Changed(change)
+        if needed is not None and meta["arrays"].keys() != set(needed):
+            raise _Damaged(f"it has the arrays {', '.join(meta['arrays'])}")
         arrays = {name: _read_array(entry / f"{name}.npy", recorded) for name, recorded in meta["arrays"].items()}
         content = Content(arrays, str(meta["sha256"]), str(meta["source_sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
@@ -190,7 +230,10 @@ def _read(entry: Path) -> tuple[Content, dict[str, Any] | None] | None:
 
 
 def _read_array(path: Path, recorded: dict[str, Any]) -> NDArray[Any]:
-    found = path.stat()
+    with open_plain(path, most_bytes=None) or contextlib.nullcontext() as file:
+        if file is None:
+            raise _Damaged(f"{path.name} is not there")
+        found = os.fstat(file.fileno())
     if found.st_size != recorded["size"]:
         raise _Damaged(f"{path.name} has {found.st_size} bytes in place of {recorded['size']}")
     if found.st_mtime_ns != recorded["mtime_ns"] and _crc32(path) != recorded["crc32"]:

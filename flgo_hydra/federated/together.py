@@ -1,6 +1,8 @@
 """Several runs in lockstep: each round of all of them is trained, and evaluated, as one program."""
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from flgo_hydra.federated.evaluation import Metrics
@@ -16,6 +18,7 @@ def run_together(
     train: Callable[[Mapping[Key, RoundWork]], Mapping[Key, ServerState]],
     evaluate: Callable[[Mapping[Key, Evaluation]], Mapping[Key, Metrics]],
     ended: Callable[[Key, Status | Exception], None],
+    current: Callable[[Key], AbstractContextManager[None]] = lambda key: contextlib.nullcontext(),
 ) -> None:
     """Runs all to their ends. Each keeps its own rounds, patience and end; one that ends or fails leaves the others.
 
@@ -25,6 +28,7 @@ def run_together(
             What it raises is raised here: no run has lost more than the round under way.
         evaluate: the metrics of runs' models.
         ended: told of each run how it ended, or what it raised.
+        current: opened around whatever a run does by itself, such as computing metrics of the user's.
     """
     live = dict(runs)
     works: dict[Key, RoundWork] = {}
@@ -32,7 +36,8 @@ def run_together(
 
     def give(key: Key, answer: Any) -> None:
         try:
-            asked: RoundWork | Evaluation | Status | Exception = go_on(live[key], answer)
+            with current(key):
+                asked: RoundWork | Evaluation | Status | Exception = go_on(live[key], answer)
         except Exception as error:
             asked = error
         if isinstance(asked, Status | Exception):

@@ -16,7 +16,7 @@ from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.job.preparation import ReadyRun, prepare
 from flgo_hydra.launch import reporter
-from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.result import write_result
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -81,15 +81,15 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
     never = threading.Event()
 
     def fail(i: int, error: Exception) -> None:
-        with jobs[i].logging():
-            record_failure(RunPaths(jobs[i].folder), error)
+        with jobs[i].current():
+            record_failure(run_of_sweep(jobs[i].folder), error)
             _log.exception("the job failed", exc_info=error)
         jobs[i].fail(error)
 
     def ended(i: int, how: "Status | Exception") -> None:
         if isinstance(how, Exception):
             return fail(i, how)
-        with jobs[i].logging():
+        with jobs[i].current():
             try:
                 result = runs[i].end(how)
             except KeyboardInterrupt as stop:
@@ -97,17 +97,21 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
                 stopped.append(i)
                 return
             result = replace(result, engine={**backend.note, **runs[i].backend.threads})
-            write_result(runs[i].paths, result)
+            try:
+                write_result(runs[i].paths, result)
+            except OSError as error:
+                return fail(i, error)
             _log.info("%s", describe(result))
         jobs[i].finish(result.objective)
 
     task, data = None, None
     known: dict[str, tuple[str, str]] = {}
     for i, job in enumerate(jobs):
-        paths = RunPaths(job.folder)
+        paths = run_of_sweep(job.folder)
         try:
             conf = compose.to_conf(job.cfg)
-            finished = read_finished(conf, paths)
+            with job.current():
+                finished = read_finished(conf, paths)
             if finished is not None:
                 jobs[i].finish(finished.objective)
                 continue
@@ -117,7 +121,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
                 kept.enter_context(modules_kept(conf))
             with no_silent_end():
                 task = check(conf, known) or task
-            with jobs[i].logging(), no_silent_end():
+            with jobs[i].current(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data
         except reporter.RunApart:
@@ -156,7 +160,9 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
         backend.prepare(first.hyper)
     except (CannotFuse, ValueError) as error:
         raise reporter.RunApart(str(error)) from None
-    run_together({i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended)
+    run_together(
+        {i: run.rounds for i, run in runs.items()}, train, backend.evaluate, ended, lambda i: jobs[i].current()
+    )
     if stopped:
         raise KeyboardInterrupt
 
@@ -167,5 +173,5 @@ def _has_begun_apart(conf: Conf, paths: RunPaths) -> bool:
         return False
     from flgo_hydra.record.checkpoint import load_checkpoint
 
-    saved = load_checkpoint(paths.checkpoint, compose.fingerprint(conf))
+    saved = load_checkpoint(paths.checkpoint, compose.fingerprint(conf), is_of_sweep=paths.sweep is not None)
     return saved is not None and (saved["form"] or {}).get("backend") != "fused"

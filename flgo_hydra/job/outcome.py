@@ -15,6 +15,7 @@ from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
+from flgo_hydra.record.files import refused_by_storage, set_aside
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -37,6 +38,8 @@ _log = logging.getLogger("flgo_hydra")
 def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
     """The result that the folder has already. Records that are not to be believed are set aside, with a warning.
 
+    In a sweep's folder so is another config's result: nobody has chosen that folder for it.
+
     Raises:
         ValueError: it is another config's, or of other data.
     """
@@ -44,6 +47,11 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
         _log.warning("%s: %s. The run is done again.", paths.folder, told)
     finished = read_result(paths)
     if finished is not None:
+        if finished.fingerprint != compose.fingerprint(conf) and paths.sweep is not None:
+            kept = [set_aside(path).name for path in (paths.result, paths.rounds) if path.exists()]
+            told = f"holds the result of another config (kept as {', '.join(kept)})"
+            _log.warning("%s %s. The run is done again.", paths.folder, told)
+            return None
         if finished.fingerprint != compose.fingerprint(conf):
             raise ValueError(
                 f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
@@ -72,9 +80,13 @@ def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
 
 
 def record_failure(paths: RunPaths, error: Exception) -> None:
-    """Writes failure.json, with the error's traceback."""
+    """Writes failure.json, with the error's traceback; where that cannot be written, the error itself must do."""
     text = "".join(traceback.format_exception(error))
-    write_failure(paths, Failure(type(error).__name__, str(error), text))
+    told = refused_by_storage(error) or error
+    try:
+        write_failure(paths, Failure(type(told).__name__, str(told), text))
+    except OSError as why:
+        _log.warning("%s", why)
 
 
 _NO_BEST = "`{}` was finite in no round, so there is no best one"

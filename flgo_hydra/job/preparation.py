@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose, own_code, reference
+from flgo_hydra import compose, own_code, reference, where_typed
 from flgo_hydra.config import Conf
 from flgo_hydra.job.device import count_threads, resolve_device
 from flgo_hydra.job.outcome import result_of
@@ -110,7 +110,7 @@ def prepare(
     from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
     from flgo_hydra.federated.users_code import no_silent_end
-    from flgo_hydra.federated.weights import load_weights
+    from flgo_hydra.federated.weights import load_weights, names_of
 
     torch_settings.reset()
     device = resolve_device(conf.device)
@@ -159,7 +159,15 @@ def prepare(
         backend.loop.begin_to_watch(has_users_metrics=True)
     rounding = {**backend.form, **(form or {})}
     watcher = Watcher(
-        conf, paths, device, line, is_interrupted, rounding, task.data_sha256, lambda: backend.loop.kept_by_python
+        conf,
+        paths,
+        device,
+        line,
+        is_interrupted,
+        rounding,
+        task.data_sha256,
+        lambda: backend.loop.kept_by_python,
+        names_of(model),
     )
     for target, part in targets.items():
         if not target.startswith("flgo_hydra."):
@@ -179,7 +187,8 @@ def prepare(
                 f"`metrics={conf.metrics}` must leave the task's samples as they are, which are trained on, but it "
                 "changes them in place: compute on a copy (`x.clone()`)."
             )
-        watcher.tell_reads(reads_of(read, paths.folder))
+        with where_typed.entered():  # names are from there
+            watcher.tell_reads(reads_of(read, paths.folder))
         own.look()
         watcher.tell_kept(own.keeps)
         return found

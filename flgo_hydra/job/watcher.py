@@ -1,5 +1,6 @@
 """What happens beside the training of a run: records, checkpoints, progress, and requests to end."""
 
+import hashlib
 import logging
 import sys
 import threading
@@ -38,11 +39,13 @@ class Watcher:
         form: Mapping[str, Any] | None = None,
         data_sha256: str = "",
         kept: Callable[[], Mapping[str, Any]] = dict,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             form: what decides how numbers are rounded; a checkpoint of another one is not gone on with.
             kept: tells what has come to `form` since.
+            names: of the model's state dict (`weights.names_of`); without them the server's own are written.
         """
         from flgo_hydra.record.checkpoint import CheckpointClock
 
@@ -54,6 +57,7 @@ class Watcher:
         self._is_interrupted = is_interrupted
         self._form = None if form is None else dict(form)
         self._kept_since = kept
+        self._names = dict(names or {})
         self._kept = uuid.uuid4().hex
         self.data_sha256 = data_sha256
         self.code = own_code.behind(compose.parts(conf))
@@ -71,12 +75,19 @@ class Watcher:
         from flgo_hydra.record.checkpoint import load_checkpoint
 
         files.remove_leftovers(self._paths.checkpoint)
-        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device, self.data_sha256)
+        files.remove_leftovers(self._paths.best_model)
+        is_of_sweep = self._paths.sweep is not None
+        saved = load_checkpoint(self._paths.checkpoint, self._fingerprint, self._device, self.data_sha256, is_of_sweep)
         if saved is not None and saved["form"] != self._form:
             _log.warning("the run begins anew%s", _reason(saved["form"] or {}, self._form or {}))
             saved = None
-        if saved is not None and saved["num_recorded"] != _count_until(self._paths, saved["round_num"]):
-            _log.warning("the run begins anew: %s lacks rounds that its checkpoint is after", self._paths.rounds.name)
+        if saved is not None and saved["rounds_sha256"] != _hash_until(self._paths, saved["round_num"]):
+            kept = f" (kept as {files.set_aside(self._paths.rounds).name})" if self._paths.rounds.exists() else ""
+            _log.warning(
+                "the run begins anew: %s%s has not the rounds any more that its checkpoint is after",
+                self._paths.rounds,
+                kept,
+            )
             saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
@@ -84,9 +95,13 @@ class Watcher:
             state.round_num = saved["round_num"]
             state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
+            if saved["best_model"] is not None:
+                with files.replacing(self._paths.best_model, is_durable=False) as file:
+                    file.write(saved["best_model"].cpu().numpy().tobytes())
             _log.info("going on after round %d", state.round_num)
             self._tell_other_code(saved["code"], state.round_num)
         self.record = keep_rounds(self._paths, state.round_num if saved is not None else -1)
+        self._sha256 = hashlib.sha256(b"".join(map(files.line_of, self.record)))
         self._lines = files.JsonLines(self._paths.rounds)
 
     def tell_reads(self, names: Iterable[str]) -> None:
@@ -125,6 +140,7 @@ class Watcher:
         line = _line(state)
         self.record.append(line)
         self._lines.append(line)
+        self._sha256.update(files.line_of(line))
         if is_best and self._option.save_best:
             self._save_best_model(state)
         best = state.patience
@@ -151,14 +167,17 @@ class Watcher:
         return Status.STOPPED if self._is_interrupted.is_set() or self._line.stop_requested() else None
 
     def save(self, state: "RunState") -> None:
-        """Writes a checkpoint of the last finished round."""
+        """Writes a checkpoint of the last finished round: all that the run goes on from, but for the rounds' lines."""
         from flgo_hydra.record.checkpoint import save_checkpoint
 
+        # Before it: a checkpoint that outlives a loss of power finds the rounds that it is after, and its command.
+        files.settle([self._paths.rounds, *self._paths.config], self._paths.sweep)
         content = {
             "server": vars(state.server),
             "clients": state.clients.export(),
             "round_num": state.round_num,
-            "num_recorded": len(self.record),
+            "rounds_sha256": self._sha256.hexdigest(),
+            "best_model": self._best_model(),
             "patience": {"best": state.patience.best, "best_round": state.patience.best_round},
             "best": state.best,
             "last": state.last,
@@ -169,11 +188,20 @@ class Watcher:
         }
         save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
 
+    def _best_model(self) -> "torch.Tensor | None":
+        """The file of the best model so far, as bytes: before the run goes on, a later round may replace it."""
+        import numpy as np
+        import torch
+
+        if not self._option.save_best or not self._paths.best_model.is_file():
+            return None
+        return torch.from_numpy(np.fromfile(self._paths.best_model, np.uint8))
+
     def _save_best_model(self, state: "RunState") -> None:
-        from flgo_hydra.federated.weights import dump_weights
+        from flgo_hydra.federated.weights import by_state_dict, dump_weights
 
         with files.replacing(self._paths.best_model, is_durable=False) as file:
-            file.write(dump_weights({**state.server.params, **state.server.buffers}))
+            file.write(dump_weights(by_state_dict({**state.server.params, **state.server.buffers}, self._names)))
 
 
 def _line(state: "RunState") -> dict[str, float]:
@@ -181,8 +209,10 @@ def _line(state: "RunState") -> dict[str, float]:
     return {"round": state.round_num, **state.last, "seconds": round(state.seconds, 6)}
 
 
-def _count_until(paths: RunPaths, round_num: int) -> int:
-    return sum(line["round"] <= round_num for line in read_rounds(paths))
+def _hash_until(paths: RunPaths, round_num: int) -> str:
+    """Of the lines of the rounds up to one."""
+    lines = (files.line_of(line) for line in read_rounds(paths) if line["round"] <= round_num)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

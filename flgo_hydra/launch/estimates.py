@@ -25,6 +25,7 @@ from typing import Any
 
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.lock import Held, holding
+from flgo_hydra.record.schema import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,8 @@ def _read(path: Path | None) -> dict[str, Figures]:
     if path is None:
         return {}
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is too large")
-        machines = json.loads(path.read_text(encoding="utf-8"))
+        content = read_bytes(path, _MOST_BYTES)
+        machines = {} if content is None else json.loads(content)
         return {
             machine: {
                 kind: {
@@ -152,9 +152,7 @@ def _read(path: Path | None) -> dict[str, Figures]:
             }
             for machine, figures in machines.items()
         }
-    except OSError:
-        return {}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         aside = path.with_suffix(".broken")
         log.warning("%s cannot be read (%s), and lies in %s now: what jobs need is learned anew.", path, error, aside)
         with contextlib.suppress(OSError):

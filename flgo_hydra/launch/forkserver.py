@@ -12,7 +12,8 @@ The launcher is at the other end of a socket that keeps messages apart (SOCK_SEQ
 and hears {"ready": …}, {"started": tokens, "pid": …} and {"ended": tokens, "status": …, "peak_memory_mib": …}.
 A process has several tokens where it runs several jobs as one program.
 Only the server signals and reaps: a process id cannot be another's before it has been waited for.
-When the socket closes, the launcher is gone: the server kills every job's group and leaves.
+When the socket closes, the launcher is gone: the server kills every job's group and leaves. It adopts what jobs leave
+behind (a daemon of a user's code, in a session of its own), and kills that when no job is left.
 """
 
 import atexit
@@ -27,6 +28,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,7 +37,8 @@ from typing import Any
 from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.task_reference import TaskReference, load_task
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_KILLING_S = 3.0
 _MOST_FILES = 253  # what Linux sends at once
 _NO_TASK = 121
 """Exit status of a child whose entry function cannot be imported: our own mistake, never a job's."""
@@ -51,7 +54,9 @@ def main(settings: dict[str, Any]) -> None:
     sock = socket.socket(fileno=settings["fd"])
     sock.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to answer
-    die_with_parent(settings["parent"], signal.SIGTERM)
+    # The only signal that also wakes a server that somebody has stopped; what it finds then is a closed socket.
+    die_with_parent(settings["parent"], signal.SIGCONT)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     sys.argv = ["flgo_hydra"]
     gc.disable()  # nothing that imports make is garbage; looking for it takes a seventh of their time
     _import(settings["preload"])
@@ -137,9 +142,27 @@ def _holds_cuda() -> bool:
 def die_with_parent(parent_pid: int, signal_number: int) -> None:
     """Has the kernel send this process a signal when its parent ends (Linux; elsewhere the life line must do)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number)
+        _prctl(_PR_SET_PDEATHSIG, signal_number)
         if os.getppid() != parent_pid:
             os._exit(1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def children(pid: int) -> list[int]:
+    """The processes whose parent is this one."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(f"/proc/{name}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+                if int(fields[1]) == pid and fields[0] != "Z":
+                    found.append(int(name))
+    return found
 
 
 class _Job:
@@ -177,7 +200,8 @@ class _Server:
         """Serves until the launcher is gone; in a forked child, returns its job."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            signal.signal(number, self._on_death_of_parent)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._sock, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
@@ -196,9 +220,21 @@ class _Server:
         for pid in self._tokens:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+        self._kill_adopted()
         return None
 
-    def _on_sigterm(self, *_: object) -> None:
+    def _kill_adopted(self) -> None:
+        """Kills whatever has become this process's child: first those, then what they leave behind."""
+        deadline = time.monotonic() + _KILLING_S
+        while (left := children(self._pid)) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+    def _on_death_of_parent(self, *_: object) -> None:
         # The kernel also sends it when only the launcher's thread that started us has ended.
         self._is_orphan |= os.getppid() != self._parent_pid
 
@@ -239,7 +275,7 @@ class _Server:
             fds: the log; then for each job the messages' pipe, the control pipe and the file of the payload.
         """
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGCONT):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(PermissionError):
@@ -268,10 +304,13 @@ class _Server:
 
     def _reap(self) -> None:
         """Tells the ends of jobs. What is left of an ended job's group is killed before its number is free again."""
-        while self._tokens:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
                 return
+            if ended is None:
+                break
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(ended.si_pid, signal.SIGKILL)
             _, status, usage = os.wait4(ended.si_pid, 0)
@@ -279,6 +318,8 @@ class _Server:
             if tokens is not None:
                 status = os.waitstatus_to_exitcode(status)
                 self._tell({"ended": tokens, "status": status, "peak_memory_mib": usage.ru_maxrss / 1024})
+        if not self._tokens:  # what is left is no job's any more
+            self._kill_adopted()
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:

@@ -39,17 +39,21 @@ class Member:
     _channel: Channel
     _returned: Any
     _handlers: list[logging.Handler] = field(default_factory=list)
+    _hydra: Any = None
     is_ended: bool = False
 
     @contextlib.contextmanager
-    def logging(self) -> Iterator[None]:
-        """While open, what is logged goes where this job's own config says."""
-        root = logging.getLogger()
-        before, root.handlers = root.handlers, self._handlers
+    def current(self) -> Iterator[None]:
+        """While open, `HydraConfig` is this job's, and what is logged goes where its own config says."""
+        from hydra.core.hydra_config import HydraConfig
+
+        root, hydra = logging.getLogger(), HydraConfig.instance()
+        before = root.handlers, hydra.cfg
+        root.handlers, hydra.cfg = self._handlers, self._hydra
         try:
             yield
         finally:
-            root.handlers = before
+            root.handlers, hydra.cfg = before
 
     def finish(self, value: Any) -> None:
         """Ends the job with the value that its task function would have returned."""
@@ -65,7 +69,7 @@ class Member:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        with self.logging():
+        with self.current():
             worker.tell_end(self._channel, self._returned, error)
         self.is_ended = True
 
@@ -131,8 +135,9 @@ def _prepare(assignment: worker.Assignment, channel: Channel, line: Reporter) ->
     def note(cfg: Any) -> None:
         noted.update(cfg=cfg, folder=Path(HydraConfig.get().runtime.output_dir))
         noted["handlers"] = logging.getLogger().handlers[:]
+        noted["hydra"] = HydraConfig.instance().cfg
 
     returned = worker.run_job(assignment, note)
     if returned.status.name == "FAILED":
         raise returned._return_value
-    return Member(noted["cfg"], noted["folder"], line, channel, returned, noted["handlers"])
+    return Member(noted["cfg"], noted["folder"], line, channel, returned, noted["handlers"], noted["hydra"])

@@ -16,6 +16,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import reference
 from flgo_hydra.config import LauncherConf
@@ -205,7 +208,9 @@ class PackingLauncher(Launcher):
             folder = Path(str(self._config.hydra.sweep.dir)) / str(num) if self._config is not None else Path(str(num))
             job = Job(num=num, payload=b"", folder=folder.absolute(), name=name)
             self._configs.pop(num, None)
-            queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}"))
+            is_users = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
+            lines = "" if is_users else "".join(traceback.format_exception(error))  # a mistake of ours shows its place
+            queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}", lines))
             return job
         forget_failure(RunPaths(folder))  # of an earlier sweep
         self._configs[num] = content

@@ -112,6 +112,8 @@ class Running:
     has_learned: bool = False
     end_message: dict[str, Any] | None = None
     ended_for: Literal["timeout", "cancelled", "stopped"] | None = None
+    # when it was asked to end though a signal would have ended others with it
+    asked_s: float | None = None
 
 
 @dataclass
@@ -417,6 +419,8 @@ class Queue:
         for running in self.running.values():
             if self.timeout_s is not None and running.ended_for is None:
                 waits.append(self.timeout_s - self._seconds(running, now_s))
+            if running.asked_s is not None and self._is_asked_to_end(running.leader):
+                waits.append(running.asked_s + self.grace_s - now_s)
         return max(0.0, min(waits)) if waits else None
 
     # what becomes of it
@@ -459,7 +463,12 @@ class Queue:
 
     def _end_attempt(self, running: Running, ended: Ended) -> None:
         job = running.job
-        if running.end_message is not None and running.end_message.get("status") == "apart":
+        is_apart = running.end_message is not None and running.end_message.get("status") == "apart"
+        if is_apart and running.ended_for:  # it has heard that it shall end, and ended so
+            assert running.end_message is not None
+            running.end_message = {**running.end_message, "has_heeded_stop": True}
+        elif is_apart:
+            assert running.end_message is not None
             # It has lost nothing, and neither it nor its like shall start together again.
             self._apart.setdefault(job.fuse_key, str(running.end_message.get("why", "")))
             job.state = "waiting"
@@ -540,11 +549,20 @@ class Queue:
         )
 
     def _check_time(self) -> None:
-        if self.timeout_s is None:
-            return
+        now_s = self.clock()
         for running in self.running.values():
-            if running.ended_for is None and self._seconds(running, self.clock()) >= self.timeout_s:
+            is_late = self.timeout_s is not None and self._seconds(running, now_s) >= self.timeout_s
+            if running.ended_for is None and is_late:
                 self._stop_attempt(running, "timeout", now=True)
+            is_deaf = running.asked_s is not None and now_s >= running.asked_s + self.grace_s
+            if is_deaf and self._is_asked_to_end(running.leader):
+                for one in self.running.values():
+                    one.asked_s = None if one.leader == running.leader else one.asked_s
+                self.pool.end(running.leader, self.grace_s)
+
+    def _is_asked_to_end(self, leader: int) -> bool:
+        """Whether all jobs of a process shall end: then it may be ended with them."""
+        return all(running.ended_for is not None for running in self.running.values() if running.leader == leader)
 
     def _seconds(self, running: Running, now_s: float) -> float:
         """Of all the job's attempts: one that crashes and continues does not win time by it."""
@@ -553,10 +571,11 @@ class Queue:
     def _stop_attempt(self, running: Running, why: Literal["timeout", "cancelled", "stopped"], now: bool) -> None:
         running.ended_for = running.ended_for or why
         self._has_changed = True
-        if now and (why != "cancelled" or running.group_size == 1):  # a signal would end the others too
+        if now and (why == "stopped" or running.group_size == 1):
             self.pool.end(running.token, self.grace_s)
         else:
             self.pool.request_stop(running.token)
+            running.asked_s = self.clock() if now else None  # a signal would end the others too
 
     def _drop_waiting(self, state: Literal["stopped"], why: str) -> None:
         waiting, self.waiting = self.waiting, []

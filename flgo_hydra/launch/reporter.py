@@ -63,8 +63,8 @@ class GroupJob(Protocol):
     def reporter(self) -> Reporter:
         """Its line to the launcher."""
 
-    def logging(self) -> AbstractContextManager[None]:
-        """While open, what is logged goes where this job's own config says."""
+    def current(self) -> AbstractContextManager[None]:
+        """While open, `HydraConfig` is this job's, and what is logged goes where its own config says."""
 
     def finish(self, value: Any) -> None:
         """Ends the job with the value that its task function would have returned."""

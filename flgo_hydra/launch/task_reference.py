@@ -53,7 +53,8 @@ def find_task(function: Callable[..., Any]) -> TaskReference:
     spec = getattr(main, "__spec__", None)
     main_module = spec.name if spec is not None else None
     main_file = getattr(main, "__file__", None)
-    main_path = os.path.abspath(main_file) if main_module is None and main_file else None
+    # what came from a pipe has a name that no file has
+    main_path = os.path.abspath(main_file) if main_module is None and main_file and os.path.isfile(main_file) else None
     module_name, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     num_wrappers = _count_wrappers(function, sys.modules.get(module_name or ""), qualname)
     has_file = main_module is not None or main_path is not None

@@ -345,9 +345,11 @@ def _divert_logging(terminal: tuple[TextIO, TextIO], above: TextIO) -> list[tupl
     diverted = []
     for logger in loggers:
         for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream in terminal:
-                diverted.append((handler, handler.stream))
-                handler.setStream(above)
+            if isinstance(handler, logging.StreamHandler):
+                with contextlib.suppress(Exception):  # a library's own kind may not let its stream be set
+                    if (before := handler.stream) in terminal:
+                        handler.setStream(above)
+                        diverted.append((handler, before))
     return diverted
 
 

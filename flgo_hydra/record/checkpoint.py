@@ -11,16 +11,22 @@ from typing import Any
 
 import torch
 
-from flgo_hydra.record.files import replacing
+from flgo_hydra.record.files import replacing, set_aside
 
-_VERSION = 4
+_VERSION = 5
 _COST_SHARE = 0.01
 _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, fingerprint: str, content: dict[str, Any]) -> None:
-    """Writes `content` (tensors, numbers, strings, dicts and lists of them) under a temporary name, then renames."""
-    with replacing(path, is_durable=False) as file:
+    """Writes `content` (tensors, numbers, strings, dicts and lists of them); what was there before stays until then.
+
+    What it refers to must be on disk already: after a loss of power it is there itself.
+
+    Raises:
+        CannotWrite: the storage refused.
+    """
+    with replacing(path) as file:
         torch.save({"version": _VERSION, "fingerprint": fingerprint, **_without_the_rest(content)}, file)
 
 
@@ -34,14 +40,19 @@ def _without_the_rest(value: Any) -> Any:
 
 
 def load_checkpoint(
-    path: Path, fingerprint: str, device: torch.device | None = None, data_sha256: str = ""
+    path: Path,
+    fingerprint: str,
+    device: torch.device | None = None,
+    data_sha256: str = "",
+    is_of_sweep: bool = False,
 ) -> dict[str, Any] | None:
     """Returns the content (on the CPU, unless there is a `device`), or None when there is none to go on from.
 
-    A damaged file is left aside with a warning: the run starts anew.
+    A file that is none of ours, or damaged, is set aside with a warning: the run starts anew.
 
     Args:
         data_sha256: of the run's data, if it is known.
+        is_of_sweep: the folder is a sweep's, where what another config has left is set aside as well.
     Raises:
         ValueError: the checkpoint is of another config, or of other data.
     """
@@ -53,10 +64,13 @@ def load_checkpoint(
     except (torch.OutOfMemoryError, MemoryError):
         raise  # the file is good: this attempt has too little memory
     except Exception as error:  # what a damaged pickle makes its reader raise may be anything
-        _log.warning("%s cannot be read (%s): the run starts from round 0.", path, str(error).partition("\n")[0])
+        _set_aside(path, f"cannot be read ({str(error).partition(chr(10))[0]})")
         return None
     if not isinstance(content, dict) or content.get("version") != _VERSION or "fingerprint" not in content:
-        _log.warning("%s is no checkpoint of this version: the run starts from round 0.", path)
+        _set_aside(path, "is no checkpoint of this version")
+        return None
+    if content["fingerprint"] != fingerprint and is_of_sweep:
+        _set_aside(path, "belongs to a run with another config")
         return None
     if content["fingerprint"] != fingerprint:
         raise ValueError(
@@ -71,6 +85,11 @@ def load_checkpoint(
             "file to start anew."
         )
     return content
+
+
+def _set_aside(path: Path, why: str) -> None:
+    kept = set_aside(path)
+    _log.warning("%s %s (kept as %s): the run starts from round 0.", path, why, kept.name)
 
 
 def _check_sums(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Writing files so that a reader, or a process killed at any moment, never leaves or sees half of one."""
+"""Writing files so that nobody ever finds half of one: a reader, a process that was killed, a machine without power.
+
+The order is the meaning. What a file refers to is on the disk before it: content before its name, rounds before the
+checkpoint that is after them, all of a run before its result. What a full disk takes a part of is taken back.
+"""
 
 import contextlib
 import errno
@@ -12,41 +16,121 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_ADVICE = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "Make room there, or have your quota raised",
+    errno.EFBIG: "Have the limit on the size of files raised (`ulimit -f`)",
+    errno.EIO: "Look what is wrong with the disk",
+    errno.EROFS: "Have it mounted for writing",
+    errno.EACCES: "Get the right to write there",
+    errno.EPERM: "Get the right to write there",
+}
+
+
+class CannotWrite(OSError):
+    """A file of ours cannot be written, for a reason that lies outside of us: the storage's or the user's."""
+
+    def __str__(self) -> str:
+        advice = _ADVICE.get(self.errno or 0, "Look what is wrong there")
+        return (
+            f"{self.filename} cannot be written: {self.strerror}. {advice} and give the same command again: what is "
+            "finished stays, and the rest is done then."
+        )
+
+
+def refused_by_storage(error: BaseException | None) -> CannotWrite | None:
+    """What the storage said, where an error or one behind it is that it is full, broken, or not for writing."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, CannotWrite):
+            return error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            return CannotWrite(error.errno, error.strerror, error.filename or "A file")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file in what the system says of a write to it, which names none.
+
+    Raises:
+        CannotWrite: the block has raised an `OSError`.
+    """
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        if error.errno is None:  # of some library's own
+            raise
+        raise CannotWrite(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+
 
 @contextlib.contextmanager
 def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
 
     Args:
-        is_durable: wait until content and name are on disk, so that they outlive a loss of power.
+        is_durable: wait until content and name are on disk, so that they outlive a loss of power. Without, one may
+            leave neither the old content nor the new: for what is made again, or settled before anybody relies on it.
+    Raises:
+        CannotWrite: the storage refused. What was there before is there still.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            if is_durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if is_durable:
-        _sync(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                if is_durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a disk that takes nothing more may not give anything up either
+                temporary.unlink(missing_ok=True)
+            raise
+        if is_durable:
+            _sync(path.parent)
 
 
-def settle(paths: Iterable[Path]) -> None:
+def rename(source: Path, target: Path) -> None:
+    """Gives a whole file its name, and waits until both are on disk.
+
+    Raises:
+        CannotWrite: the storage refused.
+    """
+    with writing(target):
+        _sync(source)
+        os.replace(source, target)
+        _sync(target.parent)
+
+
+def settle(paths: Iterable[Path], root: Path | None = None) -> None:
     """Waits until files that were written before, and their names, are on disk; what is not there is left out.
 
     What says that a folder is complete is written after this: a loss of power then finds all of it, or none.
+
+    Args:
+        root: a folder above, whose own name is on disk; None: nobody knows of any, and all are waited for.
+    Raises:
+        CannotWrite: the storage refused.
     """
-    there = [path for path in paths if path.is_file()]
+    there = [path.absolute() for path in paths if path.is_file()]
     for path in there:
-        _sync(path)
-    for folder in {path.parent for path in there}:
-        _sync(folder)
-        _sync(folder.parent)
+        with writing(path):
+            _sync(path)
+    folders: dict[Path, None] = {}
+    for path in there:
+        for folder in path.parents:
+            folders[folder] = None
+            if folder == root or os.path.ismount(folder):
+                break
+    for folder in folders:
+        with writing(folder), contextlib.suppress(PermissionError):  # which others have made, long ago
+            _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -97,15 +181,41 @@ class JsonLines:
 
         Raises:
             FileNotFoundError: somebody has removed the file.
+            CannotWrite: the storage refused; the file is as it was.
         """
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with writing(self._path):
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             weakref.finalize(self, os.close, self._fd)
         if os.fstat(self._fd).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(self._path))
-        line = (json.dumps(to_json(value), allow_nan=False) + "\n").encode()
-        while line:
-            line = line[os.write(self._fd, line) :]
+        with writing(self._path):
+            append(self._fd, line_of(value))
+
+
+def line_of(value: Mapping[str, Any]) -> bytes:
+    """A line of a file of such lines."""
+    return (json.dumps(to_json(value), allow_nan=False) + "\n").encode()
+
+
+def append(fd: int, lines: bytes) -> None:
+    """Appends whole lines: what a full disk takes only a part of is taken back.
+
+    Args:
+        fd: opened with O_APPEND.
+    """
+    begin, num_written = os.fstat(fd).st_size, 0
+    try:
+        while num_written < len(lines):
+            num_written += os.write(fd, lines[num_written:])
+    except OSError:
+        # Only what is ours: another process may have appended its own behind it.
+        if num_written and os.fstat(fd).st_size == begin + num_written:
+            os.ftruncate(fd, begin)
+        elif num_written:
+            with contextlib.suppress(OSError):
+                os.write(fd, b"\n")
+        raise
 
 
 def to_json(value: Any) -> Any:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import IO
 log = logging.getLogger(__name__)
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _LOOK_S = 0.02
+_MOST_TEXT = 4096
 
 
 class Held(Exception):
@@ -50,7 +52,7 @@ def holding(
         OSError: the file cannot be made.
     """
     deadline = clock() + wait_s
-    with open(path, "a+") as file, contextlib.ExitStack() as stack:
+    with _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file, contextlib.ExitStack() as stack:
         take = _take_flock
         while True:
             try:
@@ -74,7 +76,7 @@ def holding(
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock now: not merely whether one with its number lives, as after a reboot."""
     try:
-        with open(path) as file:
+        with _opened(path, os.O_RDONLY) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -86,13 +88,22 @@ def is_held(path: Path) -> bool:
     return bool(holder) and _started(holder.get("pid")) == holder.get("started")
 
 
+def _opened(path: Path, flags: int) -> IO[str]:
+    """A plain file, opened without a wait for the other end of a pipe."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EEXIST, "there is something that is no plain file", str(path))
+    return open(fd, "r" if flags == os.O_RDONLY else "a+", errors="replace")
+
+
 @contextlib.contextmanager
 def _take_flock(file: IO[str], path: Path, flock: Callable[[IO[str], int], None]) -> Iterator[None]:
     try:
         flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise Held(path, file.read().strip()) from None
+        raise Held(path, file.read(_MOST_TEXT).strip()) from None
     yield  # closing the file lets go
 
 
@@ -136,10 +147,19 @@ def _remove_of_the_dead(beside: Path) -> None:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        with _opened(path, os.O_RDONLY) as file:
+            value = json.loads(file.read(_MOST_TEXT))
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def is_stopped(holder: str) -> bool:
+    """Whether a process of this host, by its id as text, is stopped: it goes on when somebody tells it to."""
+    try:
+        return Path(f"/proc/{int(holder)}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _started(pid: object) -> str | None:

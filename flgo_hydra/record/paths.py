@@ -10,6 +10,13 @@ class RunPaths:
     """Files of one job. The folder is Hydra's job folder."""
 
     folder: Path
+    sweep: Path | None = None
+    """the folder of the sweep that owns this one; None: a run by itself, whose folder the user has chosen"""
+
+    @property
+    def config(self) -> list[Path]:
+        """Hydra's record of the command."""
+        return sorted((self.folder / ".hydra").glob("*.yaml"))
 
     @property
     def rounds(self) -> Path:
@@ -82,6 +89,12 @@ class SweepPaths:
     @property
     def owner(self) -> Path:
         return self.folder / ".owner.lock"
+
+
+def run_of_sweep(folder: Path) -> RunPaths:
+    """The run folder of a sweep's job: the sweep is the nearest folder above that has Hydra's record of one."""
+    above = (parent for parent in folder.parents if (parent / "multirun.yaml").exists())
+    return RunPaths(folder, next(above, folder.parent))
 
 
 def is_by_the_second(pattern: str) -> bool:

@@ -4,16 +4,19 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
-from flgo_hydra.record.files import set_aside, settle, to_json, write_json, write_text
+from flgo_hydra.record.files import CannotWrite, line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
 STATUSES = ("completed", "early_stopped", "pruned", "diverged")
+_FORMAT = 2
+"""of result.json; 1, which does not say so, may have no hash of its own"""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,16 @@ class RunResult:
 
 def write_result(paths: RunPaths, result: RunResult) -> None:
     """Writes result.json last: where it lies, everything else of the run does, after a loss of power too."""
-    settle([paths.rounds, paths.best_model, *(paths.folder / ".hydra").glob("*.yaml")])
+    settle([paths.rounds, paths.best_model, *paths.config], paths.sweep)
     rounds = read_bytes(paths.rounds)
     content = {**asdict(result), "rounds_sha256": "" if rounds is None else hashlib.sha256(rounds).hexdigest()}
+    content["format"] = _FORMAT
     write_json(paths.result, {**content, "sha256": _sum(content)})
-    paths.checkpoint.unlink(missing_ok=True)
-    paths.failure.unlink(missing_ok=True)
+    if rounds is None and not paths.config:  # nothing that was settled has told the folder's name
+        settle([paths.result], paths.sweep)
+    with contextlib.suppress(OSError):  # the run has its result: what is left beside it does not count
+        paths.checkpoint.unlink(missing_ok=True)
+        paths.failure.unlink(missing_ok=True)
 
 
 def read_result(paths: RunPaths) -> RunResult | None:
@@ -117,12 +124,48 @@ def _read_result(paths: RunPaths) -> RunResult | None:
         raise Defect(path, f"has no `status` of ours: {result.status!r}")
     if not 0 <= result.best_round <= result.last_round:
         raise Defect(path, f"has `best_round` {result.best_round} of {result.last_round}")
-    rounds = read_bytes(paths.rounds) if values.get("rounds_sha256") else None
-    if rounds is not None and hashlib.sha256(rounds).hexdigest() != values["rounds_sha256"]:
-        raise Defect(paths.rounds, "has been changed since the run ended")
+    if written is None and "format" in values:
+        raise Defect(path, "has been changed since it was written: it has lost its `sha256`")
+    rounds = read_bytes(paths.rounds)
+    if rounds is not None and values.get("rounds_sha256"):
+        if hashlib.sha256(rounds).hexdigest() != values["rounds_sha256"]:
+            raise Defect(paths.rounds, "has been changed since the run ended")
+    if written is None:
+        _check_itself(path, result, None if rounds is None else list(parse_rounds(paths.rounds, rounds)))
     if math.isnan(result.best_valid_loss):
         return replace(result, best_valid_loss=math.inf)
     return result
+
+
+def _check_itself(path: Path, result: RunResult, rounds: Sequence[Mapping[str, float]] | None) -> None:
+    """Checks a result without a hash against what it says itself, and against its rounds, where they are there.
+
+    Raises:
+        Defect: two things that it says cannot both be so.
+    """
+    num_rounds = result.option.get("num_rounds")
+    if isinstance(num_rounds, int) and (
+        result.last_round > num_rounds or (result.status == "completed" and result.last_round != num_rounds)
+    ):
+        raise Defect(path, f"is {result.status} after round {result.last_round} of {num_rounds}")
+    if not rounds:
+        return
+    monitor, by_round = result.monitor, {line["round"]: line for line in rounds}
+    best = monitor.best_of(rounds) or {}
+    if rounds[-1]["round"] > result.last_round:
+        raise Defect(path, f"ends in round {result.last_round}, but rounds.jsonl in {rounds[-1]['round']}")
+    if result.best and _values(by_round.get(result.best_round, {}), result.best) != _values(result.best, result.best):
+        raise Defect(path, f"has another `best` than round {result.best_round} in rounds.jsonl")
+    if result.best and monitor.value_at(result.best) != monitor.value_at(best):
+        raise Defect(path, f"has a best {monitor.metric} that is not the best in rounds.jsonl")
+    lowest = VALID_LOSS.best_of(rounds)
+    if lowest is not None and VALID_LOSS.value_at(lowest) != result.best_valid_loss:
+        raise Defect(path, "has another `best_valid_loss` than rounds.jsonl")
+
+
+def _values(line: Mapping[str, float], names: Iterable[str]) -> list[float | None]:
+    """Of these metrics; of what is not finite, None."""
+    return [line[name] if math.isfinite(line.get(name, math.nan)) else None for name in names]
 
 
 def _sum(content: Mapping[str, Any]) -> str:
@@ -143,7 +186,8 @@ def keep_rounds(paths: RunPaths, last_round: int) -> list[dict[str, float]]:
     """Rewrites rounds.jsonl with the rounds up to one and returns them: what is appended goes on from there."""
     kept = [line for line in read_rounds(paths) if line["round"] <= last_round]
     if paths.rounds.exists():
-        write_text(paths.rounds, "".join(json.dumps(to_json(line)) + "\n" for line in kept))
+        with replacing(paths.rounds) as file:
+            file.write(b"".join(map(line_of, kept)))
     return kept
 
 
@@ -175,6 +219,11 @@ class Failure:
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """what happened in each attempt"""
     wanted_memory_mib: int | None = None
+
+    @property
+    def is_of_storage(self) -> bool:
+        """Whether it says nothing of the job: the disk was full, or the like."""
+        return self.kind == CannotWrite.__name__
 
 
 def write_failure(paths: RunPaths, failure: Failure) -> None:

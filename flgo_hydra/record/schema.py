@@ -5,6 +5,8 @@ types that were written, finite and in order, or a `Defect` that names the file,
 """
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
 import os
@@ -27,34 +29,63 @@ class Defect(ValueError):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path.name} {why}")
         self.path = path
+        self.why = why
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """The whole file; None where there is none.
+def open_plain(path: Path, most_bytes: int | None = MOST_BYTES) -> io.BufferedReader | None:
+    """Opens a file to be read from its beginning; None where there is none. Never waits, as for the writer of a pipe.
 
+    Args:
+        most_bytes: of a file that has more, nothing is read; None: of any length, to be read by parts.
     Raises:
-        Defect: it is a folder, a pipe or the like, may not be read, or is larger than any of ours.
+        Defect: it is a folder, a pipe or the like, may not be read, or is larger.
     """
     try:
-        # a pipe would be waited for
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise Defect(path, "is a link to a file that is not there") from None
         return None
-    except OSError as error:
-        raise Defect(path, f"cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        raise Defect(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise Defect(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no file of text")
-    with open(fd, "rb") as file:
-        if status.st_size > MOST_BYTES:
-            raise Defect(path, f"has {status.st_size} bytes, more than any of ours")
+    is_plain = stat.S_ISREG(status.st_mode)
+    if is_plain and (most_bytes is None or status.st_size <= most_bytes):
+        return open(fd, "rb")
+    os.close(fd)
+    if is_plain:
+        raise Defect(path, f"has {status.st_size} bytes, more than any of ours")
+    raise Defect(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no plain file")
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes | None:
+    """The whole file; None where there is none.
+
+    Args:
+        most_bytes: of a file that has more, nothing is read.
+    Raises:
+        Defect: it is a folder, a pipe or the like, may not be read, or is larger than any of ours.
+    """
+    file = open_plain(path, most_bytes)
+    if file is None:
+        return None
+    with file:
         try:
-            return file.read(MOST_BYTES)
+            return file.read(most_bytes)
         except OSError as error:
             raise Defect(path, f"cannot be read: {error.strerror}") from None
+
+
+def hash_file(path: Path) -> str | None:
+    """The SHA-256 of a file of any length; None where there is no plain file that may be read."""
+    try:
+        file = open_plain(path, most_bytes=None)
+        if file is None:
+            return None
+        with file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (Defect, OSError):
+        return None
 
 
 def parse_object(path: Path, text: bytes, where: str = "") -> dict[str, Any]:

@@ -112,7 +112,7 @@ def draw_curves(
     if axes.get_legend_handles_labels()[0]:
         # Below the axes: nowhere inside is free of lines for certain.
         figure.legend(loc="lower left", fontsize=9, frameon=False, borderaxespad=0.3)
-    with replacing(path, is_durable=False) as file:
+    with replacing(path) as file:
         figure.savefig(file, format="png", dpi=130, pil_kwargs={"compress_level": 1})
 
 

@@ -49,7 +49,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     with matplotlib.rc_context(style):
         drawn = Figure(figsize=(width, height), layout="constrained")
         yield drawn
-        with replacing(path, is_durable=False) as file:
+        with replacing(path) as file:
             drawn.savefig(file, format=path.suffix[1:], dpi=DPI)
 
 

@@ -12,13 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
-from flgo_hydra.record.schema import Defect, read_bytes
+from flgo_hydra.record.schema import Defect
+from flgo_hydra.record.yaml_text import read_values
 from flgo_hydra.report.table import DAMAGED, Row
 
 Value = str | int | float | bool | None
@@ -32,7 +31,6 @@ CODE = "code"
 """the same of the user's own code"""
 _HASH_DIGITS = 12
 
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _RECENT_S = 600.0
 _RECORDS = ("result.json", "failure.json", "rounds.jsonl")
@@ -343,9 +341,8 @@ def _unquoted(text: str) -> str:
 def read_yaml(path: Path) -> Any:
     """The file's content, or None when it is missing, unreadable or damaged."""
     try:
-        content = read_bytes(path)
-        return None if content is None else yaml.load(content, Loader=_YAML_LOADER)
-    except (Defect, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        return read_values(path)
+    except Defect:
         return None
 
 

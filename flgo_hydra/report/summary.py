@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flgo_hydra.progress import duration
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import decimals, read_rounds
 from flgo_hydra.record.secrets import masked
@@ -42,13 +43,19 @@ def print_summary(
         is_ours: the jobs are ours, and not of another Hydra app that uses our sweeper.
         points: where jobs are replicates, what they come to; the best row is then one of the best point's.
         num_outgrown: trials of the study whose points have more replicates by now.
+    Raises:
+        CannotWrite: curves.png; all the rest has been told then.
     """
     ranked = None if points is None else sort_points(points)
     best = best_row(rows if ranked is None else [row for row in rows if ranked and row.job in ranked[0].jobs])
     drawn = rows_to_draw(rows, best)
     rounds = {row.job: read_rounds(RunPaths(row.folder)) for row in drawn}
     curve = curve or (best or rows[0] if rows else PointRow((), ())).monitor.metric
-    is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
+    refused = None
+    try:
+        is_drawn = _draw(paths.curves, rows, drawn, rounds, best, curve)
+    except CannotWrite as error:  # after all that there is to say
+        is_drawn, refused = False, error
     print()
     if ranked:
         print_optimal_point(rows, ranked)
@@ -80,7 +87,7 @@ def print_summary(
     there = {"results.csv": True, "points.csv": points is not None, "best.yaml": best is not None}
     files = {**there, "curves.png": is_drawn, "<job>/rounds.jsonl": True}
     print(f"files:   {', '.join(name for name, is_there in files.items() if is_there)}")
-    if not is_drawn and any(rounds.values()):
+    if not is_drawn and refused is None and any(rounds.values()):
         known = sorted({name for lines in rounds.values() for line in lines for name in line} - {"round"})
         print(f"         no curves.png: no job recorded `{curve}`; there are {', '.join(known)}")
     print(f"resume:  {resume_command(paths.folder, is_ours)}")
@@ -92,6 +99,8 @@ def print_summary(
     if num_outgrown:
         verb, whose = ("is", "its point has") if num_outgrown == 1 else ("are", "their points have")
         print(f"         {num_outgrown} of its trials {verb} of fewer replicates than {whose} now", flush=True)
+    if refused is not None:
+        raise refused
     return best
 
 

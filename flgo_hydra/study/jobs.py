@@ -54,6 +54,8 @@ class PointTrial:
     """how many of its jobs, the first, this call has asked for; None: all"""
     number: int | None = None
     """in the study, once it is there"""
+    is_open: bool = False
+    """whether the study has been told of it, or will be before anything else"""
     is_closed: bool = False
 
     def __post_init__(self) -> None:

@@ -7,18 +7,76 @@ process that is killed loses nothing that was appended; a loss of power at most 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal._storage import JournalOperation
+
+from flgo_hydra.record import files
+from flgo_hydra.record.schema import Defect, open_plain
 
 log = logging.getLogger(__name__)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
+_MOST_LINE = 16 * 2**20
+"""bytes of an entry; a longer one is none of a study"""
+
+
+class Damaged(ValueError):
+    """A journal that cannot be read, and what to do."""
+
+    def __init__(self, path: Path, why: str, place: int | None = None) -> None:
+        self.place = place
+        """how many bytes before the damage are sound; None: it is of no place"""
+        super().__init__(
+            f"{path} is damaged: {why}. The run folders have all there is: `scripts/rebuild_study {path.parent}` makes "
+            "it anew."
+        )
+
+
+def study_names(path: Path) -> list[str]:
+    """The names of the studies in a journal; none where there is no journal.
+
+    Raises:
+        ValueError: it is none.
+    """
+    file = open_plain(path, most_bytes=None)
+    names: dict[int, str] = {}
+    num_made = 0
+    with file or contextlib.nullcontext() as opened:
+        for number, line in enumerate(_lines(opened, path) if opened is not None else ()):
+            entry = _entry(line, path, number + 1)
+            if entry.get("op_code") == JournalOperation.CREATE_STUDY:
+                names[num_made] = str(entry.get("study_name"))
+                num_made += 1
+            elif entry.get("op_code") == JournalOperation.DELETE_STUDY:
+                names.pop(entry.get("study_id", -1), None)
+    return list(names.values())
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The whole lines from here on, none longer than an entry can be: a hole in a file may be a line of a terabyte."""
+    while (line := file.readline(_MOST_LINE)).endswith(b"\n"):
+        yield line
+    if len(line) == _MOST_LINE:
+        raise Damaged(path, f"it has a line of more than {_MOST_LINE} bytes")
+
+
+def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        entry = _decode(line.decode())
+    except (ValueError, RecursionError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise Damaged(path, f"its line {number} is no entry of a study ({told})") from error
+    if not isinstance(entry, dict) or "op_code" not in entry:
+        raise Damaged(path, f"its line {number} is no entry of a study")
+    return entry
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -29,11 +87,33 @@ class SingleWriterJournal(BaseJournalBackend):
 
         Args:
             path: absolute.
+        Raises:
+            ValueError: it is no file, or damaged.
         """
         self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._file = open(path, "rb")
-        self._mend()
+        # without a wait, should a pipe be in its place
+        try:
+            with files.writing(path):
+                self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+                files.settle([path])
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ENXIO, errno.ELOOP):
+                raise Damaged(path, f"it is no file ({os.strerror(error.errno)}); move it away") from None
+            raise
+        try:
+            opened = open_plain(path, most_bytes=None)
+            if opened is None:
+                raise Damaged(path, "it went away")
+            self._file = opened
+            self._mend()
+        except Defect as defect:
+            os.close(self._fd)
+            raise Damaged(path, f"it {defect.why}; move it away") from None
+        except BaseException:
+            os.close(self._fd)
+            if hasattr(self, "_file"):
+                self._file.close()
+            raise
         self._next = (0, 0)  # the number of the entry that comes after those read, and where it begins
         self._kept: list[str] | None = None  # lines of a block of `together`
 
@@ -44,19 +124,19 @@ class SingleWriterJournal(BaseJournalBackend):
             return
         number, place = self._next if self._next[0] <= log_number_from else (0, 0)
         self._file.seek(place)
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
+        lines = _lines(self._file, self._path)
+        while True:
+            try:
+                line = next(lines, None)
+                entry = None if line is None or number < log_number_from else _entry(line, self._path, number + 1)
+            except Damaged as damage:
+                damage.place = place
+                raise
+            if line is None:
+                return
             number, place = number + 1, place + len(line)
             self._next = (number, place)
-            if number > log_number_from:
-                try:
-                    entry = _decode(line.decode())
-                except ValueError as error:
-                    raise ValueError(
-                        f"{self._path} is damaged: its line {number} is no entry of a study ({error}). The run folders "
-                        f"have all there is: `scripts/rebuild_study {self._path.parent}` makes it anew."
-                    ) from error
+            if entry is not None:
                 yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -91,6 +171,8 @@ class SingleWriterJournal(BaseJournalBackend):
             if found >= 0:
                 end = begin + found + 1
                 break
+            if size - begin > _MOST_LINE:
+                raise Damaged(self._path, f"its last line has more than {_MOST_LINE} bytes")
             end = begin
         if end < size:
             log.warning("%s ended in half an entry, which is taken away.", self._path)
@@ -98,32 +180,23 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def _write(self, lines: list[str]) -> None:
         """Appends whole lines: what a full disk takes only a part of is taken back."""
-        rest = "".join(lines).encode()
-        begin = os.fstat(self._fd).st_size if rest else 0
-        num_written = 0
-        try:
-            while rest:
-                num_written += (taken := os.write(self._fd, rest))
-                rest = rest[taken:]
-        except OSError:
-            # Only what is ours: a dashboard may have appended its note behind it.
-            if num_written and os.fstat(self._fd).st_size == begin + num_written:
-                os.ftruncate(self._fd, begin)
-            elif num_written:
-                with contextlib.suppress(OSError):
-                    os.write(self._fd, b"\n")
-            raise
+        if lines:
+            with files.writing(self._path):
+                files.append(self._fd, "".join(lines).encode())
 
     def commit(self) -> None:
         """Waits until everything appended is on disk."""
-        os.fsync(self._fd)
+        with files.writing(self._path):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Lets go of the file; nothing may be appended afterwards."""
-        if not self._file.closed:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._file.close()
+        if hasattr(self, "_file") and not self._file.closed:
+            try:
+                self.commit()
+            finally:
+                os.close(self._fd)
+                self._file.close()
 
     def __del__(self) -> None:
         self.close()

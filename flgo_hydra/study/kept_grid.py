@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra.study.grid import write_axis
+from flgo_hydra.study.recorded import read_config
 
 KEEP_RECORD = "FLGO_HYDRA_KEEP_RECORD"
 """environment variable of a command that is a part of the sweep: what its folder records stays"""
@@ -20,7 +21,7 @@ KEEP_RECORD = "FLGO_HYDRA_KEEP_RECORD"
 
 def grow_recorded(record: Path, recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:
     """`grow`, of the sweep that Hydra has recorded in a file."""
-    return grow(OmegaConf.load(record), recorded, given)
+    return grow(read_config(record), recorded, given)
 
 
 def grow(config: DictConfig | ListConfig, recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ The loop that hears the workers must not wait for a storage: a journal takes 0.0
 time. Nothing is lost by it: when a run ends, the study gets what is missing from its `rounds.jsonl`.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flgo_hydra.monitor import Monitor
+from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.pruning import Pruning
 from flgo_hydra.study.study import SweepStudy, stride
 
@@ -32,8 +34,15 @@ class _Run:
 class LiveCurves:
     """Takes reports in, writes them to the study, and says which runs to prune."""
 
-    def __init__(self, study: SweepStudy, pruning: Pruning | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        study: SweepStudy,
+        pruning: Pruning | None,
+        clock: Callable[[], float] = time.monotonic,
+        behind: Behind | None = None,
+    ) -> None:
         self._study = study
+        self._behind = behind or Behind("The study")
         self._pruning = pruning
         self._clock = clock
         self._runs: dict[int, _Run] = {}
@@ -74,14 +83,20 @@ class LiveCurves:
         if not self._waiting or begin < self._not_before:
             return []
         pruned: list[int] = []
-        with self._study.together():
-            while self._waiting and self._clock() - begin < _SLICE_S:
-                trial, round_num, loss = self._waiting.popleft()
-                if trial not in self._runs:  # it has ended: its record is harvested
-                    continue
-                self._study.report(trial, round_num, loss)
-                if self._pruning is not None and self._pruning.report(trial, round_num, loss):
-                    pruned.append(trial)
+        is_written = False
+        with self._behind.trying() if self._behind.may_try else contextlib.nullcontext():
+            with self._study.together():
+                while self._waiting and self._clock() - begin < _SLICE_S:
+                    trial, round_num, loss = self._waiting.popleft()
+                    if trial not in self._runs:  # it has ended: its record is harvested
+                        continue
+                    if self._pruning is not None and self._pruning.report(trial, round_num, loss):
+                        pruned.append(trial)
+                    if self._behind.may_try:
+                        self._study.report(trial, round_num, loss)
+            is_written = True
+        if not is_written:  # what is missing comes from the run's record when it ends
+            self._study.forget_told()
         end = self._clock()
         self._not_before = end + max(end - begin, _LEAST_PAUSE_S)
         return pruned

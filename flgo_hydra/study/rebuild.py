@@ -25,6 +25,7 @@ from omegaconf import open_dict
 from flgo_hydra import compose
 from flgo_hydra.config import Conf, SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
 from flgo_hydra.record.secrets import masked
@@ -164,7 +165,7 @@ def _make(
         new.unlink(missing_ok=True)
     num_trials = _fill(SweepStudy(storage or new, name), runs, command, composer, paths, storage is not None)
     if storage is None:
-        new.replace(paths.study)
+        files.rename(new, paths.study)
     return num_trials
 
 

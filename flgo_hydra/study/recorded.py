@@ -1,9 +1,33 @@
 """What Hydra recorded of a command: in `multirun.yaml` of a sweep, in `.hydra/hydra.yaml` of a run."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from flgo_hydra.record.schema import Defect
+from flgo_hydra.record.yaml_text import read_text
+
+_REMEDY = " Put it back from a copy, or give the whole command again with the same folder."
+
+
+def read_config(path: Path) -> DictConfig | ListConfig:
+    """A config that Hydra has recorded.
+
+    Raises:
+        ValueError: the file cannot be read, or is none.
+    """
+    try:
+        text = read_text(path)
+        if text is None:
+            raise Defect(path, "is not there")
+        return OmegaConf.load(io.StringIO(text))
+    except Defect as defect:
+        raise ValueError(f"{path} {defect.why}, so that nobody can say what was run.{_REMEDY}") from None
+    except Exception as error:  # whatever a damaged YAML makes its reader raise
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read: {told}.{_REMEDY}") from error
 
 
 def read_hydra(path: Path) -> dict[str, Any]:
@@ -13,13 +37,15 @@ def read_hydra(path: Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or holds something else.
     """
     try:
-        node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        node: Any = OmegaConf.to_container(read_config(path), resolve=False)
         hydra: dict[str, Any] = node["hydra"]
-        hydra["overrides"]["hydra"], hydra["overrides"]["task"], hydra["runtime"]["config_sources"]  # noqa: B018
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no command of Hydra's: {type(error).__name__}: {error}.") from error
-    except Exception as error:  # whatever a damaged YAML makes its reader raise
-        raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}.") from error
+        texts = [*hydra["overrides"]["hydra"], *hydra["overrides"]["task"], hydra["runtime"]["cwd"]]
+        texts += [one[key] for one in hydra["runtime"]["config_sources"] for key in ("path", "provider")]
+        hydra["job"].items(), hydra["sweeper"].items()
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("an override, or a folder, is no text")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no command of Hydra's: {type(error).__name__}: {error}.{_REMEDY}") from error
     return hydra
 
 

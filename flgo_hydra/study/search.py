@@ -123,8 +123,8 @@ class SearchSource:
 
     def next(self) -> Job | None:
         while not self._queue and self._num_tried < self._settings.n_trials:
+            trial = self._begin()  # where its storage is away, nothing has happened yet
             self._num_tried += 1
-            trial = self._begin()
             if trial is None:
                 continue
             self.trials.append(trial)
@@ -150,9 +150,10 @@ class SearchSource:
         """The next point, as a RUNNING trial of the study; None: it breaks a law, and has been told so."""
         study, settings = self._all.study, self._settings
         if self._again:
-            again = self._again.popleft()
+            again = self._again[0]
             trial, choice = self._make(again.overrides), again.choice
             trial.number = study.ask_again(self._space, again.params, choice)
+            self._again.popleft()
         else:
             choice = self._num_chosen
             number, values = study.ask(settings.sampler, settings.seed, self._space, choice)
@@ -166,8 +167,11 @@ class SearchSource:
                 self._refuse(number, choice, overrides, error)
                 return None
             trial.number = number
-        study.annotate(trial.number, {**self._all.attributes(trial), **_numbered(choice)})
+        self._annotate(trial.number, {**self._all.attributes(trial), **_numbered(choice)})
         return trial
+
+    def _annotate(self, number: int, attributes: Mapping[str, object]) -> None:
+        self._all.tell(lambda: self._all.study.annotate(number, attributes))
 
     def _make(self, overrides: tuple[str, ...]) -> PointTrial:
         points = [self._checker.check((*overrides, *replicate)) for replicate in self._replicates]
@@ -182,7 +186,7 @@ class SearchSource:
         trial = self._refused(overrides)
         trial.number = number
         self._all.fail(trial.jobs[0], error)
-        self._all.study.annotate(number, {**self._all.attributes(trial), **_numbered(choice)})
+        self._annotate(number, {**self._all.attributes(trial), **_numbered(choice)})
         self._all.close(trial)
 
     def _refused(self, overrides: tuple[str, ...]) -> PointTrial:

@@ -1,14 +1,27 @@
 """Where studies are kept: a journal file in the sweep folder, or a database."""
 
 import logging
+import os
+import random
+import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from flgo_hydra.record.files import replacing, set_aside
+from flgo_hydra.record.schema import Defect, open_plain
 from flgo_hydra.record.secrets import is_masked, masked
-from flgo_hydra.study.journal import SingleWriterJournal
+from flgo_hydra.study.journal import Damaged, SingleWriterJournal, study_names
+from flgo_hydra.study.recorded import read_hydra
+
+_LOCK_S = 1.0
+_MOST_MAKING_S = 20.0
+_BEING_MADE = re.compile(
+    r"already exists|locked|UNIQUE|duplicate key|no such table|deadlock|no longer compatible", re.I
+)
 
 
 def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
@@ -21,13 +34,38 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
         return open_database(storage), None
     from optuna.storages import JournalStorage
 
-    path = storage.resolve()  # a relative one breaks the lock of Optuna's own backend
+    path = Path(os.path.realpath(storage))  # a relative one breaks the lock of Optuna's own backend
     path.parent.mkdir(parents=True, exist_ok=True)
-    _mend(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         journal = SingleWriterJournal(path)
-        return JournalStorage(journal), journal
+        try:
+            return JournalStorage(journal), journal
+        except Damaged as damage:
+            # What nobody has waited for may be anything after a loss of power. What was there before is sound, and what
+            # came after is in the run folders.
+            journal.close()
+            if damage.place is None:
+                raise
+            _keep_sound(path, damage)
+            journal = SingleWriterJournal(path)
+            return JournalStorage(journal), journal
+        except OSError:
+            raise
+        except Exception as error:  # what entries that contradict one another make Optuna raise
+            raise Damaged(path, f"its entries do not fit together ({type(error).__name__}: {error})") from error
+
+
+def _keep_sound(path: Path, damage: Damaged) -> None:
+    """Sets a damaged journal aside, and leaves what is before the damage in its place."""
+    assert damage.place is not None
+    kept = set_aside(path)
+    logging.getLogger("flgo_hydra").warning("%s It is kept as %s; what is before that line counts.", damage, kept.name)
+    with open(kept, "rb") as damaged, replacing(path) as file:
+        left = damage.place
+        while left and (content := damaged.read(min(left, 2**20))):
+            file.write(content)
+            left -= len(content)
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
@@ -47,18 +85,66 @@ def open_study(storage: str, name: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=backend)
 
 
-def name_in(journal: Path) -> str | None:
-    """The name of a journal's only study; None where there is none that can be read."""
-    if not journal.exists():
-        return None
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+def located(url: str | None, folder: Path) -> str | None:
+    """An SQLite file named by a relative path, where a sweep's command is given from another folder than before.
+
+    It lies where the command was typed. From elsewhere a new, empty study would be made beside it.
+
+    Args:
+        folder: of the sweep, where Hydra recorded the command.
+    Returns:
+        the URL with the whole path of the file that the sweep has had; as it is where there is nothing to look for.
+    """
+    file = None if url is None else _file_of(url)
+    if url is None or file is None or file.is_absolute() or file.exists():
+        return url
+    try:
+        hydra = read_hydra(folder / "multirun.yaml")
+    except ValueError:
+        return url
+    before = Path(hydra["runtime"]["cwd"], file)
+    if hydra["sweeper"].get("storage") != url or not before.is_file():
+        return url
+    found = url.replace(str(file), str(before), 1)
+    logging.getLogger("flgo_hydra").warning("The sweep's study is in %s, where it was begun: it goes on there.", before)
+    return found
+
+
+def refuse_foreign(study: optuna.Study, where: str) -> None:
+    """Refuses a study with results that no sweep of ours has written: they would count, and win, among its points.
+
+    Args:
+        where: the study is kept, as it may be printed.
+    Raises:
+        ValueError: there are some.
+    """
+    finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    foreign = [trial.number for trial in finished if not trial.user_attrs.keys() & {"identity", "identities"}]
+    if foreign:
+        raise ValueError(
+            f"The study {study.study_name!r} in {where} was made elsewhere: its trial {foreign[0]} is of no run of a "
+            "sweep, and would count among the points. Choose another `hydra.sweeper.study_name`."
+        )
+
+
+def _file_of(url: str) -> Path | None:
+    """The file of an SQLite URL; None of any other database, and of one in memory."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            names = optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal.resolve()))))
-    except Exception:  # whatever a damaged journal makes its reader raise
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if is_file and not str(parsed.database).startswith("file:") else None
+
+
+def name_in(journal: Path) -> str | None:
+    """The name of a journal's only study; None where there is none that can be read."""
+    try:
+        names = study_names(journal)
+    except (OSError, ValueError):
         return None
     return names[0] if len(names) == 1 else None
 
@@ -99,8 +185,14 @@ def open_database(url: str) -> Any:
             f"`hydra.sweeper.storage={url}`: the password was not recorded. Give `hydra.sweeper.storage` again, or "
             "keep the password out of it: in ~/.pgpass, or as `hydra.sweeper.storage='${oc.env:MY_STUDIES}'`."
         )
+    file = _file_of(url)
     try:
-        storage = optuna.storages.RDBStorage(url)
+        if file is not None and (opened := open_plain(file, most_bytes=None)) is not None:
+            opened.close()
+    except Defect as defect:
+        raise ValueError(f"`hydra.sweeper.storage={url}`: {file} {defect.why}. Move it away.") from None
+    try:
+        storage = _made(url)
         if storage.engine.dialect.name == "sqlite":
             _write_ahead(storage)
         return storage
@@ -116,6 +208,22 @@ def open_database(url: str) -> Any:
         ) from error
 
 
+def _made(url: str, most_s: float = _MOST_MAKING_S) -> optuna.storages.RDBStorage:
+    """The storage. Who makes a database's tables beside others who make them looks again when those have."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # The sweep's parent has other things to do than to wait for a lock: it tries again (`behind.py`).
+    own = {"connect_args": {"timeout": _LOCK_S}} if url.startswith("sqlite") else {}
+    deadline = time.monotonic() + most_s
+    while True:
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=own)
+        except (SQLAlchemyError, RuntimeError) as error:
+            if not _BEING_MADE.search(str(error)) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.05, 0.3))
+
+
 def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
     """Has SQLite append to a log, without a wait for the disk at every report, and let others read meanwhile.
 
@@ -129,15 +237,3 @@ def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     storage.engine.dispose()  # connections that were opened before
-
-
-def _mend(path: Path) -> None:
-    """Cuts off the torn last line of a journal whose writer was killed: Optuna would glue the next one to it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        logging.getLogger("flgo_hydra").warning("%s ended in the middle of a line, which was removed.", path)
-        with open(path, "r+b") as file:
-            file.truncate(whole)

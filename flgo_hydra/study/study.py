@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.result import RunResult
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
 from flgo_hydra.study.replicates import mean_and_std, value_of
-from flgo_hydra.study.storage import open_storage
+from flgo_hydra.study.storage import open_storage, refuse_foreign
 from flgo_hydra.study.widening import compatible, distributions, widen_database, widen_journal
 
 MOST_REPORTS = 500
@@ -109,9 +110,13 @@ class SweepStudy:
             self._study = optuna.create_study(study_name=name, storage=self._backend, **settings)
         if self._study.directions != [optuna.study.StudyDirection.MINIMIZE]:
             raise ValueError(
-                f"The study {name!r} in {self._storage} was made elsewhere and does not minimize one value. "
-                "Choose another `hydra.sweeper.study_name`."
+                f"The study {name!r} in {masked(str(self._storage))} was made elsewhere and does not minimize one "
+                "value. Choose another `hydra.sweeper.study_name`."
             )
+
+    def refuse_foreign(self) -> None:
+        """Refuses a study with results of somebody else's, see `storage.refuse_foreign`."""
+        refuse_foreign(self._study, masked(str(self._storage)))
 
     def close(self) -> None:
         """Lets go of the storage."""
@@ -200,6 +205,25 @@ class SweepStudy:
         )
         return self._note(Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, template)))
 
+    def find_started(self, attributes: Mapping[str, Any]) -> int | None:
+        """The RUNNING trial with these user attributes that nobody here has; None where there is none."""
+        for trial in reversed(self._study.get_trials(deepcopy=False)):
+            is_it = trial.state == TrialState.RUNNING and trial.number not in self._trials
+            if is_it and all(trial.user_attrs.get(name) == value for name, value in attributes.items()):
+                return self._note(Trial(self._study, trial._trial_id))
+        return None
+
+    def interrupt_strays(self) -> None:
+        """Closes RUNNING trials that nobody here has: made by a request of which only the answer was lost."""
+        trials = self._study.get_trials(deepcopy=False)
+        strays = [t.number for t in trials if t.state == TrialState.RUNNING and t.number not in self._trials]
+        for number in strays:
+            self.interrupt(number)
+
+    def forget_told(self) -> None:
+        """What was told of the open trials' curves may not be in the storage: it is looked up when they are closed."""
+        self._curves.clear()
+
     def ask(self, sampler: str, seed: int, space: Grid, choice: int) -> tuple[int, dict[str, Value]]:
         """Opens a RUNNING trial of the point that a sampler chooses; returns its number, and the value by key.
 
@@ -261,7 +285,7 @@ class SweepStudy:
 
     def report(self, number: int, round_num: int, loss: float) -> None:
         """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
-        self._report(self._trials[number], self._curves[number], round_num, loss)
+        self._report(self._trials[number], self._curves.setdefault(number, {}), round_num, loss)
 
     def finish(self, number: int, result: RunResult, rounds: Sequence[Mapping[str, float]]) -> None:
         """Closes a trial with its run's result and curve.
@@ -364,7 +388,10 @@ class SweepStudy:
             rounds: those that the study keeps.
             is_whole: what was told of other rounds does not count: after a crash they came out differently, or not.
         """
-        trial, told = self._take(number)
+        taken = self._take(number)
+        if taken is None:
+            return
+        trial, told = taken
         is_sampled = self._sampler is not None or otherwise is TrialState.PRUNED
         with self.together():
             for round_num in (*rounds, *(told if is_whole else ())):
@@ -379,12 +406,16 @@ class SweepStudy:
         if self._journal is not None:
             self._journal.commit()
 
-    def _take(self, number: int) -> tuple[Trial, dict[int, float]]:
-        """The trial to close and its curve: of this process, or one that a killed sweep left RUNNING."""
-        if number in self._trials:
-            return self._trials.pop(number), self._curves.pop(number)
+    def _take(self, number: int) -> tuple[Trial, dict[int, float]] | None:
+        """The trial to close and its curve: of this process, or one that a killed sweep left RUNNING; None: a storage
+        that was away has closed it, and only its answer was lost."""
+        trial, told = self._trials.pop(number, None), self._curves.pop(number, None)
+        if trial is not None and told is not None:
+            return trial, told
         # Optuna would rather have this constructor to itself, but offers no other way to a trial of another process.
         stored = self._study.get_trials(deepcopy=False)[number]
+        if stored.state.is_finished():
+            return None
         return Trial(self._study, stored._trial_id), dict(stored.intermediate_values)
 
 

@@ -1,12 +1,16 @@
 """One call of the sweeper: launches what is not finished, fills the study, prints what came out."""
 
+import contextlib
 import functools
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -19,13 +23,16 @@ from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
+from flgo_hydra.record.secrets import masked
 from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
 from flgo_hydra.study.adoption import adopt
+from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
@@ -42,6 +49,10 @@ from flgo_hydra.study.trials import Trials
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 0.5
+"""Between looks at a storage that is away, where nothing runs."""
+_MOST_RECORDS_S = 10.0
+"""How long a sweep that has ended waits for a disk that does not take its tables: they can be made again."""
 _MOST_AHEAD = 64
 """Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 
@@ -94,10 +105,11 @@ class Sweep:
         from flgo_hydra.study.live import LiveCurves  # these import optuna
         from flgo_hydra.study.pruning import Pruning
         from flgo_hydra.study.rebuild import take_over
+        from flgo_hydra.study.storage import located
         from flgo_hydra.study.study import SweepStudy
 
         self._config = config
-        self._settings = settings
+        self._settings = settings = replace(settings, storage=located(settings.storage, paths.folder))
         self._launcher = launcher
         self._composer = composer
         self._paths = paths
@@ -108,6 +120,10 @@ class Sweep:
         take_over(paths, self._settings.storage, name, composer)
         self._study = SweepStudy(self._settings.storage or paths.study, name)
         self._monitor = plan.common.monitor
+        self._study.refuse_foreign()
+        where = f"{self._study.name!r} in {masked(self._storage)}"
+        self._behind = Behind(f"The study {where}")
+        self._records = Behind(f"{paths.results.name} or {paths.best.name} in {paths.folder}", _MOST_RECORDS_S)
         self._study.follow(self._monitor)
         earlier = self._study.description
         if self._settings.storage is not None:
@@ -122,7 +138,7 @@ class Sweep:
             tell_apart(replace(point, overrides=(*added, *point.overrides)), self._apart) for point in plan.checked
         ]
         where = f"{self._study.name!r} in {paths.folder}"
-        self._data_sets = DataSets(earlier, self._apart, where, self._study.describe)
+        self._data_sets = DataSets(earlier, self._apart, where, self._describe)
         for point in points:
             self._data_sets.check(point)
         record = paths.folder / "multirun.yaml"
@@ -140,10 +156,11 @@ class Sweep:
         self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
         if self._pruning is not None and any(not point.group for point in points):
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
-        self._live = LiveCurves(self._study, self._pruning)
+        self._live = LiveCurves(self._study, self._pruning, behind=self._behind)
         self._choices: dict[str, list[Value]] = {}
         self._code = ChangedCode()
-        self._trials = Trials(self._study, paths, RunFolders(composer, config, paths, self._space.fixed))
+        run_folders = RunFolders(composer, config, paths, self._space.fixed)
+        self._trials = Trials(self._study, paths, run_folders, self._behind.tell)
         self._adopt()
         self._source = self._open_source(points)
         self._held: Job | None = None
@@ -151,6 +168,9 @@ class Sweep:
         self._folders: dict[int, Path] = {}
         has_points = bool(self._settings.replicate_keys)
         self._tables = SweepTables(self._trials, self._source, paths, self._space.fixed, has_points)
+
+    def _describe(self, attributes: Mapping[str, Any]) -> None:
+        self._behind.tell(lambda: self._study.describe(attributes))
 
     def _adopt(self) -> None:
         """Takes over run folders that the study does not know."""
@@ -184,7 +204,7 @@ class Sweep:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
         if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed
+            return self._settings.retry_failed or job.outcome.is_of_storage
         if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
             return True
         reason = None if self._pruning is None else self._pruning.reason
@@ -225,34 +245,70 @@ class Sweep:
                 threading.Thread(target=curves.prepare, daemon=True).start()
                 returns = self._roll(self._launcher)
             else:
-                while batch := self._next_batch():
+                while not self._behind.is_lost and (batch := self._next_batch()):
                     returns.extend(self._launch(batch))
         except KeyboardInterrupt:
             is_interrupted = True
+        if is_interrupted or self._behind.is_lost:
             for trial in self._source.trials:
                 self._trials.interrupt(trial)
-        self._tables.write()
+        is_written = self._finish_writing()
         rows, num_left = self._tables.sorted_rows(), self._source.num_left
-        best = print_summary(
-            rows,
-            self._paths,
-            self._storage,
-            self._study.name,
-            num_left,
-            self._settings.curve,
-            num_untried,
-            compose.is_ours(self._config),
-            self._tables.point_rows() if self._settings.replicate_keys else None,
-            self._trials.count_outgrown(self._source.trials),
-        )
+        refused: CannotWrite | None = None
+        try:
+            best = print_summary(
+                rows,
+                self._paths,
+                self._storage,
+                self._study.name,
+                num_left,
+                self._settings.curve,
+                num_untried,
+                compose.is_ours(self._config),
+                self._tables.point_rows() if self._settings.replicate_keys else None,
+                self._trials.count_outgrown(self._source.trials),
+            )
+        except CannotWrite as error:  # all the rest has been told
+            best, refused = None, error
         other_code = other_code or several_versions(self._results())
         if other_code:
             print(other_code, flush=True)
+        if not is_written:
+            self._tell_unwritten()
         if is_interrupted:
             raise KeyboardInterrupt
+        if not is_written:
+            raise SystemExit(1)
+        if refused is not None:
+            raise refused
         if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
             raise SystemExit(1)
         return returns
+
+    def _finish_writing(self) -> bool:
+        """Writes tables and study to their end, as far as their disks and servers let it; returns whether all is."""
+        while True:
+            with self._records.trying() as done:
+                self._tables.write()
+                done.append(True)
+            if done or self._records.is_lost:
+                break
+            time.sleep(self._records.wait_s() or 0.0)
+        if self._behind.flush() and self._behind.reason:
+            self._behind.tell(self._study.interrupt_strays)
+            self._behind.flush()
+        return bool(done) and not self._behind.num_waiting
+
+    def _tell_unwritten(self) -> None:
+        """What is missing where, and how to go on."""
+        for behind in (self._records, self._behind):
+            if behind.is_away:
+                print(f"error: {behind.what} could not be written: {behind.reason}", file=sys.stderr)
+        command = resume_command(self._paths.folder, compose.is_ours(self._config))
+        print(
+            f"What has run is in the run folders. To go on, and to make up for what is missing: {command}",
+            file=sys.stderr,
+        )
 
     def _take_over(self) -> None:
         """Takes over what earlier calls have finished; a point whose jobs have all ended gets its trial."""
@@ -293,7 +349,7 @@ class Sweep:
         batch = [self._held] if self._held is not None else []
         self._held = None
         while len(batch) < size:
-            job = self._source.next()
+            job = self._next_patiently()
             if job is None:
                 break
             if batch and job.number != batch[-1].number + 1:
@@ -301,6 +357,34 @@ class Sweep:
                 break
             batch.append(job)
         return batch
+
+    def _next_patiently(self) -> Job | None:
+        """The next job; a storage that is away is waited for, until it is lost."""
+        while not self._behind.is_lost:
+            try:
+                return self._source.next()
+            except Exception as error:
+                if not self._behind.hear(error):
+                    raise
+            time.sleep(self._behind.wait_s() or 0.0)
+        return None
+
+    def _next_at_once(self) -> Job | None:
+        """The next job; None also where a storage that is away must say which it is."""
+        if not self._behind.may_try and self._source.is_patient:
+            return None
+        try:
+            return self._source.next()
+        except Exception as error:
+            if not self._behind.hear(error):
+                raise
+            return None
+
+    def _write_tables(self) -> None:
+        """Now and then; a disk that is full has room again, maybe, the next time."""
+        if self._tables.has_news and self._records.may_try:
+            with self._records.trying():
+                self._tables.write_now_and_then()
 
     def _roll(self, launcher: PackingLauncher) -> list[JobReturn]:
         """Runs jobs under our own launcher: a free slot gets the next one at once."""
@@ -313,20 +397,29 @@ class Sweep:
             while True:
                 is_over = is_over or queue.stop_level > 0
                 has_room = queue.has_free_slot if source.is_patient else len(queue.waiting) < _MOST_AHEAD
-                job = source.next() if has_room and not is_over else None
-                is_over = is_over or (has_room and job is None)
+                job = self._next_at_once() if has_room and not is_over else None
+                is_over = is_over or (has_room and job is None and not self._behind.is_away)
+                if self._behind.is_lost and not queue.stop_level:
+                    log.error("%s stays away: the jobs are stopped at their next round boundary.", self._behind.what)
+                    queue.stop()
+                    is_over = True
                 if job is not None:
                     by_number[job.number] = job
-                    self._announce(job)
+                    if not self._announce(job):
+                        continue
                     name = " ".join(job.point.overrides)
                     launcher.submit(self._overrides_of(job), job.number, name=name)
                 elif is_over and queue.is_idle:
                     break
-                elif self._tables.has_news:  # slots first
-                    self._tables.write_now_and_then()
+                else:  # slots first
+                    self._write_tables()
                 queue.expect_more(job is not None and not source.is_patient)
+                self._behind.write()
+                waits = [wait for wait in (self._live.wait_s(), self._behind.wait_s()) if wait is not None]
+                if job is None and queue.is_idle and waits:
+                    time.sleep(min(*waits, _LOOK_S))  # nothing runs that could tell of anything
                 # With jobs still to submit, only look at what has happened meanwhile.
-                event = launcher.next_event(timeout_s=0.0 if job is not None else self._live.wait_s())
+                event = launcher.next_event(timeout_s=0.0 if job is not None else min(waits, default=None))
                 for pruned in self._live.write():
                     self._prune(launcher, by_trial[pruned])
                 if event is None:
@@ -334,21 +427,21 @@ class Sweep:
                 job = by_number[event.job.num]
                 if event.kind == "started":
                     self._open_trials(job)
-                    if (trial := job.live_trial) is not None:
-                        is_known = trial in by_trial
-                        by_trial[trial] = event.job
-                        if self._pruning is not None and not is_known:
-                            self._pruning.start(trial, job.point.group, job.point.num_rounds)
-                        elif self._pruning is not None and self._pruning.is_pruned(trial):
-                            self._prune(launcher, event.job)  # its process died before it could heed
-                elif event.kind == "report" and (trial := job.live_trial) is not None:
+                if event.kind in ("started", "report") and (trial := job.live_trial) is not None:
+                    is_known = trial in by_trial
+                    by_trial[trial] = event.job
+                    if self._pruning is not None and not is_known:  # a storage that was away has its number by now
+                        self._pruning.start(trial, job.point.group, job.point.num_rounds)
+                    elif self._pruning is not None and event.kind == "started" and self._pruning.is_pruned(trial):
+                        self._prune(launcher, event.job)  # its process died before it could heed
+                if event.kind == "report" and trial is not None:
                     self._live.hear(trial, event.values, functools.partial(self._trials.read_rounds, job))
                 elif event.kind == "ended":
                     returned = launcher.job_return(event.job)
                     returns.append(returned)
                     self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
             is_stopped = queue.stop_level > 0
-        if is_stopped:
+        if is_stopped and not self._behind.is_lost:
             raise KeyboardInterrupt
         return returns
 
@@ -365,8 +458,10 @@ class Sweep:
 
     def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
         """Runs a batch under anybody else's launcher."""
+        batch = [job for job in batch if self._announce(job)]
+        if not batch:
+            return []
         for job in batch:
-            self._announce(job)
             self._open_trials(job)
         overrides = [self._overrides_of(job) for job in batch]
         try:
@@ -379,23 +474,34 @@ class Sweep:
             return []
         for job, returned in zip(batch, returns, strict=True):
             self._settle(job, returned)
-        self._tables.write_now_and_then()
+        self._write_tables()
         return returns
 
-    def _announce(self, job: Job) -> None:
-        """A job will run: what an earlier sweep says of it does not count any more."""
+    def _announce(self, job: Job) -> bool:
+        """A job will run: what an earlier sweep says of it does not count any more.
+
+        Returns:
+            whether its folder lets it; else it has failed.
+        """
         self._note(job)
         run = self._trials.run(job)
-        forget_failure(run)
-        if job.is_outdated:
-            run.result.unlink(missing_ok=True)
-        self._trials.set_foreign_aside(job)
+        try:
+            forget_failure(run)
+            if job.is_outdated:
+                run.result.unlink(missing_ok=True)
+            self._trials.set_foreign_aside(job)
+        except OSError as error:
+            self._trials.fail(job, error)
+            self._end(job)
+            return False
+        return True
 
     def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
         """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
         if not self._trials.harvest(job):
             if job.is_outdated and os.path.exists(self._trials.run(job).result):
-                self._trials.run(job).result.unlink()
+                with contextlib.suppress(OSError):  # then it is found, and refused, again
+                    self._trials.run(job).result.unlink()
                 changed = "its data changed while the sweep ran: it trained on others than the study has"
                 self._trials.fail(job, ValueError(changed))
             elif is_stopped:

@@ -1,8 +1,10 @@
 """The tables of a sweep, results.csv, points.csv and best.yaml, kept current while it runs."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.optimum import conditions_apart, points_apart
@@ -77,21 +79,37 @@ class SweepTables:
             self.write()
 
     def write(self) -> None:
-        """Writes the tables as things stand."""
+        """Writes the tables as things stand, those that the disk takes.
+
+        Raises:
+            CannotWrite: it has refused one.
+        """
         begin = time.monotonic()
-        rows = self.sorted_rows()
-        write_results(self._paths.results, rows)
-        if self._has_points:
-            points = self.point_rows()
-            write_points(self._paths.points, points)
-            apart_points = points_apart(rows, sort_points(points))
-            write_best_point(self._paths.best, points, self._fixed, apart_points)
-        else:
-            self._paths.points.unlink(missing_ok=True)
-            write_best(self._paths.best, rows, self._fixed, conditions_apart(rows))
-        self.has_news = False
+        refused = []
+        for write in self._writers():
+            try:
+                write()
+            except CannotWrite as error:
+                refused.append(error)
         self._written = time.monotonic()
         self._cost = self._written - begin
+        if refused:
+            raise refused[0]
+        self.has_news = False
+
+    def _writers(self) -> list[Callable[[], None]]:
+        rows, paths = self.sorted_rows(), self._paths
+        results = functools.partial(write_results, paths.results, rows)
+        if self._has_points:
+            points = self.point_rows()
+            apart_points = points_apart(rows, sort_points(points))
+            return [
+                results,
+                functools.partial(write_points, paths.points, points),
+                functools.partial(write_best_point, paths.best, points, self._fixed, apart_points),
+            ]
+        paths.points.unlink(missing_ok=True)
+        return [results, functools.partial(write_best, paths.best, rows, self._fixed, conditions_apart(rows))]
 
 
 def _point_row(overrides: tuple[str, ...], of_point: Sequence[Job]) -> PointRow:

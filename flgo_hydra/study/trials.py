@@ -4,12 +4,12 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flgo_hydra.record.files import set_aside
+from flgo_hydra.record.files import refused_by_storage, set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import (
     Failure,
@@ -57,9 +57,20 @@ def _keys(overrides: Sequence[str]) -> set[str]:
 class Trials:
     """The trials of one call of the sweeper."""
 
-    def __init__(self, study: "SweepStudy", paths: SweepPaths, folders: RunFolders) -> None:
-        """Takes over what earlier calls have left in the study; their RUNNING trials are closed."""
+    def __init__(
+        self,
+        study: "SweepStudy",
+        paths: SweepPaths,
+        folders: RunFolders,
+        tell: Callable[[Callable[[], None]], None] = lambda write: write(),
+    ) -> None:
+        """Takes over what earlier calls have left in the study; their RUNNING trials are closed.
+
+        Args:
+            tell: writes to the study, or keeps it for later (`Behind.tell`).
+        """
         self.study = study
+        self.tell = tell
         self.jobs = Jobs(paths, folders)
         self._paths = paths
         self._attempts: Counter[str] = Counter()
@@ -157,9 +168,20 @@ class Trials:
 
     def open(self, trial: PointTrial, choices: Mapping[str, Sequence[Value]]) -> None:
         """Puts a trial into the study, unless it is there."""
-        if trial.number is None:
-            point = parse_point(trial.overrides)
-            trial.number = self.study.start(point, {key: choices[key] for key in point}, self.attributes(trial))
+        if trial.is_open or trial.number is not None:
+            return
+        trial.is_open = True
+        point, attributes = parse_point(trial.overrides), self.attributes(trial)
+        kinds = {key: choices[key] for key in point}
+        is_first = True
+
+        def start() -> None:
+            nonlocal is_first
+            known = None if is_first else self.study.find_started(attributes)  # an answer may have been lost
+            is_first = False
+            trial.number = self.study.start(point, kinds, attributes) if known is None else known
+
+        self.tell(start)
 
     def attributes(self, trial: PointTrial) -> dict[str, object]:
         """What the study is told of a trial when it begins."""
@@ -240,6 +262,7 @@ class Trials:
         run = self.run(job)
         failure = read_failure(run)
         if failure is None:
+            error = refused_by_storage(error) or error
             failure = Failure(type(error).__name__, str(error))
             with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
                 run.folder.mkdir(parents=True, exist_ok=True)
@@ -249,18 +272,26 @@ class Trials:
     def settle(self, job: Job) -> None:
         """Closes the trials that have waited for this job last."""
         for trial in job.trials:
-            if trial.number is not None and not trial.is_closed and trial.is_settled:
+            if (trial.is_open or trial.number is not None) and not trial.is_closed and trial.is_settled:
                 self.close(trial)
 
     def interrupt(self, trial: PointTrial) -> None:
         """Closes a trial whose jobs will not all end now, if it is open."""
-        if trial.number is not None and not trial.is_closed:
+        if (trial.is_open or trial.number is not None) and not trial.is_closed:
             trial.is_closed = True
-            self.study.interrupt(trial.number)
+            self.tell(lambda: self._interrupt(trial))
 
     def close(self, trial: PointTrial) -> None:
-        assert trial.number is not None and trial.is_settled
+        assert (trial.is_open or trial.number is not None) and trial.is_settled
         trial.is_closed = True
+        self.tell(lambda: self._close(trial))
+
+    def _interrupt(self, trial: PointTrial) -> None:
+        assert trial.number is not None  # it was told of before
+        self.study.interrupt(trial.number)
+
+    def _close(self, trial: PointTrial) -> None:
+        assert trial.number is not None  # it was told of before
         if trial.is_stopped:
             self.study.interrupt(trial.number)
         elif trial.is_replicated:

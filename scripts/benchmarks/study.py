@@ -112,7 +112,8 @@ def write_record(run: RunPaths, identity: str, num_rounds: int) -> None:
     best = loss(num_rounds)
     content = {
         **{"status": "completed", "best_valid_loss": best, "best_round": num_rounds, "last_round": num_rounds},
-        **{"best": metrics, "last": metrics, "seconds": 1.0, "peak_memory_mib": 100.0, "device": "cpu", "seed": 0},
+        **{"best": {**metrics, "valid_loss": best}, "last": metrics},
+        **{"seconds": 1.0, "peak_memory_mib": 100.0, "device": "cpu", "seed": 0},
         **{"task": {}, "model": {}, "algorithm": {}, "option": {"num_rounds": num_rounds}, "versions": {}},
         "fingerprint": identity,
     }

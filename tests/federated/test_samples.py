@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from flgo_hydra.federated import samples
 
@@ -123,3 +124,74 @@ def test_integers_that_nobody_can_hold_are_refused():
         samples.check({"x_train": X[:2], "y_train": too_large[:, 1]}, "here")
     with pytest.raises(ValueError, match="must be alike.*int64.*uint8"):
         samples.check({"x_train": X.astype(int), "y_train": Y, "x_test": X.astype(np.uint8), "y_test": Y}, "here")
+
+
+_X = np.zeros((6, 2), np.float32)
+_Y = np.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(6, 2).bfloat16(),
+        torch.ones(6, 2).half(),
+        torch.ones(6, 2).to(torch.float8_e4m3fn),
+        torch.ones(6, 2).requires_grad_(),
+        [row.requires_grad_() for row in torch.ones(6, 2)],
+        list(torch.ones(6, 2).bfloat16()),
+        -torch.ones(6, 2, dtype=torch.complex64).mul(1j).conj().imag.neg(),
+    ],
+    ids=["bfloat16", "float16", "float8", "gradient", "gradients", "list", "negated view"],
+)
+def test_tensors_are_taken_as_they_are(x):
+    got = samples.check({"x_train": x, "y_train": torch.from_numpy(_Y)}, "it").x_train
+    assert got.dtype == np.float32 and abs(got).tolist() == [[1.0, 1.0]] * 6
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        (
+            {"x_train": torch.eye(6).to_sparse()},
+            "must be a dense tensor, but its layout is sparse_coo. Take `.to_dense()`",
+        ),
+        ({"x_train": torch.eye(6, device="meta")}, "on the device meta, which has none"),
+        ({"x_train": torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.qint8)}, "Take `.dequantize()`"),
+        (
+            {"x_train": [[1.0, 2.0]] * 5 + [[1.0]]},
+            r"one shape, but at index 0 it is \(2,\), and at index 5 \(1,\)\. Pad",
+        ),
+        ({"x_train": [torch.ones(2)] * 5 + [torch.ones(3)]}, r"and at index 5 \(3,\)"),
+        ({"x_train": np.zeros((6, 8, 8, 3), np.uint8)}, r"Put them first: `x.transpose\(0, 3, 1, 2\)`"),
+        ({"x_train": np.zeros((6, 8, 8, 1), np.float32)}, "the channels seem to come last"),
+        (
+            {"y_train": _Y.astype(float)},
+            r"must be integers if it is class labels, but it is float64 .* `y.astype\(int\)`",
+        ),
+        (
+            {"y_train": 3 * _Y},
+            r"of 4 classes up to 3 only 2 occur \(0, 3\).*`np.unique\(labels, return_inverse=True\)\[1\]`",
+        ),
+        ({"y_train": np.eye(2, dtype=int)[_Y]}, r"For labels take `y.argmax\(1\)`"),
+        ({"y_train": _Y[:, None]}, r"For labels take `y\[:, 0\]`"),
+        ({"y_train": _Y.astype(str)}, "Number the classes, train and test together"),
+    ],
+)
+def test_what_to_do_with_what_came(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        samples.check({"x_train": _X, "y_train": _Y, **arrays}, "it")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x_train": np.zeros((6, 8, 9, 3), np.float32)},  # may be eight channels
+        {"x_train": np.zeros((6, 3, 8, 8), np.uint8)},
+        {"y_train": _Y.astype(float)[:, None]},
+        {"y_train": _Y + 0.5},
+        {"y_train": np.arange(6.0)},
+        {"y_train": np.array([0, 0, 0, 1, 3, 3])},
+    ],
+)
+def test_what_is_unusual_and_right(arrays):
+    samples.check({"x_train": _X, "y_train": _Y, **arrays}, "it")

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from flgo_hydra.federated import dependencies, task_cache
+from flgo_hydra.record.lock import holding, is_stopped
 
 CONTENT = {"seed": 1}
 ARRAYS = {"x": np.arange(600, dtype=np.float32).reshape(3, 200), "y": np.array([4, 5, 6])}
@@ -119,6 +121,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from flgo_hydra.federated import dependencies, task_cache
+from flgo_hydra.record.lock import holding, is_stopped
 
 folder, log, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -172,7 +175,7 @@ def test_the_next_builder_cleans_up_after_a_killed_one(tmp_path, content):
 
 def test_a_living_builders_folder_is_left_alone(tmp_path):
     (tmp_path / "abc.tmp-1").mkdir()
-    with task_cache._lock(tmp_path / "abc.lock"):
+    with holding(tmp_path / "abc.lock"):
         load(tmp_path)
         assert (tmp_path / "abc.tmp-1").exists()
 
@@ -276,3 +279,61 @@ def test_without_a_cache_it_is_built_each_time(tmp_path):
     load(None)
     load(None)
     assert build.calls == 2
+
+
+def _resum(entry, change):
+    meta = json.loads((entry / "meta.json").read_text())
+    meta.pop("meta_sha256")
+    change(meta)
+    (entry / "meta.json").write_text(json.dumps({**meta, "meta_sha256": task_cache._sum(meta)}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: _resum(entry, lambda meta: meta["arrays"].pop("x")),
+        lambda entry: ((entry / "x.npy").unlink(), os.mkfifo(entry / "x.npy")),
+        lambda entry: ((entry / "meta.json").unlink(), os.mkfifo(entry / "meta.json")),
+        lambda entry: ((entry / "meta.json").unlink(), (entry / "meta.json").symlink_to("/dev/zero")),
+        lambda entry: os.truncate(entry / "meta.json", 2**40),
+        lambda entry: (entry / "meta.json").write_text("[" * 100_000),
+        lambda entry: (entry.rename(entry.with_name("away")), entry.touch()),
+        lambda entry: (entry.rename(entry.with_name("away")), entry.symlink_to(entry.name)),
+    ],
+)
+def test_what_is_no_entry_is_built_again_once(tmp_path, damage):
+    def load_whole():
+        return task_cache.load_or_build(tmp_path, "toy", CONTENT, build, tuple(ARRAYS))
+
+    load_whole()
+    (entry,) = entries(tmp_path)
+    damage(entry)
+    assert load_whole().arrays.keys() == load_whole().arrays.keys() == ARRAYS.keys() and build.calls == 2
+
+
+def test_a_builder_that_somebody_has_stopped_is_not_waited_for(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(task_cache, "_WAIT_S", 0.05)
+    code = f"""
+import signal, os
+from pathlib import Path
+from flgo_hydra.record.lock import holding, is_stopped
+for path in Path({str(tmp_path)!r}).glob("*.lock"):
+    with holding(path):
+        print("held", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    load(tmp_path)
+    (entry,) = entries(tmp_path)
+    shutil.rmtree(entry)
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        while not is_stopped(str(holder.pid)):
+            os.sched_yield()
+        load(tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert build.calls == 2 and f"is held by process {holder.pid}" in caplog.text and not entries(tmp_path)
+    load(tmp_path)
+    assert build.calls == 3 and len(entries(tmp_path)) == 1

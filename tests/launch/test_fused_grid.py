@@ -21,6 +21,12 @@ def dying(record):
         Path("died").touch()
         os.kill(os.getpid(), 9)
     return {"alive": 1.0}
+
+def told(record):
+    from hydra.core.hydra_config import HydraConfig
+    hydra = HydraConfig.get()
+    assert hydra.runtime.output_dir.endswith(f"/{hydra.job.num}")
+    return {"num": float(hydra.job.num)}
 """
 
 
@@ -144,3 +150,11 @@ def test_a_program_that_fails_leaves_its_runs_to_begin_anew_alone(tmp_path):
     assert "Traceback" in log and "one by one from here: their program failed: RuntimeError: a kernel has failed" in log
     for run in tmp_path.glob("fused/[0-9]"):
         assert "begins anew, not to mix" in (run / "flgo_hydra.log").read_text()
+
+
+def test_metrics_see_the_config_of_their_own_job(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    done, runs = sweep(tmp_path, "fused", "metrics=mine.told", "hydra.launcher.fuse=4", "num_rounds=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [[line["num"] for line in lines] for _, lines in runs] == [[float(i)] * 3 for i in range(4)]
+    assert all(result["engine"]["backend"] == "fused" for result, _ in runs)

@@ -334,3 +334,76 @@ soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 print(soft == min(hard, 2**16))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+DAEMON = """
+import os, time
+
+def daemon(channel):
+    # What a library may do: fork twice, in a session of its own.
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    channel.send({"kind": "daemon", "pid": int(os.read(read, 100))})
+    if channel.read_payload() == b"stay":
+        channel.watch(60, lambda: None)
+        time.sleep(600)
+    return 0
+"""
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from flgo_hydra.launch.pool import Message, Pool
+pool = Pool("daemons:daemon")
+pool.start(b"stay", Path("log"))
+while True:
+    for event in pool.wait(60):
+        if isinstance(event, Message) and event.values["kind"] == "daemon":
+            print(pool._server.pid, event.values["pid"], flush=True)
+"""
+
+
+@pytest.fixture
+def daemons(tmp_path, monkeypatch):
+    (tmp_path / "daemons.py").write_text(DAEMON)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
+def gone(pids, most_s=10.0):
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=most_s)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_daemon_that_a_job_leaves_behind_does_not_outlive_the_jobs(daemons, tmp_path):
+    pool = Pool("daemons:daemon")
+    try:
+        pool.start(b"", tmp_path / "log")
+        said = []
+        while not any(isinstance(event, Ended) for event in said):
+            said += pool.wait(60)
+        pid = next(event.values["pid"] for event in said if isinstance(event, Message))
+        assert gone([pid])
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "running"])
+def test_a_forkserver_leaves_with_its_launcher_also_when_somebody_has_stopped_it(daemons, stopped):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    with parent.stdout:
+        server, daemon = map(int, parent.stdout.readline().split())
+    jobs = [child.pid for child in psutil.Process(server).children(recursive=True)]
+    assert len(jobs) >= 2  # the job, and what it has left behind
+    if stopped:
+        os.kill(server, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    assert gone([server, daemon, *jobs])

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from flgo_hydra.launch.failures import Failure
+from flgo_hydra.launch.failures import Attempt, Failure
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.reporter import WHY_APART
@@ -544,6 +544,55 @@ def test_what_crashed_together_goes_again_alone(world):
     events(queue)
     assert [job.state for job in jobs] == ["done", "done"]
     assert [len(job.attempts) for job in jobs] == [1, 2]
+
+
+@pytest.mark.parametrize("how, state", [("stop", "stopped"), ("cancel", "cancelled"), ("time", "failed")])
+def test_jobs_that_shall_end_do_not_go_again_because_their_group_ended_apart(world, how, state):
+    queue = world.queue(fuse=2, timeout_s=60.0)
+    jobs = fused(world, 2)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    if how == "stop":
+        queue.stop()
+    elif how == "cancel":
+        for job in jobs:
+            queue.cancel(job, now=False)
+    else:
+        while world.pool.told:
+            queue.next_event(timeout_s=0)
+        world.clock.now += 61.0
+        queue.next_event(timeout_s=0)
+        assert world.pool.stops == [1, 2]
+    for token in (1, 2):
+        world.pool.say(token, kind="end", status="apart", why="no gain")
+    world.pool.told.append([Ended(token, 0, None, b"") for token in (1, 2)])
+    events(queue)
+    assert [job.state for job in jobs] == [state] * 2 and queue.is_idle
+    assert len(world.pool.started) == 2
+
+
+def test_the_time_limit_of_one_is_not_the_others(world):
+    queue = world.queue(fuse=2, timeout_s=60.0, grace_s=10.0)
+    jobs = fused(world, 2)
+    jobs[0].attempts.append(Attempt(1, "cpu", "", seconds=30.0))
+    for job in jobs:
+        queue.submit(job)
+    while not world.pool.started or world.pool.told:
+        queue.next_event(timeout_s=0)
+    begin = world.clock.now
+    while not world.pool.stops:
+        queue.next_event()
+    assert world.clock.now == begin + 30.0 and (world.pool.stops, world.pool.ends) == ([1], [])
+    while len(world.pool.stops) < 2:  # the first does not heed it; the second has its own time
+        queue.next_event()
+    assert world.clock.now == begin + 60.0 and world.pool.ends == []
+    while not world.pool.ends:  # now both should be gone
+        queue.next_event()
+    assert world.clock.now == begin + 60.0 and world.pool.ends == [1]
+    for token in (1, 2):
+        world.pool.finish(token, 143)
+    assert [event.job.failure.kind for event in events(queue, "ended")] == ["timeout"] * 2
 
 
 def test_a_signal_for_one_would_end_the_others(world):

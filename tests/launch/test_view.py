@@ -18,7 +18,7 @@ import flgo_hydra
 from flgo_hydra.launch.failures import Attempt, Failure
 from flgo_hydra.launch.queue import Event, Job, Queue, Running
 from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement
-from flgo_hydra.launch.view import Table, Tally, bar_cells, describe, open_view, time_left_s
+from flgo_hydra.launch.view import Table, Tally, _divert_logging, bar_cells, describe, open_view, time_left_s
 
 GPU = Device("GPU-1a2b3c4d-5e6f", 80 * 1024, 40 * 1024, slots=4, foreign_mib=20 * 1024)
 
@@ -210,3 +210,23 @@ def test_the_best_is_what_the_monitor_calls_so(monitor: str | None, best: float)
         for told in (values, {**values, "best": math.nan}):
             tally.count(Event("report", job, told))
     assert tally.best == best and tally.best_job is jobs[1 if best == 0.25 else 2]
+
+
+def test_a_handler_whose_stream_cannot_be_set_is_left_alone():
+    """dill has one, on a logger that is there as soon as it is imported."""
+
+    class Own(logging.StreamHandler):
+        stream = property(lambda self: sys.stderr)
+
+        def __init__(self):
+            logging.Handler.__init__(self)
+
+    own, logger = Own(), logging.getLogger("a library of its own")
+    logger.addHandler(own)
+    try:
+        diverted = _divert_logging((sys.stdout, sys.stderr), io.StringIO())
+        for handler, stream in diverted:
+            handler.setStream(stream)
+        assert own not in [handler for handler, _ in diverted]
+    finally:
+        logger.removeHandler(own)

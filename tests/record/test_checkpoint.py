@@ -40,6 +40,14 @@ def test_another_config_is_an_error(path: Path) -> None:
         load_checkpoint(path, "def", CPU)
 
 
+def test_another_configs_is_set_aside_in_a_folder_that_a_sweep_has_chosen(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(path, "abc", {})
+    assert load_checkpoint(path, "def", CPU, is_of_sweep=True) is None
+    assert "another config (kept as checkpoint.pt.damaged)" in caplog.text and not path.exists()
+
+
 def _flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
@@ -64,6 +72,7 @@ def test_a_damaged_file_is_none_with_a_warning(path: Path, caplog: pytest.LogCap
         assert load_checkpoint(path, "abc", CPU) is None
     (message,) = caplog.messages
     assert str(path) in message and "the run starts from round 0" in message
+    assert os.listdir(path.parent) == ["checkpoint.pt.damaged"]  # it may be somebody else's
 
 
 @pytest.mark.parametrize("content", [[1], {"version": 0, "fingerprint": "abc"}, {"version": 1}])

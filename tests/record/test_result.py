@@ -61,9 +61,9 @@ def test_infinite_best_and_nan_metrics_come_back(run: RunPaths) -> None:
 
 
 def rewrite(run: RunPaths, **changed: object) -> None:
-    """A result as another version writes it, without the hash that this one adds."""
+    """A result as an earlier version wrote it, without the hash that this one adds."""
     values = {**json.loads(run.result.read_text()), **changed}
-    del values["sha256"]
+    del values["sha256"], values["format"]
     run.result.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 
@@ -196,6 +196,53 @@ def test_a_result_of_other_types_is_not_believed(run: RunPaths, changed: dict[st
     rewrite(run, **changed)
     assert read_result(run) is None
     assert why in str(defect_of(run))
+
+
+def test_a_result_that_has_lost_its_hash_is_not_believed(run: RunPaths) -> None:
+    write_result(run, RESULT)
+    values = json.loads(run.result.read_text())
+    del values["sha256"]
+    run.result.write_text(json.dumps(values))
+    assert read_result(run) is None
+    assert "it has lost its `sha256`" in str(defect_of(run))
+
+
+ROUNDS = [{"round": r, "valid_loss": 1 / 2**r, "test_accuracy": 0.5 + r / 16} for r in range(4)]
+SOUND = {
+    "best_valid_loss": 0.125,
+    "best_round": 3,
+    "last_round": 3,
+    "best": {"valid_loss": 0.125, "test_accuracy": 0.6875},
+    "option": {"num_rounds": 3},
+}
+
+
+@pytest.mark.parametrize(
+    "changed, why",
+    [
+        ({}, None),
+        ({"best_valid_loss": 0.0625}, "has another `best_valid_loss` than rounds.jsonl"),
+        ({"best": {"valid_loss": 0.0625}}, "has another `best` than round 3 in rounds.jsonl"),
+        ({"best": {"valid_loss": 0.125, "test_accuracy": 0.75}}, "has another `best` than round 3 in rounds.jsonl"),
+        ({"best": {"valid_loss": 0.125, "own": 1.0}}, "has another `best` than round 3 in rounds.jsonl"),
+        (
+            {"best_round": 1, "best": {"valid_loss": 0.5}},
+            "has a best valid_loss that is not the best in rounds.jsonl",
+        ),
+        ({"best_round": 2, "last_round": 2, "option": {}}, "ends in round 2, but rounds.jsonl in 3"),
+        ({"option": {"num_rounds": 4}}, "is completed after round 3 of 4"),
+        ({"status": "pruned", "option": {"num_rounds": 2}}, "is pruned after round 3 of 2"),
+        ({"status": "pruned", "last_round": 4, "option": {"num_rounds": 9}}, None),  # after a round without a line
+    ],
+)
+def test_a_result_of_an_earlier_version_is_checked_against_itself(
+    run: RunPaths, changed: dict[str, object], why: str | None
+) -> None:
+    run.rounds.write_text("".join(json.dumps(line) + "\n" for line in ROUNDS))
+    write_result(run, RESULT)
+    rewrite(run, **{**SOUND, **changed})
+    assert (read_result(run) is None) == (why is not None)
+    assert why is None or str(defect_of(run)) == f"result.json {why}"
 
 
 def test_a_result_is_of_its_rounds(run: RunPaths) -> None:

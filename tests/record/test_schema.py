@@ -145,10 +145,10 @@ def loop(path: Path) -> None:
     "make, why",
     [
         (Path.mkdir, "is a folder"),
-        (fifo, "is no file of text"),
+        (fifo, "is no plain file"),
         (lambda path: path.symlink_to("nowhere"), "is a link to a file that is not there"),
         (loop, "cannot be read: Too many levels"),
-        (lambda path: path.symlink_to("/dev/zero"), "is no file of text"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no plain file"),
         (lambda path: path.symlink_to("/"), "is a folder"),
         (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**40), "has 1099511627776 bytes"),
     ],

@@ -321,10 +321,13 @@ def test_repeats_are_of_the_same_data_and_code(report, make_run, tmp_path):
 
 
 def test_points_of_a_sweep_are_no_repeats(report, make_run):
-    """Two widths of the same engine have one fingerprint: they are two points of the sweep."""
+    """Two folders of data have one fingerprint: they are two points of the sweep. A copy of a run is none."""
     for i in range(2):
-        make_run(f"s/{i}", [1.0], lr=0.1)
+        make_run(f"s/{i}", [1.0], lr=0.1, **{"task.data_dir": f"d{i}"})
     assert report("s").startswith("2 runs: 2 completed")
+    make_run("s/2", [1.0], lr=0.1, **{"task.data_dir": "d1"})
+    told = report("s")
+    assert told.startswith("2 runs: 2 completed") and "1 of 3 runs repeat another one" in told
 
 
 def test_versions_of_code_are_told_and_the_seeds_of_both_are_not_hidden(report, make_run):

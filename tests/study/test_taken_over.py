@@ -47,6 +47,23 @@ def test_runs_that_were_swapped_are_run_again_and_no_other(command, swept):
     assert len(list(Path("sweep").glob("*/result.json.damaged"))) == 2
 
 
+def test_runs_that_were_swapped_under_their_study_are_set_aside(command, swept):
+    before = {n: Path(f"sweep/{n}/rounds.jsonl").read_bytes() for n in "03"}
+    for name in ("result.json", "rounds.jsonl"):
+        one, other = Path("sweep/0", name), Path("sweep/3", name)
+        texts = one.read_bytes(), other.read_bytes()
+        one.write_bytes(texts[1])
+        other.write_bytes(texts[0])
+    done = command(*SWEEP)
+    assert done.status == 0, done.err
+    said = done.out + done.err
+    told = "holds the result of another config (kept as result.json.damaged, rounds.jsonl.damaged). The run is done"
+    assert said.count(told) == 2
+    assert len(times()) == 4
+    for number, other in ("03", "30"):
+        assert Path(f"sweep/{number}/rounds.jsonl.damaged").read_bytes() == before[other]
+
+
 def test_another_storage(command, swept):
     done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
     assert done.status == 0, done.err

@@ -206,7 +206,7 @@ class _Job:
         self.reporter = reporter.Reporter(is_stopping=lambda: run().state.round_num >= NUM_ROUNDS)
         self.error: BaseException | None = None
 
-    def logging(self):
+    def current(self):
         return nullcontext()
 
     def finish(self, value: Any) -> None:
