@@ -287,7 +287,7 @@ class Living:
     def _compare(self) -> None:
         try:
             alone = comparison.read(self._alone, self._sweep)
-            found = comparison.read(self._world.folder, self._sweep)
+            found = comparison.read(self._world.folder, self._sweep, self._world.touched)
         except Exception as error:
             self.life.trouble("difference", f"it cannot be read: {error!r}")
             return
