@@ -186,8 +186,11 @@ def _values(where: str, here: Any, there: Any) -> list[str]:
 
 def _trials(found: Found, alone: Found, is_loose: bool) -> list[str]:
     trials = found.trials
-    if is_loose:  # what ran again has a trial of before as well, which has to be the same
-        trials = [one for i, one in enumerate(trials) if one not in trials[:i]]
+    if is_loose:  # what ran again has a trial of before as well, of the same value (of its curve there may be less)
+        trials = list(
+            {(one["point"], one["value"]): one for one in sorted(trials, key=lambda one: len(one["curve"]))}.values()
+        )
+        trials.sort(key=str)
     here, there = (Counter(trial["point"] for trial in one) for one in (trials, alone.trials))
     told = [
         f"{here[point]} trials with an outcome of {point}, undisturbed {there[point]}"
