@@ -31,6 +31,9 @@ def main() -> None:
         return
     try:
         status = _run(arguments)
+    except KeyboardInterrupt:  # before there was anything to stop: while it imports
+        print("\ninterrupted", file=sys.stderr)
+        status = 130
     except SystemExit as stop:  # argparse's, or a sweep that is not whole
         if not isinstance(stop.code, int | None):
             raise

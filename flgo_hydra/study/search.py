@@ -117,6 +117,8 @@ class SearchSource:
         self._queue: deque[Job] = deque()
         self._again: deque[_Attempt] = deque()
         self._num_chosen = 0
+        self._asked: tuple[int, Mapping[str, Value], int] | None = None
+        """a trial that the study has, its point and its choice, as long as its jobs are not made"""
         self._num_tried = 0
         self._num_refused = 0
         self._resume()
@@ -155,9 +157,12 @@ class SearchSource:
             trial.number = study.ask_again(self._space, again.params, choice)
             self._again.popleft()
         else:
-            choice = self._num_chosen
-            number, values = study.ask(settings.sampler, settings.seed, self._space, choice)
-            self._num_chosen += 1
+            # What fails from here to the end (no descriptors, no disk) is tried again: with the point that was chosen.
+            if self._asked is None:
+                choice = self._num_chosen
+                self._asked = (*study.ask(settings.sampler, settings.seed, self._space, choice), choice)
+                self._num_chosen += 1
+            number, values, choice = self._asked
             overrides = self._space.write(values)
             try:
                 trial = self._make(overrides)
@@ -165,9 +170,11 @@ class SearchSource:
                 raise
             except (ValueError, HydraException) as error:
                 self._refuse(number, choice, overrides, error)
+                self._asked = None
                 return None
             trial.number = number
         self._annotate(trial.number, {**self._all.attributes(trial), **_numbered(choice)})
+        self._asked = None
         return trial
 
     def _annotate(self, number: int, attributes: Mapping[str, object]) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,25 +49,31 @@ class Found:
     is_running: int = 0
     """how many trials have none, and are not told to have failed"""
     leftovers: list[str] = field(default_factory=list)
+    """what is wrong with the files themselves"""
 
 
-def read(folder: Path, sweep: Sweep) -> Found:
+def read(folder: Path, sweep: Sweep, without_rounds: Collection[str] = ()) -> Found:
     """Reads a finished sweep.
 
+    Args:
+        without_rounds: run folders whose records were taken away: a result without its rounds stands alone.
     Raises:
         Exception: a file is missing, or nothing that its reader knows.
     """
     rows, rounds, models = {}, {}, {}
-    leftovers = [str(path.relative_to(folder)) for path in folder.glob("*/checkpoint.pt")]
-    leftovers += [str(path.relative_to(folder)) for path in folder.glob("*/.*.????????") if path.is_file()]
+    left = [*folder.glob("*/checkpoint.pt"), *folder.glob("*/.*.????????")]
+    leftovers = [f"left over: {path.relative_to(folder)}" for path in left if path.is_file()]
     for row in _table(folder / "results.csv"):
         point = tuple(item for item in row.items() if item[0] in _swept(row))
         run = folder / row["folder"]
         if point in rows:
             leftovers.append(f"a second row of {_name(point)} in results.csv")
         rows[point] = {key: value for key, value in row.items() if key not in _UNSTEADY}
-        lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-        rounds[point] = [{key: value for key, value in line.items() if key not in _UNSTEADY} for line in lines]
+        if (run / "rounds.jsonl").exists():
+            lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+            rounds[point] = [_steady(line) for line in lines]
+        elif run.name not in without_rounds:
+            leftovers.append(f"no rounds.jsonl of {_name(point)}")
         if (run / "best_model.safetensors").exists():
             models[point] = hashlib.sha256((run / "best_model.safetensors").read_bytes()).hexdigest()
     points = [_steady(row) for row in _table(folder / "points.csv")] if (folder / "points.csv").exists() else []
@@ -125,14 +132,15 @@ def differences(found: Found, alone: Found, sweep: Sweep, is_loose: bool = False
         is_loose: study or runs of it were damaged or taken away: points ran again, and a search went on without what
             it knew.
     """
-    told = [f"left over: {name}" for name in found.leftovers]
+    told = list(found.leftovers)
     if found.is_running:
         told.append(f"{found.is_running} trials are RUNNING")
     if sweep.may_differ:
         told += _pruned(found, alone)
     elif is_loose and sweep.kind == "search":
-        if len(found.rows) < len(alone.rows):
-            told.append(f"{len(found.rows)} points, undisturbed {len(alone.rows)}")
+        # A sampler that begins anew may choose points again that it had: those count as tried.
+        if len(found.trials) < len(alone.trials):
+            told.append(f"{len(found.trials)} trials with an outcome, undisturbed {len(alone.trials)}")
         both = set(found.rows) & set(alone.rows)
         told += _by_point(found, alone, both)
     else:
@@ -149,7 +157,8 @@ def _by_point(found: Found, alone: Found, points: set[Point]) -> list[str]:
     told = []
     for point in sorted(points):
         told += _values(f"results.csv, {_name(point)}", found.rows[point], alone.rows[point])
-        told += _lines(point, found.rounds[point], alone.rounds[point])
+        if point in found.rounds:
+            told += _lines(point, found.rounds[point], alone.rounds[point])
         if found.models.get(point) != alone.models.get(point):
             told.append(f"best_model of {_name(point)} is another one")
     return told
@@ -177,8 +186,11 @@ def _values(where: str, here: Any, there: Any) -> list[str]:
 
 def _trials(found: Found, alone: Found, is_loose: bool) -> list[str]:
     trials = found.trials
-    if is_loose:  # what ran again has a trial of before as well, which has to be the same
-        trials = [one for i, one in enumerate(trials) if one not in trials[:i]]
+    if is_loose:  # what ran again has a trial of before as well, of the same value (of its curve there may be less)
+        trials = list(
+            {(one["point"], one["value"]): one for one in sorted(trials, key=lambda one: len(one["curve"]))}.values()
+        )
+        trials.sort(key=str)
     here, there = (Counter(trial["point"] for trial in one) for one in (trials, alone.trials))
     told = [
         f"{here[point]} trials with an outcome of {point}, undisturbed {there[point]}"
@@ -197,7 +209,7 @@ def _pruned(found: Found, alone: Found) -> list[str]:
     told = []
     ended = {point for point in found.rows if found.rows[point]["status"] == "completed"}
     told += _by_point(found, alone, {point for point in ended if alone.rows[point]["status"] == "completed"})
-    for point in sorted(found.rows):
+    for point in sorted(found.rounds):
         num = min(len(found.rounds[point]), len(alone.rounds[point]))
         told += _lines(point, found.rounds[point][:num], alone.rounds[point][:num])
     best = min((float(found.rows[point]["best_valid_loss"]) for point in ended), default=None)

@@ -259,7 +259,10 @@ class Living:
     def _judge(self, command: Command, before: dict[str, bytes], touched: set[str]) -> None:
         text, status = command.text(), command.status
         assert status is not None
-        for told in sorted({_in_short(one) for one in text.split(_TRACEBACK)[1:]}):
+        _, *tracebacks = text.split(_TRACEBACK)
+        # Under Hydra's own launcher a job's failure is printed by the same process, which then goes on to its summary.
+        is_of_jobs = not self._sweep.is_packed and tracebacks and _WORDS.search(tracebacks[-1])
+        for told in sorted({_in_short(one) for one in tracebacks if not is_of_jobs}):
             self.life.trouble("traceback", told)
         was_sent = any("SIG" in line or "killed" in line or "stopped by" in line for line in self.life.told)
         if status < 0 and not was_sent:
@@ -287,7 +290,7 @@ class Living:
     def _compare(self) -> None:
         try:
             alone = comparison.read(self._alone, self._sweep)
-            found = comparison.read(self._world.folder, self._sweep)
+            found = comparison.read(self._world.folder, self._sweep, self._world.touched)
         except Exception as error:
             self.life.trouble("difference", f"it cannot be read: {error!r}")
             return

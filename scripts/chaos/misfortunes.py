@@ -388,6 +388,7 @@ class MovedAway(Misfortune):
             # What was made in its place meanwhile lies below the mount, unseen.
             if world.folder.exists():
                 os.rename(world.folder, world.home / f"below-{time.monotonic_ns()}")
+                world.is_forgetful = True  # the study may have a trial of a run that ended there
             os.rename(self._aside, world.folder)
             self._aside = None
 

@@ -15,6 +15,7 @@ the machine's timing). Exits with 1 where there was any.
 
 import argparse
 import collections
+import itertools
 import random
 import shutil
 import signal
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the sweep to begin with")
-    parser.add_argument("--only", type=int, default=None, metavar="N")
+    parser.add_argument("--only", default="", metavar="N", help="that sweep again; several: N,M,…")
     parser.add_argument("--kinds", default="", help="parts of names of misfortunes, separated by commas")
     parser.add_argument("--folder", type=Path, default=None, help="where sweeps lie; else a temporary one")
     parser.add_argument("--list", action="store_true", help="prints the kinds of misfortune")
@@ -51,13 +52,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     lives: list[tuple[int, Life]] = []
-    number = given.first if given.only is None else given.only
+    most = given.sweeps if given.sweeps is not None or end is not None else 1
+    numbers = itertools.count(given.first) if most is None else range(given.first, given.first + most)
     try:
-        while True:
+        for number in [int(text) for text in given.only.split(",")] if given.only else numbers:
             lives.append((number, live(given.seed, number, kinds, folder, given)))
-            number += 1
-            most = 1 if given.only is not None else given.sweeps if end is None else None
-            if (end is not None and time.monotonic() > end) or (most is not None and len(lives) >= most):
+            if end is not None and time.monotonic() > end:
                 break
     except KeyboardInterrupt:
         pass
@@ -83,7 +83,7 @@ def live(seed: int, number: int, kinds: list[str], folder: Path, given: argparse
         life.trouble("undisturbed", str(error))
     seconds = time.monotonic() - begin
     print(f"sweep {number}: {sweep.kind}, {', '.join(life.met) or 'nothing'}: {seconds:.0f} s", flush=True)
-    if life.troubles or given.only is not None:
+    if life.troubles or given.only:
         more = f" --kinds '{given.kinds}'" if given.kinds else ""
         print(f"  {' '.join(sweep.arguments)}", *life.told, sep="\n  ")
         print(f"  again: python scripts/chaos/soak.py --seed {seed} --only {number}{more}\n", flush=True)

@@ -37,14 +37,15 @@ def marked(mark: str) -> list[Process]:
             continue
         if stat[0] not in "ZX":
             cpu_s = (int(stat[11]) + int(stat[12])) * _TICK_S
-            found.append(Process(int(entry), int(stat[1]), stat[0], cpu_s, command[:120]))
+            kind = "forkserver: " if "import forkserver" in command else ""
+            found.append(Process(int(entry), int(stat[1]), stat[0], cpu_s, kind + command[:120]))
     return found
 
 
 def by_role(mark: str, parent: int) -> dict[str, list[int]]:
     """Process ids of the `parent`, of its forkserver (`server`) and of the `worker`s."""
     processes = marked(mark)
-    servers = [one.pid for one in processes if one.parent == parent and "forkserver" in one.command]
+    servers = [one.pid for one in processes if one.parent == parent and one.command.startswith("forkserver")]
     workers = [one.pid for one in processes if one.parent in servers]
     return {"parent": [parent], "server": servers, "worker": workers}
 

@@ -1,7 +1,9 @@
 """Searches and replicates on real storages. The app is a parabola, so that hundreds of jobs take no time."""
 
 import csv
+import errno
 import importlib.util
+import itertools
 import math
 import os
 import sys
@@ -22,6 +24,7 @@ from flgo_hydra import compose
 from flgo_hydra.explain import explain
 from flgo_hydra.study import samplers
 from flgo_hydra.study.grid import parse_point
+from flgo_hydra.study.search import SearchSource
 
 CONFIG = """
 defaults:
@@ -249,6 +252,22 @@ def test_a_point_that_failed_and_is_tried_again_is_one_choice(parabola):
     assert [call["x"] for call in parabola(*search("tpe", 6), *SPACE, retry)] == [whole[2]["x"]]
     assert len(parabola(*arguments)) == 8
     assert sorted({trial.user_attrs["choice"] for trial in study().trials}) == list(range(14))
+
+
+def test_a_point_that_could_not_be_made_for_a_moment_is_not_lost(parabola, monkeypatch):
+    """It was chosen, and the study had its trial, when the machine had no descriptors for what comes next."""
+    arguments = (*search("tpe", 12), *SPACE)
+    whole = parabola(*arguments, "hydra.sweep.dir=whole")
+    make, num = SearchSource._make, itertools.count()
+
+    def make_most(self, overrides):
+        if next(num) in (0, 3, 4, 5, 12):
+            raise OSError(errno.EMFILE, "Too many open files", "some/file")
+        return make(self, overrides)
+
+    monkeypatch.setattr(SearchSource, "_make", make_most)
+    assert parabola(*arguments) == whole and parabola.status == 0
+    assert [trial.user_attrs["choice"] for trial in study().trials] == list(range(12))
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
