@@ -80,7 +80,7 @@ def _lines(key: str, node: Any) -> Iterator[tuple[str, str]]:
         yield "typo", f"{key}={value[:-1]}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def composed() -> dict[str, bytes]:
     """Configs by the choice that they make."""
     compose.prepare()

@@ -24,6 +24,9 @@ LAYERS = {
     "own_code": {"reference"},
     "captured": {"own_code"},
     "mistakes": set(),
+    "kinds": set(),
+    "flags": {"mistakes"},
+    "machine_errors": {"own_code"},
     "progress": set(),
     "record": {"monitor"},
     "federated": {"config", "reference", "monitor", "own_code", "captured"},
@@ -31,7 +34,7 @@ LAYERS = {
     "chosen": {"compose", "help"},
     "help": {"config", "compose"},
     "resume": {"__main__", "compose", "study"},
-    "explain": {"compose", "help", "mistakes"},
+    "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
     "report": {"mistakes", "monitor", "progress", "record"},
     "launch": {"config", "monitor", "reference", "progress", "record"},
     "job": {
@@ -59,7 +62,10 @@ LAYERS = {
         *("federated.patience", "job.checks"),
     },
     "plugins": {"config", "study", "launch"},
-    "__main__": {"app", "compose", "explain", "help", "importing", "launch.host", "launch.server_process", "streams"},
+    "__main__": {
+        *("app", "compose", "explain", "flags", "help", "importing", "machine_errors", "record", "streams"),
+        *("launch.host", "launch.server_process"),
+    },
     "api": {
         "app",
         "captured",
