@@ -110,7 +110,8 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from flgo_hydra import machine_errors
 
-        said = None if wants_traceback else machine_errors.in_words(error)
+        said = explain.of_plugin(error, arguments) or machine_errors.in_words(error)
+        said = None if wants_traceback else said
         if said is not None:
             return _refuse(said)
         traceback.print_exc()

@@ -51,6 +51,15 @@ def refuse_early(arguments: Sequence[str]) -> None:
             raise ValueError(mistakes.unknown_choice(key, value, group_choices(key, config_dirs(arguments))))
 
 
+def of_plugin(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The sentence for a launcher's or sweeper's key that it does not know, as Hydra 1.4 raises it; None otherwise."""
+    told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    where, unexpected = _FULL_KEY.search(told), _UNEXPECTED.search(told)
+    if not isinstance(error, TypeError) or not where or not unexpected:
+        return None
+    return _of_unknown_key(f"{where[1]}.{unexpected[1]}", arguments)
+
+
 def _explain(error: BaseException, arguments: Sequence[str]) -> str:
     chain = list(_chain(error))
     text = "\n".join(str(e) for e in chain)
@@ -139,6 +148,8 @@ def _of_instantiation(error: BaseException, arguments: Sequence[str]) -> str:
     """What a launcher, a sweeper or a callback was not made for."""
     if isinstance(error.__cause__, ValueError):
         return str(error.__cause__)
+    if isinstance(error.__cause__, TypeError) and (said := of_plugin(error.__cause__, arguments)):
+        return said
     where = _FULL_KEY.search(str(error))
     unexpected = _UNEXPECTED.search(str(error))
     if where and unexpected:

@@ -76,7 +76,7 @@ from flgo_hydra.explain import explain
         ("lr=-1", "`lr > 0 and finite` must hold, but got -1.0."),
         ("+foo=1", "There is no `foo`."),
         # grammar
-        ("lr=[1", "no viable alternative at input '[1'"),
+        ("lr=[1", "error: `lr=[1` must be `key=value` in Hydra's grammar, but the value '[1' cannot be read"),
         ("fedprox", "must be `key=value`, but it has no `=`. Did you mean `algorithm=fedprox`?"),
         ("lr=0.1,0.2", "each is a run of its own: `python -m flgo_hydra -m lr=0.1,0.2`."),
         # grids: before any job starts
