@@ -25,9 +25,9 @@ def main() -> None:
     keep_going()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        from flgo_hydra.help import config_dirs, help_page
-
-        print(help_page(config_dirs(arguments)))
+        status = _help(arguments)
+        if status:
+            sys.exit(status)
         return
     try:
         status = _run(arguments)
@@ -39,6 +39,26 @@ def main() -> None:
             raise
         status = stop.code or 0
     _leave(status)
+
+
+def _help(arguments: Sequence[str]) -> int:
+    """Prints the help page, of what the overrides compose to where there are any; returns the exit status."""
+    from flgo_hydra.help import config_dirs, help_page
+
+    composed = None
+    if any("=" in argument and not argument.startswith("-") for argument in arguments):
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from flgo_hydra import compose, explain
+
+        compose.prepare()
+        try:
+            composed = explain.composed(arguments)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return _refuse(explain.explain(error, arguments))
+    print(help_page(config_dirs(arguments), composed=composed))
+    return 0
 
 
 def _leave(status: int) -> None:
@@ -95,7 +115,10 @@ def _run(arguments: Sequence[str]) -> int:
         from flgo_hydra import machine_errors
 
         refused = files.refused_by_storage(error)
-        said = machine_errors.in_words(error) if refused is None else str(refused)
+        if refused is None:
+            said = explain.of_plugin(error, arguments) or machine_errors.in_words(error)
+        else:
+            said = str(refused)
         if said is not None and not wants_traceback:
             return _refuse(said)
         traceback.print_exc()

@@ -1,5 +1,6 @@
 """Hydra's errors in the words of the person who typed the command: what must hold, what came, what to do. One line."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from flgo_hydra import kinds, mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
-from flgo_hydra.help import GROUPS, config_dirs, group_choices, keys_by_choice, meaning_of
+from flgo_hydra.help import GROUPS, Composed, config_dirs, group_choices, keys_by_choice, meaning_of
 from flgo_hydra.overrides import override
 
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
@@ -50,6 +51,15 @@ def refuse_early(arguments: Sequence[str]) -> None:
             raise ValueError(mistakes.unknown_choice(key, value, group_choices(key, config_dirs(arguments))))
 
 
+def of_plugin(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The sentence for a launcher's or sweeper's key that it does not know, as Hydra 1.4 raises it; None otherwise."""
+    told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    where, unexpected = _FULL_KEY.search(told), _UNEXPECTED.search(told)
+    if not isinstance(error, TypeError) or not where or not unexpected:
+        return None
+    return _of_unknown_key(f"{where[1]}.{unexpected[1]}", arguments)
+
+
 def _explain(error: BaseException, arguments: Sequence[str]) -> str:
     chain = list(_chain(error))
     text = "\n".join(str(e) for e in chain)
@@ -60,9 +70,13 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> str:
         return mistakes.unknown_choice(group, name, options or group_choices(group))
     if "Config group override must be" in text:  # model=null, model=3
         for argument in arguments:
-            group, _, name = argument.partition("=")
-            if group in GROUPS and name not in group_choices(group):
-                return mistakes.unknown_choice(group, name, group_choices(group))
+            group, _, names = argument.partition("=")
+            choices = group_choices(group, config_dirs(arguments)) if group in GROUPS else []
+            for name in names.split(",") if choices else ():
+                if name == "null" and "," in names:
+                    return mistakes.nothing_of_group(group, names)
+                if name not in choices:
+                    return mistakes.unknown_choice(group, name, choices)
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return _of_value_error(error, arguments)
     for e in chain:
@@ -134,6 +148,8 @@ def _of_instantiation(error: BaseException, arguments: Sequence[str]) -> str:
     """What a launcher, a sweeper or a callback was not made for."""
     if isinstance(error.__cause__, ValueError):
         return str(error.__cause__)
+    if isinstance(error.__cause__, TypeError) and (said := of_plugin(error.__cause__, arguments)):
+        return said
     where = _FULL_KEY.search(str(error))
     unexpected = _UNEXPECTED.search(str(error))
     if where and unexpected:
@@ -248,24 +264,62 @@ def _hydra_choices(group: str) -> list[str]:
     return sorted({"basic", *group_choices(group)})
 
 
-def _known_keys(arguments: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-    """Group choices that were typed, each with the keys of their config, Hydra's own among them, where they compose."""
-    from hydra import compose, initialize_config_dir
+def composed(arguments: Sequence[str]) -> Composed | None:
+    """The config that a command's overrides make, for the help page; None where there are none.
+
+    Of what varies the defaults are shown.
+
+    Raises:
+        HydraException: they do not compose.
+    """
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    typed = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = [text for text in typed if not parser.parse_override(text).is_sweep_override()]
+    if not overrides:
+        return None
+    with _config_dirs(arguments) as searched:
+        cfg: DictConfig = compose("config", overrides=[*searched, *overrides], return_hydra_config=True)
+    content: Any = OmegaConf.to_container(cfg, resolve=False)
+    values = {}
+    for key in mistakes.keys_of(cfg):
+        node = content
+        for part in key.split("."):
+            node = node[part]
+        values[key] = node
+    choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
+    return Composed(tuple(overrides), choices, values)
+
+
+@contextlib.contextmanager
+def _config_dirs(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Lets Hydra compose our configs and a user's own; yields the override that says where those are."""
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     folders = [f"file://{Path(folder).absolute()}" for folder in config_dirs(arguments)]
-    searched = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     base = {name: value for name, value in hydra_main_arguments().items() if name == "version_base"}
     GlobalHydra.instance().clear()
-    found: list[tuple[list[str], list[str]]] = []
     with initialize_config_dir(config_dir=str(conf_dir()), **base):
+        yield [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+
+
+def _known_keys(arguments: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Group choices that were typed, each with the keys of their config, Hydra's own among them, where they compose."""
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    found: list[tuple[list[str], list[str]]] = []
+    with _config_dirs(arguments) as searched:
         for choices in [*_picked(arguments), []]:
             if not choices and found:
                 break  # the defaults are for when nothing that was typed composes
             try:
                 cfg: DictConfig = compose("config", overrides=[*searched, *choices], return_hydra_config=True)
-            except HydraException:
+            except (HydraException, ValueError):  # such as a choice `null`
                 continue
             found.append((choices, mistakes.keys_of(cfg)))
     return found

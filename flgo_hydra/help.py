@@ -1,14 +1,17 @@
 """The page that `python -m flgo_hydra --help` prints: groups with their choices, keys with default and meaning.
 
-It is made from conf/ and from the comments in config.py, so it says what is true. It imports neither Hydra nor torch.
+It is made from conf/ and from the comments in config.py, so it says what is true. It imports neither Hydra nor torch:
+where overrides stand beside `--help`, the caller composes them (`explain.composed`), and the page shows their values.
 """
 
 import ast
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from flgo_hydra import config
 from flgo_hydra.compose import conf_dir
@@ -67,11 +70,12 @@ _EXAMPLES = """\
       a named grid, on other data"""
 
 
-def help_page(extra_folders: Sequence[str] = (), width: int | None = None) -> str:
+def help_page(extra_folders: Sequence[str] = (), width: int | None = None, composed: "Composed | None" = None) -> str:
     """Returns the page.
 
     Args:
         extra_folders: a user's own config folders (`--config-dir`), whose choices are listed too.
+        composed: the config that the rest of the command makes, whose values are shown; None: the schemas' defaults.
     """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = [
@@ -81,6 +85,8 @@ def help_page(extra_folders: Sequence[str] = (), width: int | None = None) -> st
         "",
         "Groups (group=choice)",
     ]
+    if composed is not None:
+        lines[4:4] = [*textwrap.wrap(f"The values below are those of {' '.join(composed.overrides)}.", width), ""]
     for group, meaning in GROUPS.items():
         choices = ", ".join(group_choices(group, extra_folders))
         lines += _entry(group, f"{choices}", meaning, width)
@@ -90,11 +96,31 @@ def help_page(extra_folders: Sequence[str] = (), width: int | None = None) -> st
             if choice:
                 lines.append(f"  with {choice}")
             for field in _shown_fields(schema):
-                lines += _entry(prefix + field.name, field.default, field.meaning, width)
+                key = prefix + field.name
+                value = field.default if composed is None else composed.value(key, choice, field.default)
+                lines += _entry(key, value, field.meaning, width)
     lines += ["", "Flags"]
     for flag, meaning in _FLAGS.items():
         lines += _entry(flag, "", meaning, width)
     return "\n".join([*lines, "", "Examples", _EXAMPLES])
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What the overrides of a command make."""
+
+    overrides: tuple[str, ...]
+    choices: Mapping[str, str]
+    """by group"""
+    values: Mapping[str, Any]
+    """by key; null, true and lists as Python has them"""
+
+    def value(self, key: str, choice: str, default: str) -> str:
+        """What is set of a key that comes with a choice; the default where another one is chosen."""
+        group, _, name = choice.partition("=")
+        if key not in self.values or (choice and self.choices.get(group) != name):
+            return default
+        return _as_written(self.values[key])
 
 
 def keys_by_choice() -> dict[str, str]:
@@ -182,6 +208,10 @@ def _default(schema: str, name: str) -> str:
 
     field = getattr(config, schema).__dataclass_fields__[name]
     value = field.default if field.default_factory is MISSING else field.default_factory()
+    return _as_written(value)
+
+
+def _as_written(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

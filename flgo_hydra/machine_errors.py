@@ -1,6 +1,7 @@
 """What the machine refused (no space, no rights, a name too long), in a sentence that says how to go on."""
 
 import errno
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ _ADVICE = {
 }
 
 
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|not enough memory")
+"""what torch says of it"""
+
+
 def in_words(error: BaseException) -> str | None:
     """Returns a sentence for an error of the machine, None for any other.
 
@@ -38,14 +43,14 @@ def in_words(error: BaseException) -> str | None:
     """
     if _is_users(error):
         return None
-    if isinstance(error, MemoryError):
-        return "There is no memory left for what was asked. Lower `task.num_clients`, `batch_size` or the model."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return "There is no memory left for this. Lower what is large: `task.num_clients`, `batch_size`, the model."
     if not isinstance(error, OSError) or error.errno is None:
         return None
     advice = _ADVICE.get(error.errno)
     if advice is None:
         return None
-    where = _shortened(str(error.filename)) if error.filename is not None else "A file"
+    where = _shortened(str(error.filename)) if error.filename is not None else "The output folder"
     return f"{where} cannot be used: {advice}."
 
 

@@ -64,6 +64,11 @@ def unknown_key(key: str, known: Collection[str], elsewhere: Mapping[str, str] |
         elsewhere: keys that other choices have, with the choice: `{"algorithm.mu": "algorithm=fedprox"}`.
     """
     elsewhere = {name: choice for name, choice in (elsewhere or {}).items() if name not in known}
+    if key in ("experiment", "option"):  # a group whose choices are no node of the config
+        return (
+            f"`{key}=…` must choose a YAML file that sets keys at the root, but this one sets keys of `{key}`. Its "
+            "first line must be `# @package _global_`."
+        )
     if key in elsewhere:
         return f"There is no `{key}` with the choices made: it is a key of {elsewhere[key]}."
     names = nearest(key, [*known, *elsewhere])
@@ -107,6 +112,15 @@ def unknown_choice(group: str, choice: str, choices: Collection[str]) -> str:
     names = difflib.get_close_matches(choice, choices, n=1, cutoff=0.6)
     advice = f" Did you mean `{group}={names[0]}`?" if names else ""
     return f"`{group}` has no choice {choice!r}. It has {', '.join(sorted(choices))}.{advice}"
+
+
+def nothing_of_group(group: str, names: str) -> str:
+    """The error for `experiment=tune,null`: Hydra cannot choose nothing from the command line."""
+    named = names.replace("null", "none")
+    return (
+        f"`{group}={names}` must name choices, but `null` is none. Give nothing a name of its own: a file "
+        f"my_conf/{group}/none.yaml with the line `# @package _global_`, and `--config-dir my_conf {group}={named}`."
+    )
 
 
 def keys_of(cfg: DictConfig, without: str = "", prefix: str = "") -> list[str]:

@@ -97,6 +97,16 @@ class Monitor:
         return BEST_VALID_LOSS if self == VALID_LOSS else self.at_best(self.metric)
 
 
+def caveats(metric: str, mode: str | None) -> list[str]:
+    """What somebody may not have meant: the direction of one of our metrics, turned round."""
+    if metric not in KNOWN or mode is None or KNOWN[metric] == (mode == "max"):
+        return []
+    return [
+        f"`monitor_mode={mode}` follows the worst {metric}, of which more is {'better' if KNOWN[metric] else 'worse'}. "
+        "Leave `monitor_mode` out for the best."
+    ]
+
+
 def metric_of(column: str) -> str:
     """The metric of a column that `at_best` or `column` has named."""
     return "valid_loss" if column == BEST_VALID_LOSS else column.rpartition("@best(")[0] or column

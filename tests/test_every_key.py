@@ -16,13 +16,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import compose
-from flgo_hydra.explain import explain, refuse_early
+from flgo_hydra.explain import explain, of_plugin, refuse_early
 from flgo_hydra.help import group_choices
 
 VALUES = {
@@ -80,7 +80,7 @@ def _lines(key: str, node: Any) -> Iterator[tuple[str, str]]:
         yield "typo", f"{key}={value[:-1]}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def composed() -> dict[str, bytes]:
     """Configs by the choice that they make."""
     compose.prepare()
@@ -117,7 +117,7 @@ def _try(content: bytes, line: str) -> None:
         raise ConfigCompositionException(f"Error merging override {line}") from error
     part = _OURS.match(override.key_or_group)
     if part:
-        instantiate(config.hydra[part[1]])
+        Plugins.instance()._instantiate(config.hydra[part[1]])
         return
     if not line.startswith("hydra"):
         compose.to_conf(config)
@@ -139,7 +139,7 @@ def test_every_refusal_names_key_value_and_law(composed: dict[str, bytes]) -> No
                     _try(content, line)
                 except Exception as error:
                     refused += 1
-                    said = explain(error, [choice, line] if "=" in choice else [line])
+                    said = of_plugin(error, [line]) or explain(error, [choice, line] if "=" in choice else [line])
                     wrong += [f"{choice} {line!r}: {said}  ({fault})" for fault in _faults(kind, key, line, said)]
     assert not wrong, f"{len(wrong)} of {refused} refusals:\n" + "\n".join(wrong)
     assert refused > 10 * len(seen) > 800  # of fifteen or so kinds

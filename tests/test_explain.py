@@ -60,6 +60,7 @@ from flgo_hydra.explain import explain
             "There is no `hydra.sweeper.strage`. Did you mean `hydra.sweeper.storage`",
         ),
         ("-m lr=1,2 hydra.launcher.devices={a:1}", "`hydra.launcher.devices is auto, cpu, or a list"),
+        ("-m model=mlp,null lr=1", "`model=mlp,null` must name choices, but `null` is none. Give nothing a name"),
         # flags
         ("--lr 0.1", "error: There is no flag `--lr`. Keys of the config are set without dashes: `lr=0.1`.\n"),
         ("seed=1 --num-rounds=3", "without dashes: `num_rounds=3`."),
@@ -75,7 +76,7 @@ from flgo_hydra.explain import explain
         ("lr=-1", "`lr > 0 and finite` must hold, but got -1.0."),
         ("+foo=1", "There is no `foo`."),
         # grammar
-        ("lr=[1", "no viable alternative at input '[1'"),
+        ("lr=[1", "error: `lr=[1` must be `key=value` in Hydra's grammar, but the value '[1' cannot be read"),
         ("fedprox", "must be `key=value`, but it has no `=`. Did you mean `algorithm=fedprox`?"),
         ("lr=0.1,0.2", "each is a run of its own: `python -m flgo_hydra -m lr=0.1,0.2`."),
         # grids: before any job starts
@@ -112,6 +113,17 @@ def test_keys_of_a_users_own_choice_are_known(command: Callable[..., Any], empty
     (empty_folder / "conf/algorithm/mine.yaml").write_text("_target_: mine.Mine\nbeta: 0.5\n")
     ended = command("--config-dir", "conf", "algorithm=mine", "algorithm.bta=1")
     assert "There is no `algorithm.bta`. Did you mean `algorithm.beta`" in ended.err
+
+
+@pytest.mark.parametrize("content, status", [("lr: 0.1\n", 1), ("# @package _global_\nlr: 0.1\n", 0)])
+def test_a_preset_that_does_not_say_where_it_belongs(
+    command: Callable[..., Any], empty_folder: Path, content: str, status: int
+) -> None:
+    (empty_folder / "conf/experiment").mkdir(parents=True)
+    (empty_folder / "conf/experiment/mine.yaml").write_text(content)
+    ended = command("--config-dir", "conf", "experiment=mine", "num_rounds=1", "task.num_clients=3")
+    assert ended.status == status
+    assert ("Its first line must be `# @package _global_`." in ended.err) is bool(status)
 
 
 @pytest.mark.parametrize(

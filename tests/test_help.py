@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from flgo_hydra import __main__, compose, explain
 from flgo_hydra.help import GROUPS, config_dirs, field_docs, group_choices, help_page, keys_by_choice, meaning_of
 
 
@@ -107,3 +109,27 @@ def test_a_comment_of_two_lines_is_one_meaning() -> None:
 @pytest.mark.parametrize("name, default", [("num_steps", "null"), ("save_best", "false"), ("lr", "0.1")])
 def test_defaults_are_written_as_yaml(name: str, default: str) -> None:
     assert {field.name: field.default for field in field_docs("OptionConf")}[name] == default
+
+
+@pytest.mark.parametrize("group", ["task", "task/partition", "model", "algorithm", "option"])
+def test_help_is_of_what_is_composed(group: str, empty_folder: Path) -> None:
+    """Of each choice that ships."""
+    compose.prepare()
+    for choice in group_choices(group):
+        composed = explain.composed(["--help", f"{group}={choice}", "seed=3,4", "num_rounds=7"])
+        assert composed is not None
+        page = " ".join(help_page(composed=composed, width=100).split())
+        content = yaml.safe_load((compose.conf_dir() / group / f"{choice}.yaml").read_text())
+        prefix = "" if group == "option" else f"{group.replace('/', '.')}."
+        shown = [key for key in content if f" {prefix}{key}=" in page]
+        for key in shown:
+            value = content[key]
+            expected = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            assert f" {prefix}{key}={expected} " in page or key in ("num_rounds", "name"), (choice, key)
+        assert f"The values below are those of {group}={choice} num_rounds=7." in page
+        assert " num_rounds=7 " in page and " seed=0 " in page
+
+
+def test_help_of_a_mistake_is_the_mistake(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__._help(["--help", "task=digist"]) == 1
+    assert "Did you mean `task=digits`?" in capsys.readouterr().err

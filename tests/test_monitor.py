@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flgo_hydra.monitor import KNOWN, VALID_LOSS, Monitor, metric_of
+from flgo_hydra.monitor import KNOWN, VALID_LOSS, Monitor, caveats, metric_of
 
 nan, inf = math.nan, math.inf
 
@@ -69,3 +69,20 @@ def test_it_travels_as_plain_values():
     for monitor in (VALID_LOSS, Monitor("best", True)):
         assert Monitor.from_json(asdict(monitor)) == monitor
     assert Monitor.from_json(None) == Monitor.from_json({"metric": 3}) == VALID_LOSS
+
+
+@pytest.mark.parametrize(
+    "metric, mode, num_caveats",
+    [
+        ("valid_loss", None, 0),
+        ("valid_loss", "min", 0),
+        ("valid_loss", "max", 1),
+        ("test_accuracy", "min", 1),
+        ("own", "min", 0),
+    ],
+)
+def test_a_direction_that_is_turned_round_is_told(metric: str, mode: str | None, num_caveats: int) -> None:
+    told = caveats(metric, mode)
+    assert len(told) == num_caveats and all(
+        f"`monitor_mode={mode}` follows the worst {metric}" in text for text in told
+    )

@@ -205,6 +205,7 @@ def resume_command(folder: Path, is_ours: bool, *more: str) -> str:
 def _relative(path: Path) -> str:
     """From the current folder where it lies below it: shorter, and as the user would write it."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        shown = str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+    return f"./{shown}" if shown.startswith("-") else shown  # which would be a flag

@@ -44,8 +44,9 @@ def check_files(paths: SweepPaths) -> None:
         )
     foreign = [path.name for path in (paths.results, paths.points, paths.best, paths.curves) if path.exists()]
     if foreign:
+        them = "it" if len(foreign) == 1 else "them"
         raise ValueError(
-            f"{paths.folder} holds {', '.join(foreign)}, and no sweep that wrote them: they would be written over. "
+            f"{paths.folder} holds {', '.join(foreign)}, and no sweep that wrote {them}: it would write over {them}. "
             "Choose another `hydra.sweep.dir`."
         )
 
