@@ -10,12 +10,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.record.secrets import masked
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 MOST_S = 60.0
 _FIRST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 5.0
@@ -100,6 +102,30 @@ class Behind:
         while not self.write() and not self.is_lost:
             self._sleep(self.wait_s() or _FIRST_PAUSE_S)
         return not self._waiting
+
+    def insist(self, do: Callable[[], T]) -> T:
+        """Does what nothing can begin without, again while the storage is away.
+
+        Args:
+            do: may be called again after it has failed half-way.
+        Raises:
+            ValueError: it stays away.
+        """
+        while True:
+            try:
+                done = do()
+            except Exception as error:
+                if not self.hear(error):
+                    raise
+                if self.is_lost:
+                    raise ValueError(
+                        f"{self.what} cannot be used: {self.reason}. Nothing was started: give the same command again "
+                        "when it can."
+                    ) from error
+            else:
+                self._is_back()
+                return done
+            self._sleep(self.wait_s() or _FIRST_PAUSE_S)
 
     @contextlib.contextmanager
     def trying(self) -> Iterator[list[bool]]:

@@ -117,18 +117,23 @@ class Sweep:
         default_name = "_".join(paths.folder.parts[-2:])
         self._storage = self._settings.storage or str(paths.study)
         name = self._settings.study_name or default_name
-        take_over(paths, self._settings.storage, name, composer)
-        self._study = SweepStudy(self._settings.storage or paths.study, name)
+        self._behind = Behind(f"The study {name!r} in {masked(self._storage)}")
+        insist = self._behind.insist
+
+        def open_study() -> SweepStudy:
+            take_over(paths, self._settings.storage, name, composer)
+            study = SweepStudy(self._settings.storage or paths.study, name)
+            study.refuse_foreign()
+            return study
+
+        self._study = insist(open_study)
         self._monitor = plan.common.monitor
-        self._study.refuse_foreign()
-        where = f"{self._study.name!r} in {masked(self._storage)}"
-        self._behind = Behind(f"The study {where}")
         self._records = Behind(f"{paths.results.name} or {paths.best.name} in {paths.folder}", _MOST_RECORDS_S)
         self._study.follow(self._monitor)
-        earlier = self._study.description
+        earlier = insist(lambda: self._study.description)
         if self._settings.storage is not None:
             check_folder(earlier.get("folder"), paths, self._study.name)
-            self._study.describe({"folder": str(paths.folder)})
+            self._describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
         added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
@@ -144,25 +149,25 @@ class Sweep:
         record = paths.folder / "multirun.yaml"
         if not (os.environ.get(KEEP_RECORD) and record.exists()):
             files.write_text(record, OmegaConf.to_yaml(self._config))
-        self._study.describe(description(earlier, self._space, plan.common.values))
+        self._describe(description(earlier, self._space, plan.common.values))
         self._data_sets.add(points)
         if self._apart:
-            self._study.describe({"apart": sorted(self._apart)})
+            self._describe({"apart": sorted(self._apart)})
         if self._settings.sampler != "grid":
-            self._study.describe({"sampler": self._settings.sampler})
+            self._describe({"sampler": self._settings.sampler})
         if self._settings.replicate_keys:
-            self._study.describe({"replicates": [list(more) for more in plan.replicates]})
+            self._describe({"replicates": [list(more) for more in plan.replicates]})
         setting = self._settings.pruner
-        self._pruning = None if setting is None else Pruning(setting, self._study.finished_trials())
+        self._pruning = None if setting is None else Pruning(setting, insist(self._study.finished_trials))
         if self._pruning is not None and any(not point.group for point in points):
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning, behind=self._behind)
         self._choices: dict[str, list[Value]] = {}
         self._code = ChangedCode()
         run_folders = RunFolders(composer, config, paths, self._space.fixed)
-        self._trials = Trials(self._study, paths, run_folders, self._behind.tell)
+        self._trials = insist(lambda: Trials(self._study, paths, run_folders, self._behind.tell))
         self._adopt()
-        self._source = self._open_source(points)
+        self._source = insist(lambda: self._open_source(points))
         self._held: Job | None = None
         self._numbers: dict[tuple[str, ...], int] = {}
         self._folders: dict[int, Path] = {}

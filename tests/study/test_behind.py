@@ -182,6 +182,52 @@ def test_sqlite_that_somebody_locks(command, undisturbed, launcher, monkeypatch)
     assert values("sqlite:///s.db", "s") == undisturbed
 
 
+def locked_while(hold, monkeypatch, num=3):
+    """Has somebody lock the database until its trouble has been heard so often; returns what was heard."""
+    hold.execute("BEGIN EXCLUSIVE")
+    heard, hear = [], Behind.hear
+
+    def hearing(behind, error):
+        heard.append(error)
+        if len(heard) == num:
+            hold.execute("ROLLBACK")
+        return hear(behind, error)
+
+    monkeypatch.setattr(Behind, "hear", hearing)
+    return heard
+
+
+def test_sqlite_that_somebody_locks_while_a_command_starts(command, undisturbed, monkeypatch):
+    """With a trial that a killed sweep has left open, which is to be closed first."""
+    where = ("hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=s", "hydra/launcher=basic")
+    sweep = (*SWEEP, *where, "hydra.sweep.dir=sweep")
+    assert command(*sweep).status == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/result.json")}
+    holder = sqlite3.connect("s.db", isolation_level=None)
+    holder.execute("UPDATE trials SET state='RUNNING', datetime_complete=NULL WHERE number=2")
+    heard = locked_while(holder, monkeypatch)
+    done = command(*sweep)
+    holder.close()
+    assert done.status == 0, done.err
+    assert len(heard) >= 3 and "cannot be written" in done.out + done.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert values("sqlite:///s.db", "s") == undisturbed
+
+
+def test_sqlite_that_stays_locked_while_a_command_starts(command, monkeypatch):
+    where = ("hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=s", "hydra/launcher=basic")
+    sweep = (*SWEEP, *where, "hydra.sweep.dir=sweep")
+    assert command(*sweep).status == 0
+    holder = sqlite3.connect("s.db", isolation_level=None)
+    holder.execute("UPDATE trials SET state='RUNNING', datetime_complete=NULL WHERE number=2")
+    monkeypatch.setattr(Behind.__init__, "__defaults__", (0.3, *Behind.__init__.__defaults__[1:]))
+    heard = locked_while(holder, monkeypatch, num=10**6)
+    done = command(*sweep)
+    holder.close()
+    assert heard and done.status == 1 and "Traceback" not in done.err, done.err
+    assert "cannot be used: " in done.err and "locked" in done.err and "give the same command again" in done.err
+
+
 def test_a_storage_that_stays_away(command, undisturbed, monkeypatch):
     """The jobs stop, what has run is kept, and the same command makes up for the rest."""
 
