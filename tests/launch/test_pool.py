@@ -1,5 +1,6 @@
 """Real processes: what they say, how they end, and that none is left."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -378,7 +379,11 @@ def daemons(tmp_path, monkeypatch):
 
 
 def gone(pids, most_s=10.0):
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=most_s)
+    there = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            there.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(there, timeout=most_s)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
