@@ -63,7 +63,7 @@ def read(path: Path, num_dims: int) -> NDArray[np.uint8]:
                     f"00 00 08 {num_dims:02}), but it begins with {header[:4].hex(' ') or 'nothing'}."
                 )
             shape = struct.unpack(f">{num_dims}I", header[4:])
-            # What is packed is hardly ever longer than what it unpacks to: else zeros follow, perhaps a terabyte of them.
+            # What is packed is hardly ever longer than unpacked: else zeros follow, a terabyte of them perhaps.
             if math.prod(shape) > _MOST_BYTES or path.stat().st_size > 1.01 * math.prod(shape) + 2**16:
                 raise ValueError(
                     f"{path} is damaged: its header says {math.prod(shape)} values, and its length does not. Fetch "

@@ -110,9 +110,12 @@ class SweepStudy:
             self._study = optuna.create_study(study_name=name, storage=self._backend, **settings)
         if self._study.directions != [optuna.study.StudyDirection.MINIMIZE]:
             raise ValueError(
-                f"The study {name!r} in {masked(str(self._storage))} was made elsewhere and does not minimize one value. "
-                "Choose another `hydra.sweeper.study_name`."
+                f"The study {name!r} in {masked(str(self._storage))} was made elsewhere and does not minimize one "
+                "value. Choose another `hydra.sweeper.study_name`."
             )
+
+    def refuse_foreign(self) -> None:
+        """Raises ValueError where the study has results that are of no run of a sweep."""
         refuse_foreign(self._study, masked(str(self._storage)))
 
     def close(self) -> None:

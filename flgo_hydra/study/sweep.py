@@ -107,6 +107,7 @@ class Sweep:
         name = self._settings.study_name or default_name
         take_over(paths, self._settings.storage, name, composer)
         self._study = SweepStudy(self._settings.storage or paths.study, name)
+        self._study.refuse_foreign()
         self._monitor = plan.common.monitor
         self._study.follow(self._monitor)
         earlier = self._study.description

@@ -200,7 +200,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_mended(tmp_path, caplog):
     again = SweepStudy(path, "s")
     again.finish(start(again, 0.01, 1), RESULT, ROUNDS)
     assert len(load(path).trials) == 2
-    assert "middle of a line" in caplog.text
+    assert "half an entry" in caplog.text
 
 
 def test_a_long_curve_is_thinned_with_its_best_and_last_round(tmp_path):
