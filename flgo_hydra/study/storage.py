@@ -1,7 +1,6 @@
 """Where studies are kept: a journal file in the sweep folder, or a database."""
 
 import logging
-import os
 import random
 import re
 import time
@@ -34,7 +33,7 @@ def open_storage(storage: str | Path) -> tuple[Any, SingleWriterJournal | None]:
         return open_database(storage), None
     from optuna.storages import JournalStorage
 
-    path = Path(os.path.realpath(storage))  # a relative one breaks the lock of Optuna's own backend
+    path = storage.absolute()  # a relative one breaks the lock of Optuna's own backend
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

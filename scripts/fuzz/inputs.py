@@ -318,7 +318,7 @@ def make_idx(folder: Path) -> Path:
 
 def make_npz(folder: Path) -> Path:
     folder.mkdir()
-    np.savez_compressed(folder / "mine.npz", x_train=np.random.rand(20, 4), y_train=np.arange(20) % 2)
+    np.savez_compressed(folder / "mine.npz", x_train=np.ones((20, 4)), y_train=np.arange(20) % 2)
     return folder
 
 
@@ -463,14 +463,21 @@ def pickle_state(path: Path, _: Path) -> None:
     path.write_bytes(pickle.dumps({"data": Array(), "labels": [1]}, 2))
 
 
-def pickle_shared(path: Path, _: Path) -> None:
-    """Tuples of one another, 2**60 parts in 200 bytes: as a key, as a name and as a shape."""
-    bomb = b")" + b"2\x86" * 60
-    reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
-    key = b"\x80\x02}" + bomb + b"K\x01s."
-    name = b"\x80\x02cnumpy\ndtype\n" + bomb + b"\x85R."
-    shape = b"\x80\x02" + reconstruct + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01" + bomb + b"NNNtb."
-    path.write_bytes((key, name, shape)[path.stat().st_ino % 3])
+_SHARED = b")" + b"2\x86" * 60
+"""tuples of one another, 2**60 parts in 200 bytes"""
+
+
+def pickle_shared_key(path: Path, _: Path) -> None:
+    path.write_bytes(b"\x80\x02}" + _SHARED + b"K\x01s.")
+
+
+def pickle_shared_name(path: Path, _: Path) -> None:
+    path.write_bytes(b"\x80\x02cnumpy\ndtype\n" + _SHARED + b"\x85R.")
+
+
+def pickle_shared_shape(path: Path, _: Path) -> None:
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    path.write_bytes(b"\x80\x02" + array + b"(K\x01" + _SHARED + b"NNNtb.")
 
 
 def pickle_lengths(path: Path, _: Path) -> None:
@@ -535,7 +542,10 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], object], li
         make_cifar,
         "data_batch_1",
         cifar,
-        [pickle_code, pickle_dtype, pickle_state, pickle_shared, pickle_lengths],
+        [
+            *(pickle_code, pickle_dtype, pickle_state, pickle_lengths),
+            *(pickle_shared_key, pickle_shared_name, pickle_shared_shape),
+        ],
     ),
     "idx": (make_idx, "images", idx, [idx_claims]),
     "idx.gz": (make_idx, "images.gz", idx_gz, [idx_claims]),

@@ -11,6 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from flgo_hydra.study.journal import SingleWriterJournal
+from flgo_hydra.study.storage import name_in, open_storage
 
 
 def ours(path):
@@ -132,3 +133,44 @@ def test_a_torn_middle_is_named(tmp_path):
     path.write_bytes(first + b'{"op_co\n' + b"".join(rest))
     with pytest.raises(ValueError, match=f"{path} is damaged: its line 2 .*rebuild_study {tmp_path}"):
         ours(path)
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (os.mkfifo, "no file"),
+        (os.mkdir, "no file"),
+        (lambda path: path.symlink_to(path.name), "no file"),
+        (lambda path: (path.touch(), os.truncate(path, 2**40)), "last line has more than"),
+        (lambda path: path.write_text('{"op_code": 4, "worker_id": "w"}\n'), "do not fit together"),
+    ],
+)
+def test_what_is_no_journal_is_named_with_a_way_out(tmp_path, make, says):
+    path = tmp_path / "study.journal"
+    make(path)
+    assert name_in(path) is None
+    with pytest.raises(ValueError, match=f"study.journal is damaged: .*{says}.*rebuild_study"):
+        open_storage(path)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("7", "line 2 is no entry"),
+        ("{}", "line 2 is no entry"),
+        ("\0" * 50, "line 2"),
+    ],
+)
+def test_what_is_before_a_damaged_line_counts_and_nothing_is_lost(tmp_path, caplog, line, says):
+    """The rest of the study is in the run folders."""
+    path = tmp_path / "study.journal"
+    ours(path).set_user_attr("a", 1)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + line.encode() + b"\n" + b"".join(rest))
+    damaged = path.read_bytes()
+    storage, journal = open_storage(path)
+    assert [study.user_attrs for study in storage.get_all_studies()] == [{}] and path.read_bytes() == first
+    journal.close()
+    assert path.with_name("study.journal.damaged").read_bytes() == damaged
+    assert says in caplog.text and "It is kept as study.journal.damaged" in caplog.text
