@@ -62,6 +62,7 @@ def _run(arguments: Sequence[str]) -> int:
         from omegaconf.errors import OmegaConfBaseException
 
         from flgo_hydra import app, compose, explain
+        from flgo_hydra.log_trouble import told_once
         from flgo_hydra.record import files
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -70,7 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     compose.prepare()
     try:
-        hydra.main(**compose.hydra_main_arguments())(app.job)()
+        with told_once():
+            hydra.main(**compose.hydra_main_arguments())(app.job)()
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\ninterrupted", file=sys.stderr)
         return 130

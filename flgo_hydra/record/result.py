@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -82,7 +83,23 @@ def write_result(paths: RunPaths, result: RunResult) -> None:
     write_json(paths.result, {**content, "sha256": _sum(content)})
     if rounds is None and not paths.config:  # nothing that was settled has told the folder's name
         settle([paths.result], paths.sweep)
-    with contextlib.suppress(OSError):  # the run has its result: what is left beside it does not count
+    _clear(paths)
+
+
+def confirm_result(paths: RunPaths) -> None:
+    """Does what `write_result` had left to do when it was killed, or its disk refused to say that all is there.
+
+    Raises:
+        CannotWrite: it refuses again.
+    """
+    if os.path.lexists(paths.checkpoint) or os.path.lexists(paths.failure):
+        settle([paths.rounds, paths.best_model, *paths.config, paths.result], paths.sweep)
+        _clear(paths)
+
+
+def _clear(paths: RunPaths) -> None:
+    """Removes what does not count beside a result."""
+    with contextlib.suppress(OSError):
         paths.checkpoint.unlink(missing_ok=True)
         paths.failure.unlink(missing_ok=True)
 
