@@ -89,6 +89,7 @@ def _run(arguments: Sequence[str]) -> int:
         from flgo_hydra import app, compose, explain, flags
         from flgo_hydra.help import typed_keys
         from flgo_hydra.record import files
+        from flgo_hydra.record.log_trouble import told_once
 
     try:
         arguments = flags.in_order(arguments, hydra_flags(), typed_keys())
@@ -102,7 +103,8 @@ def _run(arguments: Sequence[str]) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     compose.prepare()
     try:
-        hydra.main(**compose.hydra_main_arguments())(app.job)()
+        with told_once():
+            hydra.main(**compose.hydra_main_arguments())(app.job)()
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\ninterrupted", file=sys.stderr)
         return 130

@@ -20,6 +20,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import (
     Failure,
     RunResult,
+    confirm_result,
     decimals,
     read_result,
     set_defects_aside,
@@ -57,6 +58,7 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
                 f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
             )
         _check_data(conf, paths, finished)
+        confirm_result(paths)
         _log.info("already finished: %s", describe(finished))
     return finished
 

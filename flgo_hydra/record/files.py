@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,9 @@ _ADVICE = {
     errno.EACCES: "Get the right to write there",
     errno.EPERM: "Get the right to write there",
 }
+
+
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class CannotWrite(OSError):
@@ -45,10 +49,18 @@ def refused_by_storage(error: BaseException | None) -> CannotWrite | None:
         seen.add(id(error))
         if isinstance(error, CannotWrite):
             return error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in _OF_STORAGE:
             return CannotWrite(error.errno, error.strerror, error.filename or "A file")
         error = error.__cause__ or error.__context__
     return None
+
+
+_TELLS = re.compile(rf"\bCannotWrite\b|\[Errno (?:{'|'.join(map(str, _OF_STORAGE))})\]")
+
+
+def tells_of_storage(text: str) -> bool:
+    """The same of an error that is a text by now, with its traceback."""
+    return _TELLS.search(text) is not None
 
 
 @contextlib.contextmanager

@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
-from flgo_hydra.record.files import CannotWrite, line_of, replacing, set_aside, settle, to_json, write_json
+from flgo_hydra.record import files
+from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
@@ -82,7 +84,23 @@ def write_result(paths: RunPaths, result: RunResult) -> None:
     write_json(paths.result, {**content, "sha256": _sum(content)})
     if rounds is None and not paths.config:  # nothing that was settled has told the folder's name
         settle([paths.result], paths.sweep)
-    with contextlib.suppress(OSError):  # the run has its result: what is left beside it does not count
+    _clear(paths)
+
+
+def confirm_result(paths: RunPaths) -> None:
+    """Does what `write_result` had left to do when it was killed, or its disk refused to say that all is there.
+
+    Raises:
+        CannotWrite: it refuses again.
+    """
+    if os.path.lexists(paths.checkpoint) or os.path.lexists(paths.failure):
+        settle([paths.rounds, paths.best_model, *paths.config, paths.result], paths.sweep)
+        _clear(paths)
+
+
+def _clear(paths: RunPaths) -> None:
+    """Removes what does not count beside a result."""
+    with contextlib.suppress(OSError):
         paths.checkpoint.unlink(missing_ok=True)
         paths.failure.unlink(missing_ok=True)
 
@@ -223,7 +241,8 @@ class Failure:
     @property
     def is_of_storage(self) -> bool:
         """Whether it says nothing of the job: the disk was full, or the like."""
-        return self.kind == CannotWrite.__name__
+        # a launcher's record has the error as text, and Hydra's own writes name no file of ours
+        return files.tells_of_storage(f"{self.kind}: {self.message}\n{self.traceback}")
 
 
 def write_failure(paths: RunPaths, failure: Failure) -> None:

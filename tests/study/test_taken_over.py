@@ -63,6 +63,23 @@ def test_runs_that_were_swapped_under_their_study_are_set_aside(command, swept):
         assert Path(f"sweep/{number}/rounds.jsonl.damaged").read_bytes() == before[other]
 
 
+def test_the_last_entries_of_a_study_that_a_loss_of_power_has_taken(command, swept):
+    """Its run folders have the results: nothing is run again, and the study has all of its trials."""
+    journal = Path("sweep/study.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    begun = [i for i, line in enumerate(lines) if b'"op_code":4' in line]
+    assert len(begun) == 4
+    for rest in (b"", bytes(300) + b"\n" + lines[-1]):
+        journal.write_bytes(b"".join(lines[: begun[2]]) + rest)
+        done = command(*SWEEP)
+        assert done.status == 0, done.err
+        assert times() == swept
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+        (study,) = optuna.get_all_study_summaries(storage)
+        assert study.n_trials == 4
+    assert "is damaged: its line" in done.out + done.err and Path("sweep/study.journal.damaged").exists()
+
+
 def test_another_storage(command, swept):
     done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
     assert done.status == 0, done.err
