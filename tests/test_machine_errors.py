@@ -59,7 +59,6 @@ def test_a_folder_that_cannot_be(command: Callable[..., Any], empty_folder: Path
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.soak
 def test_a_process_that_may_write_nothing(tmp_path: Path, cache_folder: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     ended = subprocess.run(

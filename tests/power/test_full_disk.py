@@ -93,7 +93,7 @@ def of_each_kind(writes):
     return sorted(kinds.values())
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_run(undisturbed, try_run):
     writes, expected, best_model = undisturbed
     for turn, at in enumerate(of_each_kind(writes)[::2]):
@@ -115,8 +115,9 @@ def test_a_run_at_every_write(undisturbed, try_run, number, lasts):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "best.yaml", "curves.png"])
-def test_a_table_that_cannot_be_written(command, full_disk, empty_folder, name):
+def test_a_table_that_cannot_be_written(command, full_disk, empty_folder, monkeypatch, name):
     """The jobs have ended all the same, and the tables that were there stay as they were."""
+    monkeypatch.setattr("flgo_hydra.study.sweep._MOST_RECORDS_S", 0.2)
     arguments = (*SWEEP, "hydra/launcher=basic")
     assert command(*arguments).status == 0
     before = Path("sweep", name).read_bytes()
