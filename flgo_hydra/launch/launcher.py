@@ -255,11 +255,12 @@ class PackingLauncher(Launcher):
             except ValueError as error:
                 job.failure = Failure("error", f"its result cannot be read: {error}")
         if arrived is None or (job.state != "done" and arrived.status is not JobStatus.FAILED):
-            return Returned(config, overrides, JobStatus.FAILED, JobFailed(explain(job)), str(job.folder))
-        returned = Returned(config, overrides, arrived.status, arrived.value, arrived.working_dir or str(job.folder))
+            why = JobFailed(explain(job))
+            return Returned(config, job.folder, overrides, JobStatus.FAILED, why, str(job.folder))
+        where = arrived.working_dir or str(job.folder)
+        returned = Returned(config, job.folder, overrides, arrived.status, arrived.value, where)
         returned.task_name = arrived.task_name
-        if arrived.traceback:  # Hydra 1.4 shows it
-            setattr(returned, "_remote_traceback", arrived.traceback)  # noqa: B010
+        vars(returned).update(arrived.remote)
         return returned
 
     # inside

@@ -7,12 +7,14 @@ cannot be read. What the launcher knows itself, the config and the overrides, do
 
 import base64
 import contextlib
+import copy
 import json
 import pickle
 import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -31,7 +33,8 @@ class Arrived:
     value: Any
     working_dir: str
     task_name: str | None
-    traceback: str
+    remote: dict[str, Any]
+    """what Hydra 1.4 has noted of an exception, to show it as it was raised; attributes of its `JobReturn`"""
 
 
 def pack(returned: JobReturn, error: dict[str, Any] | None) -> bytes:
@@ -43,18 +46,18 @@ def pack(returned: JobReturn, error: dict[str, Any] | None) -> bytes:
     value, name = returned._return_value, returned.status.name
     if error is not None:
         text, traceback = f"{error['type']}: {error['message']}", error["traceback"]
-        if not hasattr(returned, "_remote_traceback"):  # Hydra 1.4 carries the traceback itself
+        if getattr(returned, "_remote_traceback", None) is None:  # Hydra 1.4 carries the traceback itself
             with contextlib.suppress(Exception):
                 value.add_note("In the worker:\n" + traceback)
         name = JobStatus.FAILED.name
     else:
         text, traceback = _text(value), ""
     content = {"status": name, "working_dir": returned.working_dir, "task_name": returned.task_name}
-    content |= {"traceback": shortened(str(getattr(returned, "_remote_traceback", None) or traceback))}
+    content |= {"traceback": shortened(traceback)}
     if error is None and _is_plain(value):
         content["value"] = value
     else:
-        content |= {"text": shortened(text), "pickle": _pickled(value)}
+        content |= {"text": shortened(text), "pickle": _pickled(value if error is None else _bare(returned))}
         if error is None and content["pickle"] is None:
             kind = type(value).__qualname__
             print(f"The return value, a {kind}, cannot be pickled: the sweeper gets its text.", file=sys.stderr)
@@ -77,18 +80,19 @@ def unpack(content: bytes) -> Arrived:
         if not isinstance(values.get(key), str | None):
             raise ValueError(f"its `{key}` is no text")
     status = JobStatus[values["status"]]
-    value = values.get("value")
+    value, remote = values.get("value"), {}
     if status is JobStatus.FAILED:
-        value = _read(values) if values.get("pickle") else None
+        bare = _read(values) if values.get("pickle") else None
+        if isinstance(bare, JobReturn):
+            value = bare._return_value
+            remote = {name: given for name, given in vars(bare).items() if name.startswith("_remote_")}
         if not isinstance(value, BaseException):
             value = RuntimeError(values.get("text") or "the job failed")
             if values.get("traceback"):
                 value.add_note("In the worker:\n" + values["traceback"])
     elif "value" not in values:
         value = _read(values) if values.get("pickle") else values.get("text")
-    return Arrived(
-        status, value, values.get("working_dir") or "", values.get("task_name"), values.get("traceback") or ""
-    )
+    return Arrived(status, value, values.get("working_dir") or "", values.get("task_name"), remote)
 
 
 class Returned(JobReturn):
@@ -96,12 +100,14 @@ class Returned(JobReturn):
     thousand of these, and each config is a quarter of a MiB."""
 
     def __init__(
-        self, config: bytes, overrides: Sequence[str], status: JobStatus, value: Any, working_dir: str
+        self, config: bytes, folder: Path, overrides: Sequence[str], status: JobStatus, value: Any, working_dir: str
     ) -> None:
         """Args:
         config: the job's, with Hydra's node, pickled; empty: it was never composed.
+        folder: where it ran.
         """
         self._config = zlib.compress(config, 1)
+        self._folder = str(folder)
         self.status = status
         self.return_value = value
         self.working_dir = working_dir
@@ -125,8 +131,21 @@ class Returned(JobReturn):
 
     def _read(self) -> DictConfig | None:
         content = zlib.decompress(self._config)
-        config: DictConfig | None = pickle.loads(content) if content else None
+        if not content:
+            return None
+        config: DictConfig = pickle.loads(content)
+        runtime = OmegaConf.select(config, "hydra.runtime")
+        if runtime is not None:  # as Hydra has it in the job
+            with flag_override(runtime, ["readonly", "struct"], [False, False]):
+                runtime.output_dir = self._folder
         return config
+
+
+def _bare(returned: JobReturn) -> JobReturn:
+    """A failed job's return without what does not travel; how its exception is pickled is Hydra's to know."""
+    bare = copy.copy(returned)
+    bare.cfg = bare.hydra_cfg = bare.overrides = None
+    return bare
 
 
 def _read(values: dict[str, Any]) -> Any:
