@@ -86,9 +86,8 @@ def _run(arguments: Sequence[str]) -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from flgo_hydra import app, compose, explain, flags
+        from flgo_hydra import app, compose, explain, flags, machine_errors
         from flgo_hydra.help import typed_keys
-        from flgo_hydra.record import files
         from flgo_hydra.record.log_trouble import told_once
 
     try:
@@ -112,11 +111,9 @@ def _run(arguments: Sequence[str]) -> int:
         logging.getLogger("flgo_hydra").debug("", exc_info=True)
         if wants_traceback:
             traceback.print_exc()
-        return _refuse(str(files.refused_by_storage(error) or explain.explain(error, arguments)))
+        return _refuse(str(machine_errors.refused_by_storage(error) or explain.explain(error, arguments)))
     except Exception as error:
-        from flgo_hydra import machine_errors
-
-        refused = files.refused_by_storage(error)
+        refused = machine_errors.refused_by_storage(error)
         if refused is None:
             said = explain.of_plugin(error, arguments) or machine_errors.in_words(error)
         else:

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -65,6 +65,8 @@ def job(cfg: DictConfig) -> float:
     if hydra.mode == RunMode.RUN and hydra.sweeper.get("params"):
         grid = " ".join(f"{key}={value}" for key, value in hydra.sweeper.params.items())
         raise ValueError(f"This is a grid ({grid}): run it with `-m`.")
+    if hydra.mode == RunMode.RUN:
+        _check_unused(hydra)
     try:
         check_identities(cfg, hydra)
         folder = Path(hydra.runtime.output_dir)
@@ -75,6 +77,19 @@ def job(cfg: DictConfig) -> float:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
             _log.exception("the job failed")
         raise
+
+
+def _check_unused(hydra: Any) -> None:
+    """Makes what only a sweep needs, where some of it was typed: a wrong value is refused now, not on the day of `-m`.
+
+    Raises:
+        InstantiationException: launcher or sweeper refuse their values.
+    """
+    from hydra.utils import instantiate
+
+    for part in ("launcher", "sweeper"):
+        if any(text.lstrip("+~").startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
+            instantiate(hydra[part], _recursive_=False)
 
 
 def run(conf: Conf, folder: Path) -> RunResult:

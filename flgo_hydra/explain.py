@@ -185,6 +185,13 @@ def _of_several_values(text: str, arguments: Sequence[str]) -> str:
     found = re.search(r"Ambiguous value for argument '(.*)'$", text, flags=re.MULTILINE)
     typed = found[1] if found else next(iter(arguments), "")
     key, _, value = typed.partition("=")
+    if any(text.startswith("hydra.sweeper.points=") and typed in text for text in arguments):
+        points = ",".join(f'"{key}={one.strip()}"' for one in value.split(","))
+        return (
+            f"`{typed}` must be one value, as it stands in a point of `hydra.sweeper.points`, but it has several. "
+            f"Write a point for each, `hydra.sweeper.points=[{points}]`, or vary it beside the points: `{typed}`. A "
+            f"list is written `{key}=[{value}]`."
+        )
     return (
         f"`{typed}` must be one value, but it has several. With `-m` each is a run of its own: "
         f"`python -m flgo_hydra -m {typed}`. A list is written `{key}=[{value}]`, a text with commas "

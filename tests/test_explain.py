@@ -92,6 +92,11 @@ from flgo_hydra.explain import explain
         ("-m task/partition=iid,dirichlet task.partition.alpha=1", "The point task/partition=iid has no"),
         ("-m algorithm=fedprox,fedavg algorithm.mu=0.2,0.3", "The point algorithm=fedavg has no `algorithm.mu`"),
         ("-m model=resnet,cnn model.channels=[8,16]", "give it as one that varies, `model.channels=choice([8,16])`."),
+        # what only a sweep needs is refused without `-m`, too
+        ("hydra.launcher.slots=-3", "error: `hydra.launcher.slots >= 1, or null for automatic` must hold, but got -3."),
+        ("hydra.launcher.scheduler={name:ato}", "`hydra.launcher.scheduler"),
+        ("hydra.sweeper.sampler=foo", "error: `hydra.sweeper.sampler` must be one of grid, tpe"),
+        ('-m hydra.sweeper.points=["lr=0.1,0.2"]', 'a point for each, `hydra.sweeper.points=["lr=0.1","lr=0.2"]`'),
         ("-m lr=-1,0.1", "`lr > 0 and finite` must hold, but got -1.0."),
         ("-m algorithm=fedpox,fedavg", "Did you mean `algorithm=fedprox`?"),
         ("-m learning_rate=0.1,0.2", "There is no `learning_rate`. Did you mean `lr`?"),

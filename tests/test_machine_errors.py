@@ -16,8 +16,8 @@ from flgo_hydra.machine_errors import in_words
 @pytest.mark.parametrize(
     "code, message",
     [
-        (errno.ENOSPC, "there is no space left. Free some"),
-        (errno.EROFS, "read-only. Choose another folder with `hydra.run.dir=…`"),
+        (errno.ENOSPC, "there is no space left. Make room there"),
+        (errno.EROFS, "read-only. Have it mounted for writing, or choose another folder with `hydra.run.dir=…`"),
         (errno.EACCES, "no right"),
         (errno.ENAMETOOLONG, "255 bytes"),
         (errno.EMFILE, "`ulimit -n`"),

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from flgo_hydra.federated import dependencies
 from flgo_hydra.record.lock import Held, holding, is_stopped
+from flgo_hydra.record.paths import cache_folder
 from flgo_hydra.record.schema import open_plain, parse_object, read_bytes
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,10 +81,16 @@ def hash_arrays(arrays: Arrays) -> str:
     return whole.hexdigest()
 
 
-def find_folder(cache_dir: str | None) -> Path:
-    """Returns the cache's folder: flgo_hydra/tasks in `cache_dir`, else in the user's cache folder."""
-    root = cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser().absolute() / "flgo_hydra" / "tasks"
+def find_folder(cache_dir: str | None) -> Path | None:
+    """Returns the cache's folder: flgo_hydra/tasks in `cache_dir`, else in the user's cache folder.
+
+    None: the user has none.
+    """
+    found = cache_folder(cache_dir)
+    if found is None:
+        log.warning("There is no task cache: this user has no home folder. Name one with XDG_CACHE_HOME.")
+        return None
+    return found / "tasks"
 
 
 def load_or_build(

@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.lock import Held, holding
+from flgo_hydra.record.paths import cache_folder
 from flgo_hydra.record.schema import read_bytes
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,10 @@ MEMORY, DURATION = "memory_mib", "duration_s"
 Figures = dict[str, dict[str, list[float]]]
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns the file in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`)."""
-    cache = environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "flgo_hydra" / "estimates.json"
+def default_path() -> Path | None:
+    """Returns the file in the user's cache folder; None where there is none."""
+    folder = cache_folder()
+    return None if folder is None else folder / "estimates.json"
 
 
 def machine_key(device_name: str, driver: str | None = None) -> str:

@@ -10,57 +10,13 @@ import itertools
 import json
 import math
 import os
-import re
 import secrets
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_ADVICE = {
-    errno.ENOSPC: "Make room there",
-    errno.EDQUOT: "Make room there, or have your quota raised",
-    errno.EFBIG: "Have the limit on the size of files raised (`ulimit -f`)",
-    errno.EIO: "Look what is wrong with the disk",
-    errno.EROFS: "Have it mounted for writing",
-    errno.EACCES: "Get the right to write there",
-    errno.EPERM: "Get the right to write there",
-}
-
-
-_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-
-
-class CannotWrite(OSError):
-    """A file of ours cannot be written, for a reason that lies outside of us: the storage's or the user's."""
-
-    def __str__(self) -> str:
-        advice = _ADVICE.get(self.errno or 0, "Look what is wrong there")
-        return (
-            f"{self.filename} cannot be written: {self.strerror}. {advice} and give the same command again: what is "
-            "finished stays, and the rest is done then."
-        )
-
-
-def refused_by_storage(error: BaseException | None) -> CannotWrite | None:
-    """What the storage said, where an error or one behind it is that it is full, broken, or not for writing."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, CannotWrite):
-            return error
-        if isinstance(error, OSError) and error.errno in _OF_STORAGE:
-            return CannotWrite(error.errno, error.strerror, error.filename or "A file")
-        error = error.__cause__ or error.__context__
-    return None
-
-
-_TELLS = re.compile(rf"\bCannotWrite\b|\[Errno (?:{'|'.join(map(str, _OF_STORAGE))})\]")
-
-
-def tells_of_storage(text: str) -> bool:
-    """The same of an error that is a text by now, with its traceback."""
-    return _TELLS.search(text) is not None
+from flgo_hydra.machine_errors import CannotWrite
 
 
 @contextlib.contextmanager

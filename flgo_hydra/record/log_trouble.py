@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from flgo_hydra.record.files import refused_by_storage
+from flgo_hydra.machine_errors import refused_by_storage
 
 
 @contextlib.contextmanager

@@ -1,8 +1,21 @@
 """Every file of a run folder and of a sweep folder, by name."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def cache_folder(root: str | None = None) -> Path | None:
+    """What is kept for this user, beside all runs: `flgo_hydra` in `root`, `XDG_CACHE_HOME` or `~/.cache`.
+
+    None: the user has no home, as in a container under a user number of its own.
+    """
+    try:
+        found = Path(root or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+    except RuntimeError:
+        return None
+    return found / "flgo_hydra"
 
 
 @dataclass(frozen=True)

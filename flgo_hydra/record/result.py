@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra import machine_errors
 from flgo_hydra.monitor import VALID_LOSS, Monitor
-from flgo_hydra.record import files
 from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
@@ -242,7 +242,7 @@ class Failure:
     def is_of_storage(self) -> bool:
         """Whether it says nothing of the job: the disk was full, or the like."""
         # a launcher's record has the error as text, and Hydra's own writes name no file of ours
-        return files.tells_of_storage(f"{self.kind}: {self.message}\n{self.traceback}")
+        return machine_errors.tells_of_storage(f"{self.kind}: {self.message}\n{self.traceback}")
 
 
 def write_failure(paths: RunPaths, failure: Failure) -> None:

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.progress import duration
-from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import decimals, read_rounds
 from flgo_hydra.record.secrets import masked

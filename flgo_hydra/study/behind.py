@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from flgo_hydra.record.files import CannotWrite
+from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.record.secrets import masked
 

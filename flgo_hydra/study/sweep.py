@@ -21,9 +21,9 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
+from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
-from flgo_hydra.record.files import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.record.secrets import masked

@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-from flgo_hydra.record.files import CannotWrite
+from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.optimum import conditions_apart, points_apart

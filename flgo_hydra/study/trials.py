@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flgo_hydra.record.files import refused_by_storage, set_aside
+from flgo_hydra.machine_errors import refused_by_storage
+from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import (
     Failure,

@@ -199,6 +199,8 @@ def _trials(found: Found, alone: Found, is_loose: bool) -> list[str]:
     ]
     if not told:
         for one, other in zip(trials, alone.trials, strict=True):
+            if is_loose and not one["curve"]:  # made from a result whose rounds were taken away
+                other = {**other, "curve": {}}
             told += _values(f"trial of {one['point']}", one, other)
     return told
 

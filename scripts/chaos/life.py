@@ -32,7 +32,7 @@ _MOST_COMMANDS = 16
 _ORPHAN_S = 10.0
 _MOST_COMMAND_S = 600.0
 _TRACEBACK = "Traceback (most recent call last)"
-_WORDS = re.compile(r"resume:|flgo_hydra\.resume|^error: |same command|is in use by", re.MULTILINE)
+_WORDS = re.compile(r"resume:|flgo_hydra\.resume|^error: |same command|is in use by|^interrupted$", re.MULTILINE)
 _BACKTICKS = re.compile(r"`(scripts/rebuild_study [^`]+)`")
 
 
@@ -116,6 +116,7 @@ class Living:
         self._more: list[str] = []
         self._world = World(sweep, home, home / FOLDER, control, rng, mark, self._start_second)
         self._active: list[tuple[Planned, float]] = []
+        self._stopped_for: Planned | None = None
         self._num_commands = 0
         self.life = Life(sweep)
 
@@ -208,7 +209,7 @@ class Living:
                         number = self._rng.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
                         self._tell(f"stopped by {signal.Signals(number).name} for: {one.kind}")
                         world.send(command.pid, number)
-                        is_stopping = True
+                        self._stopped_for, is_stopping = one, True
                         break
             still_s = stillness.seconds()
             allowed_s = watching.STILL_S + (60 if self._active else 0)
@@ -228,10 +229,10 @@ class Living:
         """Strikes what comes between commands; returns whether anything did."""
         did = False
         for one in list(self._to_come):
-            is_first = self._num_commands == 0
-            if one.moment == moment and (is_end or (one.share < 0.3 if is_first else self._is_due(one))):
+            is_first, is_awaited = self._num_commands == 0, one is self._stopped_for
+            if one.moment == moment and (is_end or is_awaited or (one.share < 0.3 if is_first else self._is_due(one))):
                 did = self._strike(one) or did
-                if one in self._to_come and (is_end or moment == "rest"):
+                if one in self._to_come and (is_end or is_awaited or moment == "rest"):
                     self._to_come.remove(one)
                     self._tell(f"missed: {one.kind}")
         return did or (is_end and any(one.moment == "start" for one in self._to_come))

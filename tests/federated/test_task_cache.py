@@ -2,11 +2,13 @@ import errno
 import json
 import logging
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -119,6 +121,7 @@ def test_a_new_time_alone_is_no_damage(tmp_path):
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
+from unittest import mock
 import numpy as np
 from flgo_hydra.federated import dependencies, task_cache
 from flgo_hydra.record.lock import holding, is_stopped
@@ -230,6 +233,17 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     assert task_cache.find_folder(None) == tmp_path / ".cache/flgo_hydra/tasks"
 
 
+@pytest.mark.parametrize("form", ["alone", "-m lr=0.1,0.2"])
+def test_a_user_without_a_home_goes_without_a_cache(command, monkeypatch, form):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))  # as in a container, under another number
+    more = [] if form == "alone" else form.split()
+    done = command("num_rounds=1", "model=logistic", "task.num_clients=3", *more)
+    assert done.status == 0 and "Traceback" not in done.err
+    assert "this user has no home folder" in done.out + done.err
+
+
 def test_the_hash_is_of_the_content_alone():
     hashed = task_cache.hash_arrays(ARRAYS)
     turned = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in reversed(ARRAYS.items())}
@@ -316,6 +330,7 @@ def test_a_builder_that_somebody_has_stopped_is_not_waited_for(tmp_path, caplog,
     code = f"""
 import signal, os
 from pathlib import Path
+from unittest import mock
 from flgo_hydra.record.lock import holding, is_stopped
 for path in Path({str(tmp_path)!r}).glob("*.lock"):
     with holding(path):

@@ -138,8 +138,10 @@ def test_concurrent_sweeps_lose_nothing(tmp_path: Path) -> None:
     assert all(estimates.memory_mib(f"{num}/{job}") == 100 * num + job for num in range(1, 4) for job in range(10))
 
 
-def test_default_path_and_machine_key() -> None:
-    assert default_path({"XDG_CACHE_HOME": "/c"}) == Path("/c/flgo_hydra/estimates.json")
-    assert default_path({}) == Path.home() / ".cache/flgo_hydra/estimates.json"
+def test_default_path_and_machine_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert default_path() == Path("/c/flgo_hydra/estimates.json")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_path() == Path.home() / ".cache/flgo_hydra/estimates.json"
     assert machine_key("H100", "580.1").endswith(" / driver 580.1 / H100")
     assert machine_key("cpu").endswith(" / driver none / cpu")
