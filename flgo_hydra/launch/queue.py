@@ -358,10 +358,10 @@ class Queue:
             for job in group:
                 job.not_before_s = now_s + max(self.backoff_s, _LOOK_AGAIN_S)
             return
+        self._has_changed = True  # its place is free for others
         if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
             for job in group:
                 job.most_fused = 1
-            self._has_changed = True
             return
         failure = Failure("crashed" if is_missing else "error", f"it could not be started: {error}")
         for job in group:
@@ -413,8 +413,8 @@ class Queue:
         if ready:
             asked = [self._request(group) for group in self._groups(ready)]
             wait_s = self.scheduler.wait_s(asked, self.running_jobs(), self.devices, now_s)
-            if wait_s is None and self._is_stuck:
-                wait_s = _LOOK_AGAIN_S  # no device and no job whose end could bring one
+            if wait_s is None and not self.running:
+                wait_s = _LOOK_AGAIN_S  # there is no job whose end could bring a place
             waits += [] if wait_s is None else [wait_s]
         for running in self.running.values():
             if self.timeout_s is not None and running.ended_for is None:

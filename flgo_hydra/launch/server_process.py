@@ -83,7 +83,10 @@ class ServerProcess:
         status = self._process.wait()
         self._output.seek(0)
         said = self._output.read().decode(errors="replace").strip()[-2000:]
-        return f"the forkserver ended with status {status}" + (f": {said}" if said else "")
+        *before, last = said.splitlines() or [""]
+        # The last line says what was wrong; of a traceback the rest says where.
+        told = f": {last}" if last else ""
+        return f"the forkserver ended with status {status}{told}" + (f"\n{said}" if before else "")
 
     def close(self) -> None:
         """Ends it: a forkserver whose socket closes kills its jobs and leaves."""

@@ -287,7 +287,9 @@ def delete_folder(path: Path, _: list[Path], rng: random.Random) -> None:
 
 def rename_folder(path: Path, _: list[Path], rng: random.Random) -> None:
     if path.parent.name != "sweep":
-        path.parent.rename(path.parent.with_name(rng.choice(["old", "77", ".x", "a b"])))
+        name = rng.choice(["old", "77", ".x", "a b"])
+        if not path.parent.with_name(name).exists():
+            path.parent.rename(path.parent.with_name(name))
 
 
 KINDS: dict[str, Callable[[Path, list[Path], random.Random], None]] = {

@@ -652,6 +652,26 @@ def test_a_job_that_can_never_be_started_fails_and_the_next_one_runs(world):
     assert until(queue, "ended").job.state == "done"
 
 
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EMFILE])
+@pytest.mark.parametrize("num_refused", [1, 2, 4])
+def test_who_waits_behind_a_job_that_cannot_be_started_has_its_turn(world, number, num_refused):
+    """One slot: the place that was meant for the first is the next one's, though nothing has begun or ended."""
+    queue = world.queue(max_retries=0)
+    jobs = [world.job(num) for num in range(6)]
+    world.pool.refusals = [number] * num_refused
+    for job in jobs:
+        queue.submit(job)
+    ended, num_started = [], 0
+    while len(ended) < len(jobs):
+        event = queue.next_event()
+        if event is not None and event.kind == "started":
+            num_started += 1
+            world.pool.finish(num_started)
+        if event is not None and event.kind == "ended":
+            ended.append(event.job)
+    assert [job.state for job in jobs] == ["failed"] * num_refused + ["done"] * (6 - num_refused)
+
+
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR, errno.EROFS])
 def test_a_folder_that_cannot_be_used_is_its_own_jobs_trouble(world, number):
     queue = world.queue(fuse=2)
