@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from flgo_hydra import compose
 from flgo_hydra.chosen import check_identities
-from flgo_hydra.record.lock import Held, holding
+from flgo_hydra.record.lock import Held, NoLockFile, holding
 from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
 from flgo_hydra.record.result import read_result
 from flgo_hydra.record.schema import Defect, read_bytes
@@ -49,6 +49,9 @@ class RunOwner(Callback):
                 "another `hydra.run.dir`.",
                 file=sys.stderr,
             )
+            raise SystemExit(1) from None
+        except NoLockFile as error:
+            print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError:  # Hydra says what is wrong with the folder
             return

@@ -20,6 +20,7 @@ from typing import IO
 
 log = logging.getLogger(__name__)
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _LOOK_S = 0.02
 _MOST_TEXT = 4096
 
@@ -31,6 +32,13 @@ class Held(Exception):
         super().__init__(f"{path} is held by process {holder or 'unknown'}")
         self.holder = holder
         """its process id, as text; empty: unknown"""
+
+
+class NoLockFile(OSError):
+    """Something else lies where the lock should."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} is no plain file, and cannot be locked: remove it, and give the same command again."
 
 
 @contextlib.contextmanager
@@ -49,6 +57,7 @@ def holding(
         flock: the kernel's, which a test may replace.
     Raises:
         Held: another process held it all the time.
+        NoLockFile: a link, a folder or a device has its name.
         OSError: the file cannot be made.
     """
     deadline = clock() + wait_s
@@ -90,10 +99,15 @@ def is_held(path: Path) -> bool:
 
 def _opened(path: Path, flags: int) -> IO[str]:
     """A plain file, opened without a wait for the other end of a pipe."""
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise NoLockFile(error.errno, error.strerror, str(path)) from error
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EEXIST, "there is something that is no plain file", str(path))
+        raise NoLockFile(errno.EEXIST, "there is something that is no plain file", str(path))
     return open(fd, "r" if flags == os.O_RDONLY else "a+", errors="replace")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from flgo_hydra.record.lock import Held, holding
+from flgo_hydra.record.lock import Held, NoLockFile, holding
 from flgo_hydra.record.paths import SweepPaths
 
 
@@ -13,7 +13,7 @@ def owning(paths: SweepPaths) -> Iterator[None]:
     """Holds the sweep folder while the block runs; a process that dies lets go of it.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or something lies where its lock should.
     """
     paths.folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -25,6 +25,8 @@ def owning(paths: SweepPaths) -> Iterator[None]:
                 f"{paths.folder} is in use by the sweep of process {held.holder or 'unknown'}. "
                 "Wait for it, or choose another `hydra.sweep.dir`."
             ) from None
+        except NoLockFile as error:
+            raise ValueError(str(error)) from None
         yield
 
 

@@ -1,8 +1,11 @@
 """Whose a run's folder is: one process's at a time, and of two commands in one second each has its own."""
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
+
+import pytest
 
 from flgo_hydra.record.lock import holding, is_held
 from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
@@ -100,3 +103,26 @@ def test_a_folder_is_of_a_sweep_or_of_a_run(command):
     assert command(*SMALL, "hydra.run.dir=alone").status == 0
     done = command(*sweep, "hydra.sweep.dir=alone")
     assert done.status == 1 and "is a single run's" in done.err, done.err
+
+
+@pytest.mark.parametrize("form", [["hydra.run.dir=run"], ["-m", "lr=0.1,0.2", "hydra.sweep.dir=run"]])
+@pytest.mark.parametrize("what", ["folder", "link", "circle", "device", "pipe"])
+def test_what_is_no_lock_is_refused_and_left_alone(command, tmp_path, form, what):
+    lock = Path("run/.owner.lock")
+    lock.parent.mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.write_text("kept")
+    makers = {
+        "folder": lock.mkdir,
+        "link": lambda: lock.symlink_to(theirs),
+        "circle": lambda: lock.symlink_to(lock.name),
+        "device": lambda: lock.symlink_to("/dev/zero"),
+        "pipe": lambda: os.mkfifo(lock),
+    }
+    makers[what]()
+    done = command(*SMALL, *form)
+    assert done.status == 1 and "Traceback" not in done.err
+    assert ".owner.lock is no plain file, and cannot be locked: remove it" in done.err
+    assert theirs.read_text() == "kept" and os.listdir("run") == [".owner.lock"]
+    lock.rmdir() if what == "folder" else lock.unlink()
+    assert command(*SMALL, *form).status == 0
