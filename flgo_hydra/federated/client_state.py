@@ -27,12 +27,12 @@ _HELD = 2**28
 
 
 class ClientStates:
-    """Rows of tensors by state name and parameter name, all zeros at first."""
+    """Rows of tensors by state name and parameter name, all as the template at first."""
 
     def __init__(self, template: State, num_clients: int, folder: Path | None = None) -> None:
         """
         Args:
-            template: a client's state; its shapes and dtypes are used.
+            template: a client's state at first.
             folder: where a file may be made, which has no name and goes with the process; None: memory only.
         """
         self._row_bytes = sum(t.numel() * t.element_size() for ts in template.values() for t in ts.values())
@@ -55,6 +55,9 @@ class ClientStates:
         }
         self._used: set[int] = set()
         self._held = 0
+        is_zero = all(not bool(t.any()) for tensors in template.values() for t in tensors.values())
+        # Rows are zeros until they are used; what else a client has at first is kept once.
+        self._first = None if is_zero else {s: {n: t.clone() for n, t in ts.items()} for s, ts in template.items()}
 
     def _zeros(self, num_clients: int, template: Tensor) -> Tensor:
         shape = (num_clients, *template.shape)
@@ -76,6 +79,8 @@ class ClientStates:
 
     def get(self, client: int) -> State:
         """The client's state on the device. Not to be changed in place."""
+        if self._first is not None and client not in self._used:
+            return self._first
         self._touched(1)
         return {
             state: {name: rows[client].to(self._device) for name, rows in tensors.items()}
@@ -94,10 +99,16 @@ class ClientStates:
         """The clients' states, stacked in the order given."""
         self._touched(len(clients))
         at = self._index(clients)
-        return {
+        found = {
             state: {name: to_device(rows.index_select(0, at), self._device) for name, rows in tensors.items()}
             for state, tensors in self._rows.items()
         }
+        if self._first is not None and (new := [i for i, client in enumerate(clients) if client not in self._used]):
+            places = to_device(torch.tensor(new), self._device)
+            for state, tensors in found.items():
+                for name, rows in tensors.items():
+                    rows[places] = self._first[state][name]
+        return found
 
     def put_many(self, clients: list[int], state: State) -> None:
         at = self._index(clients)

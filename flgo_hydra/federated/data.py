@@ -30,6 +30,7 @@ class Data:
     valid: Samples
     test: Samples
     is_classification: bool
+    num_classes: int | None = None
 
     def client(self, k: int) -> tuple[Tensor, Tensor]:
         """Training samples of client k, shapes (n_k, *input_shape) and (n_k, …)."""
@@ -90,6 +91,7 @@ def to_data(task: Task, device: torch.device, dtype: torch.dtype, keeps_integers
         samples(task.x_valid, task.y_valid, valid_weights(task.train_sizes, task.valid_sizes)),
         samples(task.x_test, task.y_test, np.full(num_test, 1 / num_test)),
         is_classification=task.num_classes is not None,
+        num_classes=task.num_classes,
     )
 
 

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.base import (
+    Algorithm,
+    Client,
+    Hyper,
+    State,
+    Tensors,
+)
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, StepCounts, clip, is_zero
@@ -143,6 +149,15 @@ def states_of_copy(algorithm: Algorithm, params: Tensors) -> tuple[State, State]
         return asked.init_server(own), asked.init_client(own)
 
 
+def kept_at_trial(algorithm: Algorithm, params: Tensors) -> State:
+    """What a client keeps in a trial; zeros would hide what is done with it."""
+    kept = states_of_copy(algorithm, params)[1]
+    return {
+        key: {name: t + 1e-2 if t.is_floating_point() else t for name, t in tensors.items()}
+        for key, tensors in kept.items()
+    }
+
+
 def _require_direction(found: Any, params: Tensors, algorithm: str) -> None:
     """Raises `Refused` for what is no direction of the parameters; those that it leaves out stay where they are."""
     what = ""
@@ -238,6 +253,38 @@ class Mean:
 
     def value(self) -> State:
         return self._sum
+
+
+class Stack:
+    """The messages of a cohort, one client at a time, for an algorithm that asks for all of them."""
+
+    def __init__(self, algorithm: Algorithm, cohort: Cohort, hyper: Hyper) -> None:
+        self._algorithm, self._cohort, self._hyper = algorithm, cohort, hyper
+        self._sent: dict[str, list[Tensors]] = {}
+
+    def add(self, state: State, weight: float) -> None:
+        for entry, tensors in state.items():
+            self._sent.setdefault(entry, []).append({name: t.clone() for name, t in tensors.items()})
+
+    def value(self) -> State:
+        stacked = {
+            entry: {name: torch.stack([one[name] for one in every]) for name in every[0]}
+            for entry, every in self._sent.items()
+        }
+        return combine(self._algorithm, stacked, self._cohort, self._hyper)
+
+
+def combine(algorithm: Algorithm, messages: State, cohort: Cohort, hyper: Hyper) -> State:
+    """What the algorithm makes of all messages of a cohort.
+
+    Args:
+        messages: stacked in the order of the cohort's clients.
+    """
+    rows = weights_of(cohort)
+    device = next((t.device for tensors in messages.values() for t in tensors.values()), torch.device("cpu"))
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    weights = {entry: torch.from_numpy(rows[row_of(entry, algorithm)]).to(exact).to(device) for entry in messages}
+    return algorithm.combine(messages, weights, hyper)
 
 
 def to_sum(t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an algorithm is: FedAvg with some of its steps replaced.
+"""What an algorithm is: FedAvg with some of its parts replaced.
 
 McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017.
 https://arxiv.org/abs/1602.05629
@@ -12,7 +12,15 @@ In the order of a round, for each client k of the cohort:
     `correct`        what the client adds to each local gradient,
     `finish`         what it sends after its last local step, and what it keeps for the next time,
 and once on the server:
-    `update_server`  what the server makes of the weighted mean of what was sent.
+    `combine`        the weighted mean of what was sent, or another rule over the messages of the cohort,
+    `update_server`  what the server makes of it.
+
+A method that trains more than one model, or takes its gradients elsewhere than at the model's own parameters, runs a
+program on each client instead of `correct`:
+    `begin`          the models (and whatever else) that the client carries through its steps,
+    `step`           one local step of them; it takes gradients as often and where it likes (`local.py`),
+    `end`            as `finish`, of all that was carried.
+And one whose clients use a model of their own says which: `personal`.
 
 Tensors of a model are a dict by parameter name; a `State` is a dict of such dicts.
 
@@ -24,12 +32,15 @@ SCAFFOLD take `grads.get(name, 0.0)`, as adding the term to the loss does in PyT
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flgo_hydra.config import OptionConf
+
+if TYPE_CHECKING:
+    from flgo_hydra.federated.algorithm.local import LocalBatch
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
@@ -46,11 +57,13 @@ class Client(NamedTuple):
     server: State
     """what the server keeps (and sends along)"""
     state: State
-    """what this client kept when it last took part; zeros at first"""
+    """what this client kept when it last took part; what `init_client` says at first"""
+    facts: Tensors = {}
+    """of its training samples: `num_samples`, (), and for classification `label_counts`, (num_classes,)"""
 
 
 class Algorithm:
-    """FedAvg; others replace some of its steps."""
+    """FedAvg; others replace some of its parts."""
 
     weighting: str = "samples"
     """the algorithm's own weights of a cohort (`aggregate=other`): samples (n_k) or uniform; under `sample=md`, where
@@ -68,7 +81,11 @@ class Algorithm:
         return {}
 
     def init_client(self, params: Tensors) -> State:
-        """What each client keeps from round to round, at first. Only its shapes and dtypes are used: all zeros."""
+        """What each client keeps from round to round, at first.
+
+        Args:
+            params: the untrained model's.
+        """
         return {}
 
     def loss(self, outputs: Tensor, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -90,6 +107,43 @@ class Algorithm:
         """
         return grads
 
+    def begin(self, client: Client, hyper: Hyper) -> State:
+        """What a client carries through its local steps, at first: by default one model, the server's.
+
+        Returns:
+            tensors by name and by a name for them all; `step` returns others of the same names and shapes.
+        """
+        return {"model": client.anchor}
+
+    def step(self, carry: State, at: "LocalBatch", client: Client, hyper: Hyper) -> State:
+        """One local step, from what is carried to what is carried next.
+
+        Called under `torch.vmap`, too, where each tensor is that of one client. What it returns must not hang on the
+        numbers of a tensor otherwise than by tensor operations (`torch.where`).
+
+        Args:
+            carry: of `begin`, or of the step before.
+            at: the step's samples, gradients of losses on them, and the optimizer.
+        """
+        model = carry["model"]
+        direction = self.correct(at.gradient(model), model, client, hyper)
+        return {"model": at.descend("model", model, direction)}
+
+    def end(self, carry: State, client: Client, num_steps: Any, hyper: Hyper) -> tuple[State, State]:
+        """What a client sends and what it keeps, after its last step; see `finish`."""
+        return self.finish(carry["model"], client, num_steps, hyper)
+
+    def personal(self, params: Tensors, state: State) -> Tensors | None:
+        """The model that a client would use itself, which is evaluated on its own held-out samples.
+
+        Args:
+            params: the server's model.
+            state: what the client keeps.
+        Returns:
+            all parameters of the model; None: it uses the server's, and nothing more is evaluated.
+        """
+        return None
+
     def finish(self, params: Tensors, client: Client, num_steps: Any, hyper: Hyper) -> tuple[State, State]:
         """What a client sends and what it keeps, after `num_steps` local steps ended at `params`.
 
@@ -101,6 +155,21 @@ class Algorithm:
         """
         return {"update": {name: params[name] - start for name, start in client.anchor.items()}}, client.state
 
+    def combine(self, messages: State, weights: Mapping[str, Tensor], hyper: Hyper) -> State:
+        """What the server makes of a cohort's messages. Where this is replaced, all of them are kept until the end of a
+        round; by default each is added to a weighted sum and forgotten.
+
+        Args:
+            messages: what the clients sent, each tensor with a first dimension of the cohort's size.
+            weights: of the clients, (size,), by entry of the message, as `finish` says.
+        Returns:
+            the entries that `update_server` takes.
+        """
+        return {
+            entry: {name: torch.tensordot(weights[entry].to(t.dtype), t, 1) for name, t in tensors.items()}
+            for entry, tensors in messages.items()
+        }
+
     def update_server(
         self, params: Tensors, server: State, message: State, participation: Any, hyper: Hyper
     ) -> tuple[Tensors, State]:
@@ -111,6 +180,17 @@ class Algorithm:
             participation: the share of all clients that took part, |S| / N.
         """
         return {name: w + message["update"][name] for name, w in params.items()}, server
+
+
+def runs_program(algorithm: Algorithm) -> bool:
+    """Whether clients do more than correct the gradient of one model."""
+    own = type(algorithm)
+    return any(getattr(own, name) is not getattr(Algorithm, name) for name in ("begin", "step", "end"))
+
+
+def takes_all_messages(algorithm: Algorithm) -> bool:
+    """Whether the server asks for more than a weighted sum."""
+    return type(algorithm).combine is not Algorithm.combine
 
 
 def zeros_like(params: Tensors) -> Tensors:

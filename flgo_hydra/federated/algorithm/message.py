@@ -17,6 +17,12 @@ from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import states_of_copy
 
 
+def sends_own(algorithm: Algorithm) -> bool:
+    """Whether clients send something else than the change of the model, or keep something."""
+    own = type(algorithm)
+    return own.finish is not Algorithm.finish or own.end is not Algorithm.end
+
+
 class Messages:
     """Reads what an algorithm's `finish` returns.
 
@@ -28,7 +34,7 @@ class Messages:
         self._name = type(algorithm).__name__
         self._device = next(iter(params.values())).device
         self._exact = torch.float32 if self._device.type == "mps" else torch.float64
-        self._is_own = type(algorithm).finish is not Algorithm.finish
+        self._is_own = sends_own(algorithm)
         self._needs_update = type(algorithm).update_server is Algorithm.update_server
         self._update = {name: p.shape for name, p in params.items()}
         self._kept = _form(states_of_copy(algorithm, params)[1]) if self._is_own else {}

@@ -8,14 +8,14 @@ client has its own generator), or one that mixes the samples of a batch, where b
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
@@ -26,7 +26,7 @@ from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
 from flgo_hydra.federated.schedule import Order, batch_sizes
-from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, finish_round, weights_of
+from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, combine, finish_round, weights_of
 
 _log = logging.getLogger(__name__)
 _RARE = 0.05
@@ -100,7 +100,11 @@ class VmapBackend:
         self.why_not = self.why_not or self._loop.why_plain_from(round_num)
         if self.why_not:
             return self._loop.train(server, clients, cohort, hyper, round_num)
+        algorithm = self._step.algorithm
+        asks_for_all = takes_all_messages(algorithm)
         message: State = {}
+        all_sent: list[State] = []
+        order: list[int] = []
         changes: Tensors = {}
         weights = weights_of(cohort)
         with torch.no_grad():
@@ -108,20 +112,25 @@ class VmapBackend:
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids))
+                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids), self._loop.facts.of_many(ids))
                 self._lanes.run(own)
                 counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]
                 sent, theirs, kept = self._lanes.mean(counted, [len(order) for order in own])
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
-                for state, tensors in sent.items():
+                if asks_for_all:
+                    all_sent.append({s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in sent.items()})
+                    order += chosen
+                for state, tensors in sent.items() if not asks_for_all else ():
                     _add(message.setdefault(state, {}), tensors)
                 _add(changes, theirs)
             self._loop.require_unchanged(round_num)
             self._lanes.require_unchanged(round_num)
             seed_all(torch_seed(self._work.seed, Purpose.SERVER, round_num), self._data.x_train.device)
-            return finish_round(server, self._step.algorithm, message, changes, cohort, hyper)
+            if asks_for_all:
+                message = combine(algorithm, _in_order(all_sent, order), cohort, hyper)
+            return finish_round(server, algorithm, message, changes, cohort, hyper)
 
     def _orders(self, cohort: Cohort, round_num: int) -> list[Order]:
         return self._work.orders(self._offsets, cohort.clients, round_num)
@@ -203,6 +212,19 @@ def count_lanes(cohort_size: int, bytes_per_lane: int, budget_bytes: int) -> int
     """Clients to train at once: as many as the budget holds, the cohort in chunks of about one size."""
     most = max(1, min(cohort_size, budget_bytes // max(bytes_per_lane, 1)))
     return math.ceil(cohort_size / math.ceil(cohort_size / most))
+
+
+def _in_order(parts: Sequence[State], order: Sequence[int]) -> State:
+    """Messages in the order of the cohort.
+
+    Args:
+        order: the clients' numbers in the cohort, as the parts have them.
+    """
+    back = torch.from_numpy(np.argsort(order))
+    return {
+        entry: {name: torch.cat([part[entry][name] for part in parts])[back.to(t.device)] for name, t in ts.items()}
+        for entry, ts in parts[0].items()
+    }
 
 
 def _add(sums: Tensors, of_one_run: Tensors) -> None:

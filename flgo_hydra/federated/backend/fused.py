@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.base import Algorithm, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
 from flgo_hydra.federated.backend.habits import copied, one_line
@@ -44,7 +44,9 @@ from flgo_hydra.federated.training import (
     LocalStep,
     LocalWork,
     ServerState,
+    Stack,
     check_message,
+    combine,
     finish_round,
     server_state,
     states_of_copy,
@@ -248,7 +250,7 @@ class FusedBackend:
             lanes = self._lanes_for(chunk)
             runs, most = self._shape
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most))
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), self._facts(chunk, most))
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
@@ -257,6 +259,8 @@ class FusedBackend:
             for key in keys:
                 self._members[key].loop.require_unchanged(works[key].round_num)
             lanes.require_unchanged(works[keys[0]].round_num)
+            if takes_all_messages(self._recipe.algorithm):
+                sent = self._combined(chunk, sent, most)
             states = self._finish(chunk, sent, changes)
         # Only now: what was raised above has changed nothing.
         for row, key in enumerate(keys if kept else ()):
@@ -338,14 +342,15 @@ class FusedBackend:
             return why_not
         messages = []
         for server in servers:
-            params = {name: p * 1.01 + 0.01 for name, p in server.params.items()}
-            state = {
-                s: {n: torch.full_like(t, 1e-2) for n, t in ts.items()}
-                for s, ts in states_of_copy(algorithm, server.params)[1].items()
-            }
-            sent, _ = Messages(algorithm, params).read(
-                algorithm.finish(params, Client(server.params, server.state, state), 2, hypers[0])
-            )
+            client = chunk.members[0].loop.client_at_trial(server, 0)
+            begun = algorithm.begin(client, hypers[0])
+            carry = {key: {name: p * 1.01 + 0.01 for name, p in tensors.items()} for key, tensors in begun.items()}
+            sent, _ = Messages(algorithm, server.params).read(algorithm.end(carry, client, 2, hypers[0]))
+            if takes_all_messages(algorithm):
+                every = Stack(algorithm, chunk.works[0].cohort, hypers[0])
+                for _ in range(len(chunk.works[0].cohort.clients)):
+                    every.add(sent, 1.0)
+                sent = every.value()
             messages.append(sent)
         together = {s: {n: torch.stack([m[s][n] for m in messages]) for n in ts} for s, ts in messages[0].items()}
         try:
@@ -373,6 +378,24 @@ class FusedBackend:
             ids = work.cohort.clients.tolist()
             per_run.append(work.clients.get_many([ids[i % len(ids)] for i in range(most)]))
         return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
+
+    def _combined(self, chunk: _Chunk, sent: State, most: int) -> State:
+        """What each run makes of all its clients' messages, (P, …).
+
+        Args:
+            sent: of the lanes, (H, …).
+        """
+        per_run = []
+        for row, work in enumerate(chunk.works):
+            at = slice(row * most, row * most + len(work.cohort.clients))
+            own = {s: {n: t[at] for n, t in ts.items()} for s, ts in sent.items()}
+            per_run.append(combine(self._recipe.algorithm, own, work.cohort, work.hyper))
+        return {s: {n: torch.stack([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
+
+    def _facts(self, chunk: _Chunk, most: int) -> Tensors:
+        """What is known of the lanes' clients."""
+        every = [work.cohort.clients.tolist() for work in chunk.works]
+        return chunk.members[0].loop.facts.of_many([ids[i % len(ids)] for ids in every for i in range(most)])
 
     def _finish(self, chunk: _Chunk, message: State, changes: Tensors) -> list[ServerState]:
         """The servers' next states, of all runs in one operation each."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
+from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.calls import Calls
@@ -27,7 +27,7 @@ from flgo_hydra.federated.data import Data, Samples
 from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.refused import Refused
-from flgo_hydra.federated.training import Mean, ServerState, finish_round, states_of_copy
+from flgo_hydra.federated.training import Mean, ServerState, Stack, finish_round
 
 if TYPE_CHECKING:
     from flgo_hydra.federated.backend.loop import LoopBackend
@@ -133,12 +133,9 @@ class _Trial:
         flags = dict.fromkeys(loop.params, True)
         loop.model.train()
         _refuse_other_flags(loop.model, flags, "its `train()`")
-        # Not zero: a client's state of zeros would hide what is done with it.
-        state = {
-            key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
-            for key, ts in states_of_copy(loop.step.algorithm, loop.params)[1].items()
-        }
-        client = Client(server.params, server.state, state)
+        client = loop.client_at_trial(server, 0)
+        before = {key: _cloned(tensors) for key, tensors in client.state.items()}
+        loop.find_program(server, self._hyper)
         largest, smallest = max(self._sizes), min(self._sizes)
         calls = Calls()
         with calls:
@@ -151,7 +148,8 @@ class _Trial:
                 self._found = _plain(f"a step on {smallest} of its samples fails: {one_line(error)}", self._found)
         with Calls() as of_finish:
             sent, kept = self._finish(loop, client)
-        _refuse_changes(self._given, server, state, "`correct` or `finish`")
+        by = "`correct` or `finish`" if loop.program is None else "`begin`, `step` or `end`"
+        _refuse_changes(self._given, server, before, client.state, by)
         del kept
         with Calls() as of_server:
             self._update_server(loop, server, sent)
@@ -200,16 +198,17 @@ class _Trial:
         algorithm = loop.step.algorithm
         noise = _TorchNoise(loop.data.x_train.device)
         with torch.no_grad():
-            sent, kept = Messages(algorithm, loop.params).read(algorithm.finish(loop.params, client, 2, self._hyper))
+            sent, kept = Messages(algorithm, loop.params).read(algorithm.end(loop.carry, client, 2, self._hyper))
         if noise.has_moved:
             why = "`finish` draws random numbers, each client's from a generator of its own"
             self._found = replace(self._found, why_apart=why)
         return sent, kept
 
     def _update_server(self, loop: "LoopBackend", server: ServerState, sent: State) -> None:
-        message = Mean()
-        message.add(sent, 1.0)
         cohort = Cohort(np.zeros(1, np.int64), np.ones(1), 1.0, 1.0, 1)
+        algorithm = loop.step.algorithm
+        message = Stack(algorithm, cohort, self._hyper) if takes_all_messages(algorithm) else Mean()
+        message.add(sent, 1.0)
         noise = _TorchNoise(loop.data.x_train.device)
         with torch.no_grad():
             after = finish_round(server, loop.step.algorithm, message.value(), {}, cohort, self._hyper)
@@ -278,11 +277,10 @@ def _refuse_other_flags(model: nn.Module, flags: dict[str, bool], by: str) -> No
             )
 
 
-def _refuse_changes(given: ServerState, server: ServerState, state: State, by: str) -> None:
+def _refuse_changes(given: ServerState, server: ServerState, kept: State, state: State, by: str) -> None:
     parts = [("client.anchor", given.params, server.params)]
     parts += [(f"client.server['{key}']", ts, server.state[key]) for key, ts in given.state.items()]
-    constant = {key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for key, ts in state.items()}
-    parts += [(f"client.state['{key}']", ts, state[key]) for key, ts in constant.items()]
+    parts += [(f"client.state['{key}']", ts, state[key]) for key, ts in kept.items()]
     for what, before, after in parts:
         for name, tensor in before.items():
             if not _equal(tensor, after[name]):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, State, Tensors
-from flgo_hydra.federated.algorithm.message import Messages
+from flgo_hydra.federated.algorithm.base import Client, State, Tensors
+from flgo_hydra.federated.algorithm.message import Messages, sends_own
 from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, schedule
@@ -18,6 +18,7 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.trial import Difference, difference, rounded
+from flgo_hydra.federated.client_program import unflat
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import ServerState
 
@@ -40,6 +41,7 @@ class LaneDifferences:
         self._k = lanes.clients_per_run
         self._looked_at = sorted({0, 1 % self._k, lanes.size - 1})
         self._kept = lanes.kept_at_trial()
+        self._facts = lanes.facts_at_trial()
 
     def of_steps(self, is_rounded: bool) -> Difference | None:
         """The worst difference between steps of every kind, or none.
@@ -55,11 +57,11 @@ class LaneDifferences:
 
     def _of_kind(self, number: int, is_rounded: bool) -> Difference | None:
         orders = self._lanes.orders_at_trial(number)
-        self._lanes.begin(self._servers, self._numbers, orders, self._kept)
+        self._lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts)
         self._lanes.take(schedule(orders, {number}, number or self._lanes.extent.width))
         for lane in self._looked_at:
             plain, noise = self._plain_ends(lane, orders[lane].batches(), is_rounded)
-            if (found := self._difference(lane // self._k, [lane], plain, noise)) is not None:
+            if (found := self._difference([lane], plain, noise)) is not None:
                 return found
         return None
 
@@ -85,11 +87,11 @@ class LaneDifferences:
                 size, _ = some[lane % k]
                 weights[lane, :size] = 1.0 / size
             is_active = np.ones(lanes.size, np.bool_)
-            lanes.begin(self._servers, self._numbers, orders, self._kept)
+            lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts)
             lanes.take([StepArrays(MASKED, np.stack([order.rows for order in orders]), weights, is_active)])
             for (run, size), (plain, noise) in ends.items():
                 own = [run * k + i for i, (of_lane, _) in enumerate(some) if of_lane == size]
-                if own and (found := self._difference(run, own, plain, noise)) is not None:
+                if own and (found := self._difference(own, plain, noise)) is not None:
                     return found
         return None
 
@@ -104,17 +106,20 @@ class LaneDifferences:
 
     def _client(self, lane: int) -> Client:
         server = self._servers[lane // self._k]
-        return Client(server.params, server.state, _of_lane(self._kept, lane))
+        return Client(
+            server.params, server.state, _of_lane(self._kept, lane), {name: t[lane] for name, t in self._facts.items()}
+        )
 
-    def _difference(self, run: int, own: list[int], plain: Tensors, noise: Tensors | None) -> Difference | None:
-        """Between what these lanes of a run hold and one end of plain steps."""
+    def _difference(self, own: list[int], plain: Tensors, noise: Tensors | None) -> Difference | None:
+        """Between what these lanes, of clients alike, hold and one end of plain steps."""
+        run = own[0] // self._k
         tensors = self._lanes.tensors
         ours = {name: t.detach()[own] for name, t in {**tensors.params, **tensors.buffers}.items()}
 
         def each(end: Tensors) -> Tensors:
             return {name: end[name].expand(len(own), *end[name].shape) for name in ours}
 
-        before = {**self._servers[run].params, **self._servers[run].buffers}
+        before = self._plain[run].after((), self._servers[run], self._client(own[0]), self._numbers[run].hyper)
         return difference(before, each(plain), ours, None if noise is None else each(noise))
 
     def of_messages(self, num_steps: Sequence[int]) -> str:
@@ -124,10 +129,10 @@ class LaneDifferences:
             num_steps: of each lane, H.
         """
         lanes, algorithm = self._lanes, self._lanes.recipe.algorithm
-        if type(algorithm).finish is Algorithm.finish:
+        if not sends_own(algorithm):
             return ""
         with torch.no_grad():
-            lanes.begin(self._servers, self._numbers, lanes.orders_at_trial(lanes.kinds[0]), self._kept)
+            lanes.begin(self._servers, self._numbers, lanes.orders_at_trial(lanes.kinds[0]), self._kept, self._facts)
             for p in lanes.tensors.params.values():  # a step that no weights of zeros would hide
                 p.mul_(1.01).add_(0.01)
             try:
@@ -139,15 +144,17 @@ class LaneDifferences:
             for lane in self._looked_at:
                 params = {name: p[lane].detach() for name, p in lanes.tensors.params.items()}
                 hyper = self._numbers[lane // self._k].hyper
-                alone = Messages(algorithm, params).read(
-                    algorithm.finish(params, self._client(lane), num_steps[lane], hyper)
+                plain = self._plain[0]
+                carry = {"model": params} if plain.program is None else unflat(params)
+                alone = Messages(algorithm, plain.params).read(
+                    algorithm.end(carry, self._client(lane), num_steps[lane], hyper)
                 )
-                plain, ours = _flat(alone), _flat((_of_lane(found[0], lane), _of_lane(found[1], lane)))
-                if plain.keys() != ours.keys():
+                theirs, ours = _flat(alone), _flat((_of_lane(found[0], lane), _of_lane(found[1], lane)))
+                if theirs.keys() != ours.keys():
                     return "`finish` of clients side by side sends something else than one after another"
-                ours = {name: t.to(plain[name].dtype) for name, t in ours.items()}
-                before = {name: torch.zeros_like(t) for name, t in plain.items()}
-                if (worst := difference(before, plain, ours)) is not None:
+                ours = {name: t.to(theirs[name].dtype) for name, t in ours.items()}
+                before = {name: torch.zeros_like(t) for name, t in theirs.items()}
+                if (worst := difference(before, theirs, ours)) is not None:
                     return f"`finish` of clients side by side: {worst}"
         return ""
 

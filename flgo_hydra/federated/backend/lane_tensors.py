@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
-from flgo_hydra.federated.algorithm.message import Messages
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors, takes_all_messages
+from flgo_hydra.federated.algorithm.message import Messages, sends_own
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.client_program import unflat
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, states_of_copy, to_sum
 from flgo_hydra.federated.transfer import to_device
@@ -54,22 +55,35 @@ class LaneTensors:
         self._algorithm = algorithm
         self._messages = Messages(algorithm, like.params)
         self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
+        self._program = like.program
         some = next(iter(like.params.values()))
         self.device, self.dtype = some.device, some.dtype
         # As exact as a float of Python, which is what the loop uses.
         self.exact = torch.float32 if self.device.type == "mps" else torch.float64
         self.is_shared = numbers is None
         with torch.no_grad():
-            self.params = {n: self._stack(p).requires_grad_() for n, p in like.params.items()}
+            self.params = {n: self._stack(p) for n, p in like.carried.items()}
+            """what steps change: the clients' models, or what the algorithm's program carries"""
+            if like.program is None:
+                for p in self.params.values():
+                    p.requires_grad_()
             # Frozen parameters are the same for all clients of a run: only several runs, each with its own, stack them.
             is_frozen = {n: self.is_shared and isinstance(b, nn.Parameter) for n, b in like.buffers.items()}
             self.frozen = {n: b.detach().clone() for n, b in like.buffers.items() if is_frozen[n]}
             self.buffers = {n: self._stack(b) for n, b in like.buffers.items() if not is_frozen[n]}
+            if like.program is None:
+                kept = {n: num_slots * [p] for n, p in like.params.items()}
+            else:
+                kept = {n: list(own) for n, own in like.program.slots.items()}
             self.slots: dict[str, Slots] = {
-                n: tuple(self._stack(torch.zeros_like(p)) for _ in range(num_slots)) for n, p in like.params.items()
+                n: tuple(self._stack(torch.zeros_like(p)) for p in own) for n, own in kept.items()
             }
             at_server, at_client = states_of_copy(algorithm, like.params)
             self.kept = {s: {n: self._stack(t) for n, t in ts.items()} for s, ts in at_client.items()}
+            self.facts = {n: self._stack(t) for n, t in like.facts.of(0).items()}
+            self.num_steps = torch.ones(
+                self.size, dtype=self.exact if self.is_shared else self.dtype, device=self.device
+            )
             each = torch.clone if self.is_shared else self._seem_stacked
             self.anchor = {n: each(p.detach()) for n, p in like.params.items()}
             self.server = {s: {n: each(t.detach()) for n, t in ts.items()} for s, ts in at_server.items()}
@@ -100,6 +114,8 @@ class LaneTensors:
         servers: Sequence[ServerState],
         numbers: Sequence[Numbers],
         kept: State,
+        facts: Tensors,
+        num_steps: Sequence[int],
         elsewhere: set[str],
         is_read: Callable[[Tensor], bool],
     ) -> None:
@@ -108,13 +124,14 @@ class LaneTensors:
         Args:
             servers: of each run, P.
             numbers: of each run, P.
-            kept: what the clients kept, (H, …); the last lanes' may be missing.
+            kept, facts: what the clients kept, and what is known of them, (H, …); the last lanes' may be missing.
+            num_steps: of each lane, H.
             elsewhere: parameters that are kept in another form.
             is_read: whether the steps read a tensor that a run's clients share.
         """
         self._servers = servers
-        self.start = {name: self._of_runs([s.params[name] for s in servers]) for name in self.params}
-        for name, p in self.params.items():
+        self.start = {name: self._of_runs([s.params[name] for s in servers]) for name in self.anchor}
+        for name, p in self.params.items() if self._program is None else ():
             if name not in elsewhere:
                 self._by_run(p.detach()).copy_(self.start[name].unsqueeze(1))
         for name, b in self.buffers.items():
@@ -134,7 +151,14 @@ class LaneTensors:
         for state, tensors in self.kept.items():
             for name, tensor in tensors.items():
                 tensor[: len(kept[state][name])] = kept[state][name]
+        for name, tensor in self.facts.items():
+            tensor[: len(facts[name])] = facts[name]
         self.set_numbers(numbers)
+        if self._program is not None:
+            self.num_steps.copy_(torch.tensor(num_steps, dtype=self.num_steps.dtype))
+            begun = self._in_lanes(self._program.begin)
+            for name, p in self.params.items():
+                p.copy_(begun[name])
 
     def mean(
         self, weights: np.ndarray, num_steps: Sequence[int], dual: DualLayers | None
@@ -146,14 +170,17 @@ class LaneTensors:
             num_steps: of each lane, H.
             dual: has the parameters that are not here.
         Returns:
-            the weighted sums over each run's lanes of the messages, and of what clients changed in their buffers,
-            (P, …), and the clients' new state, (H, …), nothing if they keep what they had.
+            the weighted sums over each run's lanes of the messages (for an algorithm that asks for all messages, these
+            themselves, (H, …)), and of what clients changed in their buffers, (P, …), and the clients' new state,
+            (H, …), nothing if they keep what they had.
         """
         rows = to_device(torch.from_numpy(weights).to(self.exact), self.device)
         of_updates = rows[UPDATE]
         changed = {name: self._sum(self._buffer_changes(name), rows[MEAN]) for name in self.buffers}
-        if type(self._algorithm).finish is not Algorithm.finish:
+        if self.finishes:
             sent, new = self.finish(num_steps, dual)
+            if takes_all_messages(self._algorithm):
+                return sent, changed, new
             sums = {
                 s: {n: self._sum(t, rows[row_of(s, self._algorithm)]) for n, t in ts.items()} for s, ts in sent.items()
             }
@@ -197,22 +224,42 @@ class LaneTensors:
         if len(set(num_steps)) > 1 or not self.is_shared:
             dtype = self.exact if self.is_shared else self.dtype
             counts = to_device(torch.tensor(num_steps, dtype=dtype), self.device)
+
+        def end(client: Client, numbers: Hyper, params: Tensors, count: Any) -> tuple[State, State]:
+            carry = {"model": params} if self._program is None else unflat(params)
+            return self._messages.read(self._algorithm.end(carry, client, count, numbers))
+
+        params = {name: p.detach() for name, p in self.params.items()}
+        result: tuple[State, State] = self._in_lanes(
+            end, (params, 0), (counts, 0 if isinstance(counts, Tensor) else None)
+        )
+        return result
+
+    @property
+    def finishes(self) -> bool:
+        """Whether what clients send and keep is asked of the algorithm, and not only how far their models have come."""
+        return self._program is not None or sends_own(self._algorithm) or takes_all_messages(self._algorithm)
+
+    def _in_lanes(self, of_client: Callable[..., Any], *given: tuple[Any, int | None]) -> Any:
+        """Calls a function of one client, its numbers and what else is given, for all lanes.
+
+        Args:
+            given: with the dimension of the lanes, if it has one.
+        """
         anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self.anchor}
         server = {
             state: {name: self._shared([s.state[state][name] for s in self._servers]) for name in tensors}
             for state, tensors in self.server.items()
         }
 
-        def lane(params: Tensors, kept: State, anchor: Tensors, server: State, numbers: Any, count: Any) -> Any:
-            return self._messages.read(self._algorithm.finish(params, Client(anchor, server, kept), count, numbers))
+        def lane(kept: State, anchor: Tensors, server: State, facts: Tensors, numbers: Hyper, *more: Any) -> Any:
+            return of_client(Client(anchor, server, kept, facts), numbers, *more)
 
         shared = None if self.is_shared else 0
-        in_dims = (0, 0, shared, shared, shared, 0 if isinstance(counts, Tensor) else None)
-        params = {name: p.detach() for name, p in self.params.items()}
-        result: tuple[State, State] = torch.vmap(lane, in_dims=in_dims)(
-            params, self.kept, anchor, server, self.plain_numbers(), counts
+        in_dims = (0, shared, shared, 0, shared, *(dim for _, dim in given))
+        return torch.vmap(lane, in_dims=in_dims)(
+            self.kept, anchor, server, self.facts, self.plain_numbers(), *(one for one, _ in given)
         )
-        return result
 
     def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum over each run's lanes, in the dtype of the loop's sum.

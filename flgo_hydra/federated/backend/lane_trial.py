@@ -49,11 +49,13 @@ def find_lanes(
     """
     first = loops[0]
     habits = first.habits(servers[0], numbers[0].hyper)
+    first.find_program(servers[0], numbers[0].hyper)
     if habits.why_apart:
         return None, habits.why_apart
     tried = [one._replace(hyper={**one.hyper, "lr": TRIAL_LR}) for one in numbers]
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_not, before = "", ""
+    dual = dual and first.program is None
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
         model = copy.deepcopy(first.model)
         model.train()
@@ -102,6 +104,8 @@ def _verdict(
     def wide() -> Differs | None:
         data = few(loops[0].data, 2 * extent.width + 1)
         theirs = {row: plain[run].copy(data, torch.float64) for row, run in enumerate(ends)}
+        for row, run in enumerate(ends):
+            theirs[row].find_program(widened(servers[run]), numbers[run].hyper)
         model = copy.deepcopy(theirs[0].model)
         model.train()
         if not is_wide(model, data.x_train[:2]):

@@ -17,7 +17,7 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,9 +42,10 @@ from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, MayRaise, ReadsNumbers, record
 from flgo_hydra.federated.backend.watch import Watch
 from flgo_hydra.federated.backend.writer import Program
+from flgo_hydra.federated.client_program import ClientProgram, StepInputs, apart
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
-from flgo_hydra.federated.training import LocalStep, ServerState
+from flgo_hydra.federated.training import LocalStep, ServerState, kept_at_trial
 from flgo_hydra.federated.transfer import to_device
 
 _log = logging.getLogger(__name__)
@@ -126,7 +127,9 @@ class Lanes:
         self._kinds: dict[int, Kind] = {}
         self._visited: Visited | None = None
         self._like = like.params
-        self._dual = self._make_dual(like.params) if compiles and dual else None
+        self._program = like.program
+        self._trial = like
+        self._dual = self._make_dual(like.params) if compiles and dual and like.program is None else None
         self._why_not_compiled = "" if compiles else "engine.compile=off"
         self._watch: Watch | None = None
         self.why_plainer = ""
@@ -181,7 +184,12 @@ class Lanes:
     # A round.
 
     def begin(
-        self, servers: Sequence[ServerState], numbers: Sequence[Numbers], orders: Sequence[Order], kept: State
+        self,
+        servers: Sequence[ServerState],
+        numbers: Sequence[Numbers],
+        orders: Sequence[Order],
+        kept: State,
+        facts: Tensors,
     ) -> None:
         """Puts what the clients start from into the lanes.
 
@@ -189,10 +197,10 @@ class Lanes:
             servers: of each run, P.
             numbers: of each run, P.
             orders: of each lane, H; a lane without a client has another one's.
-            kept: what the clients kept, (H, …); the last lanes' may be missing.
+            kept, facts: what the clients kept, and what is known of them, (H, …); the last lanes' may be missing.
         """
         elsewhere = self._dual.names if self._dual is not None else set()
-        self.tensors.begin(servers, numbers, kept, elsewhere, self._is_read)
+        self.tensors.begin(servers, numbers, kept, facts, [len(order) for order in orders], elsewhere, self._is_read)
         if self._dual is not None:
             self._visited = Visited(orders, self.extent.most_samples)
             self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self.tensors.start)
@@ -310,6 +318,8 @@ class Lanes:
 
     def _next(self, kind: Kind, count: Any, hyper: Hyper) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the lanes and its next value; buffers change in place where nothing is masked."""
+        if self._program is not None:
+            return self._next_of_program(self._program, kind, count, hyper)
         algorithm, data, own = self.recipe.algorithm, self._data, self.tensors
         is_masked = kind.is_masked
         buffers = {name: b.clone() for name, b in own.buffers.items()} if is_masked else own.buffers
@@ -332,10 +342,12 @@ class Lanes:
             kept: State,
             anchor: Tensors,
             server: State,
+            facts: Tensors,
             hyper: Hyper,
             settings: Mapping[str, Any],
         ) -> Any:
-            return self.recipe.step(settings)(params, grads, slots, count, Client(anchor, server, kept), hyper)
+            client = Client(anchor, server, kept, facts)
+            return self.recipe.step(settings)(params, grads, slots, count, client, hyper)
 
         with torch.enable_grad():
             losses, anew = torch.vmap(loss, in_dims=(0, 0, 0, 0, 0 if is_masked else None))(
@@ -345,13 +357,14 @@ class Lanes:
         with torch.no_grad():
             by_name = {name: g for name, g in zip(own.params, found, strict=True) if g is not None}
             shared = None if own.is_shared else 0
-            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, shared, shared))(
+            params, slots = torch.vmap(lane, in_dims=(0, 0, 0, 0, shared, shared, 0, shared, shared))(
                 own.params,
                 by_name,
                 own.slots,
                 own.kept,
                 own.anchor,
                 own.server,
+                own.facts,
                 dict(hyper),
                 own.settings,
             )
@@ -362,6 +375,48 @@ class Lanes:
             return pairs + [(own.buffers[name], value) for name, value in anew.items()]
         pairs += [(own.buffers[name], anew.get(name, value)) for name, value in buffers.items()]
         with torch.no_grad():
+            return [(old, _choose(kind.is_active, new, old)) for old, new in pairs]
+
+    def _next_of_program(
+        self, program: ClientProgram, kind: Kind, count: Any, hyper: Hyper
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The same of an algorithm's program."""
+        own = self.tensors
+        shared = None if own.is_shared else 0
+
+        def lane(
+            carried: Tensors,
+            slots: Any,
+            buffers: Tensors,
+            x: Tensor,
+            y: Tensor,
+            weights: Tensor | None,
+            num_steps: Tensor,
+            client: Client,
+            hyper: Hyper,
+            settings: Mapping[str, Any],
+        ) -> Any:
+            given = StepInputs(x, y, weights, count, num_steps, client, hyper)
+
+            def passing() -> AbstractContextManager[Any]:
+                return nullcontext() if weights is None else MaskedBatchNorm(weights, self.extent.least)
+
+            return program.next(self.recipe.step(settings), given, carried, slots, buffers, own.frozen, passing)
+
+        clients = Client(own.anchor, own.server, own.kept, own.facts)
+        of_client = Client(shared, shared, 0, 0)  # type: ignore[arg-type]  # in which dimension the lanes are
+        with torch.no_grad():
+            in_dims = (0, 0, 0, 0, 0, 0 if kind.is_masked else None, 0, of_client, shared, shared)
+            carried, slots, buffers = torch.vmap(lane, in_dims=in_dims)(
+                own.params, own.slots, own.buffers, kind.x, kind.y, kind.weights, own.num_steps, clients, dict(hyper),
+                own.settings,
+            )  # fmt: skip
+            kind.stepped = frozenset(carried)
+            pairs = [(own.params[name], value) for name, value in carried.items()]
+            pairs += [pair for name, new in slots.items() for pair in zip(own.slots[name], new, strict=True)]
+            pairs = apart(pairs + [(own.buffers[name], value) for name, value in buffers.items()])
+            if kind.is_active is None:
+                return pairs
             return [(old, _choose(kind.is_active, new, old)) for old, new in pairs]
 
     # Programs.
@@ -442,7 +497,7 @@ class Lanes:
         kept = self.kept_at_trial()
 
         def restart() -> None:
-            self.begin(servers, numbers, orders, kept)
+            self.begin(servers, numbers, orders, kept, self.facts_at_trial())
             steps = self._to_device(schedule(orders, {number}, number or self.extent.width))
             self._plan_of(number).fill(steps[:1])
 
@@ -462,8 +517,14 @@ class Lanes:
     # What trials take (`lane_trial.py`).
 
     def kept_at_trial(self) -> State:
-        """Of each lane's client; not zero, which would hide what is done with it."""
-        return {s: {name: torch.full_like(t, 1e-2) for name, t in ts.items()} for s, ts in self.tensors.kept.items()}
+        """Of each lane's client."""
+        kept = kept_at_trial(self.recipe.algorithm, self._trial.params)
+        return {s: {name: t.expand(self.size, *t.shape) for name, t in ts.items()} for s, ts in kept.items()}
+
+    def facts_at_trial(self) -> Tensors:
+        """Of each lane's client."""
+        num_clients = len(self._trial.data.offsets) - 1
+        return self._trial.facts.of_many([lane % num_clients for lane in range(self.size)])
 
     def orders_at_trial(self, number: int) -> list[Order]:
         """Two steps of a kind in each lane."""

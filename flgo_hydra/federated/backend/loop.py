@@ -7,7 +7,7 @@ import copy
 import functools
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, Tensors
+from flgo_hydra.federated.algorithm.base import (
+    Algorithm,
+    Client,
+    Hyper,
+    State,
+    Tensors,
+    runs_program,
+    takes_all_messages,
+)
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.graph import exact_convolutions
@@ -25,9 +33,11 @@ from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.backend.watch import Watch, late
+from flgo_hydra.federated.client_program import ClientProgram, StepInputs, apart, unflat
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.facts import Facts
 from flgo_hydra.federated.model import to_dtype
 from flgo_hydra.federated.optimizer import StepCounts, is_zero
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
@@ -37,10 +47,11 @@ from flgo_hydra.federated.training import (
     LocalWork,
     Mean,
     ServerState,
+    Stack,
     changes_of,
     finish_round,
+    kept_at_trial,
     row_of,
-    states_of_copy,
     weights_of,
 )
 from flgo_hydra.federated.transfer import to_device
@@ -78,6 +89,9 @@ class LoopBackend:
         self._offsets = np.array(data.offsets)
         self.step = step
         self._work = work
+        self.facts = Facts(data, next(model.parameters()).dtype)
+        self.program: ClientProgram | None = None
+        self._runs_program = runs_program(step.algorithm)
         self._bind(model)
         self._messages = Messages(step.algorithm, self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
@@ -100,7 +114,39 @@ class LoopBackend:
         self._param_list = list(self.params.values())
         self._buffers = Buffers(model)
         self.buffers: Tensors = self._buffers.homes
-        self._slots = self.step.start(self.params)
+        self.carried: Tensors = self.params
+        """what a client's steps change: the working model, or what its algorithm's program carries"""
+        self.slots = self.step.start(self.params)
+        """what the optimizer keeps of it"""
+        self.program = None
+
+    def find_program(self, server: ServerState, hyper: Hyper) -> None:
+        """Before a first step: what the algorithm's program carries, if it has one."""
+        if self.program is not None or not self._runs_program:
+            return
+        program = ClientProgram(self.step.algorithm, self.model, self.data.criterion)
+        self.load(server)
+        self.model.train()
+        try:
+            algorithm = copy.deepcopy(self.step.algorithm)
+        except Exception:  # whatever it holds that cannot be copied
+            algorithm = self.step.algorithm
+        of_copy = ClientProgram(algorithm, self.model, self.data.criterion)
+        x, y = self.data.x_train[:2], self.data.y_train[:2]
+        given = StepInputs(x, y, None, 1, 1, self.client_at_trial(server, 0), hyper)
+        self.carried = of_copy.find_form(self.step, given, *self.buffers_and_fixed())
+        program.take_form(of_copy)
+        self.slots = {name: tuple(slot.clone() for slot in slots) for name, slots in program.slots.items()}
+        self.program = program
+
+    def buffers_and_fixed(self) -> tuple[Tensors, Tensors]:
+        """The model's state that is not trained: what a step may change, and frozen parameters."""
+        fixed: Tensors = {name: b for name, b in self.buffers.items() if isinstance(b, nn.Parameter)}
+        return {name: b for name, b in self.buffers.items() if name not in fixed}, fixed
+
+    def client_at_trial(self, server: ServerState, k: int) -> Client:
+        """Client k, with something else in its state than at first: zeros would hide what is done with them."""
+        return Client(server.params, server.state, kept_at_trial(self.step.algorithm, server.params), self.facts.of(k))
 
     def copy(self, data: Data | None = None, dtype: torch.dtype | None = None) -> "LoopBackend":
         """Plain steps in a copy of the working model, of the algorithm and of what they keep."""
@@ -154,16 +200,17 @@ class LoopBackend:
         self.prepare(server, hyper)
         self.why_plain_from(round_num)
         self.model.train()
-        message, changes = Mean(), Mean()
+        message: Mean | Stack = Stack(algorithm, cohort, hyper) if takes_all_messages(algorithm) else Mean()
+        changes = Mean()
         # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
         seed = seed_all if self._runs_users_code else seed_torch
         for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
-            client = Client(server.params, server.state, clients.get(k))
+            client = Client(server.params, server.state, clients.get(k), self.facts.of(k))
             seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
-                sent, kept = self._messages.read(algorithm.finish(self.params, client, len(steps), hyper))
+                sent, kept = self._messages.read(algorithm.end(self.carry, client, len(steps), hyper))
                 for entry, tensors in sent.items():
                     message.add({entry: tensors}, weights[row_of(entry, algorithm)])
                 clients.put(k, kept)
@@ -185,25 +232,48 @@ class LoopBackend:
         ends = np.cumsum([len(order) for order in orders])
         return [steps[end - len(order) : end] for end, order in zip(ends.tolist(), orders, strict=True)]
 
-    def train_client(self, steps: Iterable[Tensor], client: Client, hyper: Hyper) -> None:
+    @property
+    def carry(self) -> State:
+        """What the client's steps have come to."""
+        return unflat(self.carried) if self.program is not None else {"model": self.params}
+
+    def train_client(self, steps: Sequence[Tensor], client: Client, hyper: Hyper) -> None:
         """Takes local steps on these rows of the training samples in the working model, as it is."""
         with torch.no_grad():
-            for tensors in self._slots.values():
+            if self.program is not None:
+                for name, start in self.program.begin(client, hyper).items():
+                    self.carried[name].copy_(start)
+            for tensors in self.slots.values():
                 for tensor in tensors:
                     tensor.zero_()
             if self._traced is not None:
-                self._traced.start(client, hyper)
-            counts = StepCounts(self.params)
+                self._traced.start(client, hyper, len(steps))
+            counts = StepCounts(self.carried)
             for rows in steps:
                 if self._traced is not None and self._traced.run(rows, counts):
                     continue
                 x, y = self.data.x_train[rows], self.data.y_train[rows]
+                if self.program is not None:
+                    count = next(iter(counts.next(self.carried).values()))
+                    for state, value in self._next(StepInputs(x, y, None, count, len(steps), client, hyper)):
+                        state.copy_(value)
+                    continue
                 with torch.enable_grad():
                     loss = self.loss(x, y)
                     grads = torch.autograd.grad(loss, self._param_list, allow_unused=True)
                 self._apply(grads, counts, client, hyper)
                 if self._traced is not None:  # the next step may be a program
                     self._buffers.bring_home()
+
+    def _next(self, given: StepInputs) -> list[tuple[Tensor, Tensor]]:
+        """A step of the algorithm's program: pairs of a tensor and its next value."""
+        assert self.program is not None
+        carried, slots, buffers = self.program.next(
+            self.step, given, self.carried, self.slots, *self.buffers_and_fixed()
+        )
+        pairs = [(self.carried[name], value) for name, value in carried.items()]
+        pairs += [pair for name, new in slots.items() for pair in zip(self.slots[name], new, strict=True)]
+        return apart(pairs + [(self.buffers[name], value) for name, value in buffers.items()])
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         try:
@@ -223,11 +293,11 @@ class LoopBackend:
         grads = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
         optimizer = self.step.optimizer
         if not optimizer.is_plain_sgd:
-            next_params, next_slots = self.step(self.params, grads, self._slots, counts, client, hyper)
+            next_params, next_slots = self.step(self.params, grads, self.slots, counts, client, hyper)
             if next_params:
                 torch._foreach_copy_([self.params[name] for name in next_params], list(next_params.values()))
             for name, tensors in next_slots.items():
-                for slot, tensor in zip(self._slots[name], tensors, strict=True):
+                for slot, tensor in zip(self.slots[name], tensors, strict=True):
                     slot.copy_(tensor)
             return
         if self._corrects:
@@ -256,6 +326,7 @@ class LoopBackend:
     def prepare(self, server: ServerState, hyper: Hyper) -> None:
         """Before the first round: records programs for the batch sizes that pay, where they do what plain steps do."""
         habits = self.habits(server, hyper)
+        self.find_program(server, hyper)
         if not self._is_prepared and self._paying:
             self._prepare(habits.why_plain, server, hyper)
         self.begin_to_watch()
@@ -267,12 +338,14 @@ class LoopBackend:
             plain = self.copy()
             # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
             self._bind(copy.deepcopy(original))
+            self.find_program(server, hyper)
             kept = {"model": original, "algorithm": self.step.algorithm} if self.has_users_code else {}
             with generators_kept(), exact_convolutions(), outside_kept(**kept):
                 why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
             if why_not:
                 self._traced = None
                 self._bind(original)
+                self.find_program(server, hyper)
             elif self._traced is not None:
                 with generators_kept():
                     self._traced.capture(lambda: self.load(server), server, hyper)
@@ -318,8 +391,18 @@ class LoopBackend:
 
     def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> str:
         """Records a program for each of these batch sizes; says why that cannot be, or nothing."""
+        client = self.client_at_trial(server, 0)
         self._traced = TracedSteps(
-            self.params, self._buffers, self._slots, self.loss, self.step, self.data, self._graphs
+            self.params,
+            self.carried,
+            self._buffers,
+            self.slots,
+            self.loss,
+            self.step,
+            self.data,
+            client,
+            self._graphs,
+            self._next if self.program is not None else None,
         )
         self.load(server)
         self.model.train()
@@ -357,12 +440,7 @@ class LoopBackend:
     ) -> Difference | None:
         """The worst difference between our steps and plain ones, two of each size, and of two sizes in turn."""
         hyper = {**hyper, "lr": TRIAL_LR}
-        # Not zero: a client's state of zeros would hide what is done with it.
-        state = {
-            key: {name: torch.full_like(t, 1e-2) for name, t in ts.items()}
-            for key, ts in states_of_copy(self.step.algorithm, self.params)[1].items()
-        }
-        client = Client(server.params, server.state, state)
+        client = self.client_at_trial(server, 0)
         tried = [_batches_of(self.data, size) for size in sizes]
         others = self._all_sizes() - set(sizes)
         if others:  # a client takes recorded steps and plain ones
@@ -376,14 +454,15 @@ class LoopBackend:
                 return found
         return None
 
-    def after(self, batches: Iterable[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
+    def after(self, batches: Sequence[Tensor], server: ServerState, client: Client, hyper: Hyper) -> Tensors:
         """A trial: everything that a client's steps change, after these steps, by name."""
+        self.find_program(server, hyper)
         self.load(server)
         self.model.train()
         seed_all(0, self._param_list[0].device)
         self.train_client(batches, client, hyper)
-        ends: Tensors = {**self.params, **self._buffers.now()}
-        for name, slots in self._slots.items():
+        ends: Tensors = {**self.carried, **self._buffers.now()}
+        for name, slots in self.slots.items():
             ends |= {f"slot {i} of {name}": slot for i, slot in enumerate(slots)}
         return {name: t.detach().clone() for name, t in ends.items()}
 

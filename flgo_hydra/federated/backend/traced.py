@@ -20,9 +20,10 @@ from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.program import compile_program
 from flgo_hydra.federated.backend.tape import CannotRecord, record
 from flgo_hydra.federated.backend.writer import Program
+from flgo_hydra.federated.client_program import StepInputs
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
-from flgo_hydra.federated.training import LocalStep, ServerState, states_of_copy
+from flgo_hydra.federated.training import LocalStep, ServerState
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,36 @@ class TracedSteps:
     def __init__(
         self,
         params: Tensors,
+        carried: Tensors,
         buffers: Buffers,
         slots: dict[str, Slots],
         loss: Callable[[Tensor, Tensor], Tensor],
         step: LocalStep,
         data: Data,
+        client: Client,
         graphs: bool = False,
+        program: Callable[[StepInputs], list[tuple[Tensor, Tensor]]] | None = None,
     ) -> None:
         """
         Args:
-            params, buffers: the working model's own tensors; slots: the optimizer's. Programs change them.
+            params, buffers: the working model's own tensors; carried: what steps change, the parameters or what the
+                algorithm's program carries; slots: the optimizer's. Programs change them.
             loss: mean loss of the working model on a batch.
+            client: of whom a step is recorded.
             graphs: on CUDA, capture programs as graphs.
+            program: a step of the algorithm's program, in pairs of a tensor and its next value; None: it has none.
         """
-        self._params, self._buffers, self._slots = params, buffers, slots
-        self._loss, self._step, self._data = loss, step, data
+        self._params, self._carried, self._buffers, self._slots = params, carried, buffers, slots
+        self._loss, self._step, self._data, self._program = loss, step, data, program
         some = next(iter(params.values()))
         self._device = some.device
         # As exact as a float of Python, which is what the plain step uses.
         exact = torch.float32 if self._device.type == "mps" else torch.float64
         self._lr = torch.zeros((), dtype=exact, device=self._device)
         self._count = torch.zeros((), dtype=exact, device=self._device)
+        self._num_steps = torch.ones((), dtype=exact, device=self._device)
         with torch.no_grad():
-            at_server, at_client = states_of_copy(step.algorithm, params)
-            self._client = Client({name: p.clone() for name, p in params.items()}, _clone(at_server), _clone(at_client))
+            self._client = Client(*(_clone(part) for part in client))
         self._arena = Arena(self._device)
         self._compiled: dict[int, _Compiled] = {}
         self._lr_now = 0.0
@@ -83,8 +90,10 @@ class TracedSteps:
         """Batch sizes that have a program."""
         return set(self._compiled)
 
-    def start(self, client: Client, hyper: Hyper) -> None:
+    def start(self, client: Client, hyper: Hyper, num_steps: int) -> None:
         """Puts what the client knows where the programs look for it."""
+        if self._program is not None:
+            self._num_steps.fill_(num_steps)
         if hyper["lr"] != self._lr_now:
             self._lr_now = hyper["lr"]
             self._lr.fill_(self._lr_now)
@@ -153,12 +162,17 @@ class TracedSteps:
 
     def capture(self, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> None:
         """On CUDA, captures graphs of the programs."""
-        client = Client(server.params, server.state, self._client.state)
+        client = self._client._replace(anchor=server.params, server=server.state)
         for size, compiled in self._compiled.items():
             self._compiled[size] = self._with_graph(compiled, reset, client, hyper)
 
     def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> tuple[Program, tuple[str, ...]]:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
+        if self._program is not None:
+            given = StepInputs(x, y, None, self._count, self._num_steps, self._client, numbers)
+            program = self._program
+            ops, results = record(lambda: program(given))
+            return compile_program(ops, results, self._scalars, self._arena), tuple(self._carried)
         ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
         results = [(self._params[name], value) for name, value in params.items()]
         results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
@@ -181,12 +195,12 @@ class TracedSteps:
             for slots in self._slots.values():
                 for slot in slots:
                     slot.zero_()
-            self.start(client, hyper)
+            self.start(client, hyper, 1)
             self._count.fill_(1)
 
         def results() -> list[Tensor]:
             slots = [slot for tensors in self._slots.values() for slot in tensors]
-            return [*(p.detach() for p in self._params.values()), *self._buffers.homes.values(), *slots]
+            return [*(p.detach() for p in self._carried.values()), *self._buffers.homes.values(), *slots]
 
         try:
             return replace(compiled, graph=Graph(take, restart, results, self._device))
@@ -210,11 +224,13 @@ class TracedSteps:
         parts: list[tuple[Tensor, int, tuple[str, ...]]] = [
             (tensor, 0, (name,)) for name, tensor in self._client.anchor.items()
         ]
+        parts += [(tensor, 3, (name,)) for name, tensor in self._client.facts.items()]
         for number in (1, 2):
             state: State = self._client[number]  # type: ignore[assignment]
             parts += [(t, number, (key, name)) for key, tensors in state.items() for name, t in tensors.items()]
         self._read = [one for one in parts if any(c.program.reads(one[0]) for c in self._compiled.values())]
 
 
-def _clone(state: State) -> State:
-    return {key: {name: t.clone() for name, t in tensors.items()} for key, tensors in state.items()}
+def _clone(state: Any) -> Any:
+    """The same tensors by name, or by two names, in memory of their own."""
+    return {key: one.clone() if isinstance(one, Tensor) else _clone(one) for key, one in state.items()}

@@ -1,0 +1,23 @@
+"""FedSAM: clients look for flat minima, with sharpness-aware steps.
+
+Qu et al., Generalized Federated Learning via Sharpness Aware Minimization, ICML 2022, Algorithm 1.
+https://arxiv.org/abs/2206.02618
+"""
+
+import torch
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State
+from flgo_hydra.federated.algorithm.local import LocalBatch
+
+
+class FedSAM(Algorithm):
+    """Local steps follow the gradient at w + rho g / ||g||, g the gradient at w: two gradients a step."""
+
+    def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
+        w = carry["model"]
+        g = at.gradient(w)
+        norm = torch.sqrt(torch.stack([t.square().sum() for t in g.values()]).sum())
+        # Where there is no gradient there is no direction to go up.
+        scale = hyper["rho"] / torch.where(norm > 0, norm, 1.0)
+        up = {name: p + scale * g[name] for name, p in w.items()}
+        return {"model": at.descend("model", w, at.gradient(up))}

@@ -1,0 +1,159 @@
+"""What a client's local step may use: its batch, gradients of losses on it, and the optimizer.
+
+All of it is pure: under `torch.vmap` one call stands for the step of many clients. A batch may be filled up with
+samples that count nothing, so a mean over the batch is `at.mean`.
+
+Buffers, such as batch statistics, follow one rule, whoever trains: what the model makes of them in the first forward
+pass of a step's first gradient is what the client goes on with. Every other pass of the step starts from the same ones,
+and what it changes is dropped.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flgo_hydra.federated.algorithm.base import Algorithm, Tensors
+from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
+from flgo_hydra.federated.refused import Refused
+
+Losses = Callable[[Tensors], Tensor]
+"""The loss of each sample of the batch, (batch,), from a model's parameters."""
+
+
+@dataclass
+class LocalBatch:
+    """One local step's batch of B samples."""
+
+    x: Tensor
+    """(B, …)"""
+    y: Tensor
+    """(B,) of classes, or (B, num_outputs)"""
+    count: Any
+    """the step's number in this round, from 1"""
+    num_steps: Any
+    """of the client in this round"""
+    weights: Tensor | None
+    """of the samples in the batch's mean, (B,), which sum to 1; None: all count alike"""
+    buffers: Tensors
+    """of the model"""
+    slots: dict[str, Slots]
+    """the optimizer's, by model and parameter; changed by `descend`"""
+    next_buffers: Tensors | None = field(default=None, init=False)
+    """what the step's first gradient has made of them"""
+    num_descents: dict[str, int] = field(default_factory=dict, init=False)
+    """how often this step has called `descend`, by model"""
+    _algorithm: Algorithm = field(kw_only=True)
+    _model: nn.Module = field(kw_only=True)
+    _criterion: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    _optimizer: Optimizer = field(kw_only=True)
+    _clip_grad: Number = field(kw_only=True)
+    _lr: Any = field(kw_only=True)
+    _fixed: Tensors = field(kw_only=True)
+    """the model's parameters that are not trained"""
+    _passing: Callable[[], AbstractContextManager[Any]] = field(kw_only=True)
+    """open around each forward pass"""
+    _descents: Mapping[str, int] = field(kw_only=True)
+    """how often a step calls `descend`, by model, where that is known"""
+    _changed: Tensors | None = field(default=None, init=False)
+
+    def outputs(self, params: Tensors) -> Tensor:
+        """The model's outputs on the batch, (B, num_outputs)."""
+        # Copies: the model may change them in place.
+        buffers = {name: b.clone() for name, b in self.buffers.items()}
+        given = {**params, **buffers, **self._fixed}
+        with self._passing():
+            outputs: Tensor = functional_call(self._model, given, (self.x,))
+        if self._changed is None:
+            # What the model has assigned anew stands there now.
+            self._changed = {name: given[name] for name in buffers}
+        return outputs
+
+    def features(self, params: Tensors, module: str | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the inputs of a module of the model, (B, …), and the model's outputs, (B, num_outputs).
+
+        Args:
+            module: its name in the model; None: the last `torch.nn.Linear`.
+        """
+        with _inputs_of(self._model, module) as seen:
+            outputs = self.outputs(params)
+        if not seen:
+            raise Refused(f"`features` asks for the inputs of `{module}`, but the model does not call it.")
+        return seen[-1], outputs
+
+    def losses(self, params: Tensors) -> Tensor:
+        """The algorithm's loss of each sample, (B,)."""
+        return self.loss_of(self.outputs(params))
+
+    def loss_of(self, outputs: Tensor) -> Tensor:
+        """The same, of outputs that are there already, (B, num_outputs)."""
+        return self._algorithm.loss(outputs, self.y, self._criterion)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the batch's samples of `values`, (B, …)."""
+        if self.weights is None:
+            return values.mean(0)
+        weighted: Tensor = torch.tensordot(self.weights, values, 1)
+        return weighted
+
+    def gradient(self, params: Tensors, losses: Losses | None = None) -> Tensors:
+        """The gradient at `params` of the mean of `losses`, by default the algorithm's own.
+
+        A parameter that they do not depend on has a gradient of zeros.
+        """
+        of_each = losses or self.losses
+
+        def mean(at: Tensors) -> tuple[Tensor, Tensors]:
+            self._changed = None
+            found = of_each(at)
+            return (self.mean(found) if found.dim() else found), self._changed or {}
+
+        grads: Tensors
+        grads, changed = torch.func.grad(mean, has_aux=True)(params)
+        self._changed = None
+        if self.next_buffers is None and changed:
+            self.next_buffers = {name: b.detach() for name, b in changed.items()}
+        return dict(grads)
+
+    def descend(self, model: str, params: Tensors, grads: Tensors) -> Tensors:
+        """The next parameters after the optimizer's step along `grads`, clipped as `clip_grad` says.
+
+        Args:
+            model: names what the optimizer remembers (momentum, …) from step to step.
+            grads: of all parameters, or of those that move.
+        """
+        if not is_zero(self._clip_grad):
+            grads = clip(grads, self._clip_grad)
+        number = self.num_descents[model] = self.num_descents.get(model, 0) + 1
+        most = self._descents.get(model, 1)
+        count = self.count if most == 1 else (self.count - 1) * most + number
+        found = dict(params)
+        for name, g in grads.items():
+            p = params[name]
+            key = f"{model}.{name}"
+            if key not in self.slots:
+                self.slots[key] = tuple(torch.zeros_like(p) for _ in range(self._optimizer.num_slots))
+            found[name], self.slots[key] = self._optimizer.step(p, g, self.slots[key], self._lr, count)
+        return found
+
+
+@contextmanager
+def _inputs_of(model: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
+    """While open, the inputs of a module's calls are noted."""
+    modules = dict(model.named_modules())
+    if name is None:
+        name = next((n for n, m in reversed(modules.items()) if isinstance(m, nn.Linear)), "")
+    if not name or name not in modules:
+        known = ", ".join(f"`{n}`" for n in modules if n)
+        what = f"`{name}`, which it has not" if name else "the last `torch.nn.Linear`, of which it has none"
+        raise Refused(f"`features` asks the model for the inputs of {what}. Its modules are {known or 'none'}.")
+    seen: list[Tensor] = []
+    handle = modules[name].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

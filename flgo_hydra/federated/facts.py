@@ -1,0 +1,34 @@
+"""What is known of clients before they train: how many samples each has, and of which classes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from flgo_hydra.federated.algorithm.base import Tensors
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.transfer import to_device
+
+
+class Facts:
+    """Of all clients, on the device, in the run's dtype. N clients, C classes."""
+
+    def __init__(self, data: Data, dtype: torch.dtype) -> None:
+        offsets = torch.tensor(data.offsets)
+        sizes = offsets.diff()
+        self._device = data.x_train.device
+        self._all = {"num_samples": sizes.to(dtype)}  # (N,)
+        if data.num_classes is not None:
+            owners = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+            of_each = owners * data.num_classes + data.y_train.cpu()
+            counts = torch.bincount(of_each, minlength=len(sizes) * data.num_classes)
+            self._all["label_counts"] = counts.view(len(sizes), data.num_classes).to(dtype)  # (N, C)
+        self._all = {name: t.to(self._device) for name, t in self._all.items()}
+
+    def of(self, client: int) -> Tensors:
+        """`num_samples`, (), and for classification `label_counts`, (C,)."""
+        return {name: t[client] for name, t in self._all.items()}
+
+    def of_many(self, clients: Sequence[int]) -> Tensors:
+        """The same, stacked in the order given."""
+        at = to_device(torch.tensor(clients, dtype=torch.int64), self._device)
+        return {name: t.index_select(0, at) for name, t in self._all.items()}
