@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.federated.algorithm.base import Algorithm
+from flgo_hydra.federated.algorithm.base import Algorithm, runs_program
+from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.fedsam import FedSAM
+from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
@@ -22,6 +25,22 @@ from flgo_hydra.federated.together import run_together
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 DEFAULTS = {"num_rounds": 3, "proportion": 0.6, "batch_size": 4, "num_epochs": 2, "lr": 0.1, "dtype": "float64"}
+
+
+class Median(FedAvg):
+    """A server's rule that asks for all messages."""
+
+    def combine(self, messages, weights, hyper):
+        return {key: {name: t.quantile(0.5, dim=0) for name, t in ts.items()} for key, ts in messages.items()}
+
+
+NUMBERS = {
+    FedProx: {"mu": 0.3},
+    Scaffold: {"eta": 0.9},
+    Ditto: {"lam": 0.5},
+    FedSAM: {"rho": 0.1},
+    Moon: {"mu": 2.0, "tau": 0.5},
+}
 
 
 class Watcher:
@@ -49,7 +68,7 @@ class Runs:
 
     def __init__(self, data, algorithm, build=mlp, **shared):
         self.data, self.algorithm, self.build, self.shared = data, algorithm, build, shared
-        self.numbers = {"mu": 0.3} if algorithm is FedProx else {"eta": 0.9} if algorithm is Scaffold else {}
+        self.numbers = NUMBERS.get(algorithm, {})
 
     def make(self, values):
         conf = option(**{**self.shared, **values})
@@ -102,6 +121,8 @@ def assert_same(one, other, atol=1e-12):
 
 def has_dual_form(algorithm, shared):
     """Plain SGD, which knows the gradient as a product only."""
+    if runs_program(algorithm()):
+        return False
     return shared.get("optimizer", "sgd") in ("sgd", "momentum") and "clip_grad" not in shared
 
 
@@ -132,7 +153,7 @@ POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_roun
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold])
+@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold, Ditto, FedSAM, Moon, Median])
 def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, shared, points):
     runs = Runs(ragged, algorithm, **shared)
     points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]
