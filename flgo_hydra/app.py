@@ -40,8 +40,11 @@ def preload() -> None:
     import numpy.ma  # noqa: F401  # np.unique asks for it
 
     import flgo_hydra.federated.algorithm.build
+    import flgo_hydra.federated.algorithm.ditto
     import flgo_hydra.federated.algorithm.fedavg
     import flgo_hydra.federated.algorithm.fedprox
+    import flgo_hydra.federated.algorithm.fedsam
+    import flgo_hydra.federated.algorithm.moon
     import flgo_hydra.federated.algorithm.scaffold
     import flgo_hydra.federated.backend.choice
     import flgo_hydra.federated.fit

@@ -436,6 +436,44 @@ class ScaffoldConf(AlgorithmConf):
 
 
 @dataclass
+class DittoConf(AlgorithmConf):
+    """A model of each client's own, near the global one."""
+
+    # pull of a client's own model to the global one (the paper's lambda); 0: local training
+    lam: float = 1.0
+
+    def __post_init__(self) -> None:
+        hold(0 <= self.lam < math.inf, "algorithm.lam >= 0 and finite", self.lam)
+
+
+@dataclass
+class FedSAMConf(AlgorithmConf):
+    """FedAvg with sharpness-aware local steps."""
+
+    # how far up a step looks, in the direction of the gradient; 0 is FedAvg
+    rho: float = 0.1
+
+    def __post_init__(self) -> None:
+        hold(0 <= self.rho < math.inf, "algorithm.rho >= 0 and finite", self.rho)
+
+
+@dataclass
+class MoonConf(AlgorithmConf):
+    """FedAvg with a contrastive loss between a client's, the server's and the client's last model."""
+
+    # weight of the contrastive loss; 0 is FedAvg
+    mu: float = 5.0
+    # temperature
+    tau: float = 0.5
+    # the module whose inputs are contrasted; empty: the last linear layer
+    module: str = ""
+
+    def __post_init__(self) -> None:
+        hold(0 <= self.mu < math.inf, "algorithm.mu >= 0 and finite", self.mu)
+        hold(0 < self.tau < math.inf, "algorithm.tau > 0 and finite", self.tau)
+
+
+@dataclass
 class FlgoConf(AlgorithmConf):
     """An algorithm of FLGo's, which FLGo runs (`federated/flgo_runner.py`)."""
 
@@ -647,6 +685,9 @@ SCHEMAS: dict[str, type] = {
     "algorithm/plain": AlgorithmConf,
     "algorithm/fedprox": FedProxConf,
     "algorithm/scaffold": ScaffoldConf,
+    "algorithm/ditto": DittoConf,
+    "algorithm/fedsam": FedSAMConf,
+    "algorithm/moon": MoonConf,
     "algorithm/flgo": FlgoConf,
     "sweeper": SweeperConf,
     "launcher": LauncherConf,

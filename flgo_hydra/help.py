@@ -45,7 +45,14 @@ _PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "Model": ("model.", {"MlpConf": "model=mlp", "CnnConf": "model=cnn", "ResNetConf": "model=resnet"}),
     "Algorithm": (
         "algorithm.",
-        {"FedProxConf": "algorithm=fedprox", "ScaffoldConf": "algorithm=scaffold", "FlgoConf": "algorithm=flgo"},
+        {
+            "FedProxConf": "algorithm=fedprox",
+            "ScaffoldConf": "algorithm=scaffold",
+            "DittoConf": "algorithm=ditto",
+            "FedSAMConf": "algorithm=fedsam",
+            "MoonConf": "algorithm=moon",
+            "FlgoConf": "algorithm=flgo",
+        },
     ),
     "Sweep": ("hydra.sweeper.", {"SweeperConf": ""}),
     "Launcher": ("hydra.launcher.", {"LauncherConf": ""}),

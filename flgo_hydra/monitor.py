@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KNOWN = {"valid_loss": False, "valid_accuracy": True, "test_loss": False, "test_accuracy": True}
+OF_SERVER = {"valid_loss": False, "valid_accuracy": True, "test_loss": False, "test_accuracy": True}
+PERSONAL = {
+    f"personal_valid_{name}{of}": name == "accuracy"
+    for name in ("loss", "accuracy")
+    for of in ("", "_worst", "_worst_tenth")
+}
+"""of the models that clients would use themselves, where an algorithm gives them one"""
+KNOWN = OF_SERVER | PERSONAL
 """our metrics, and whether more of each is better"""
 MODES = ("min", "max")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor
+from flgo_hydra.monitor import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Monitor
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -154,7 +154,7 @@ class Sweep:
         results = [run.result for run in runs]
         columns[BEST_VALID_LOSS] = [math.nan if result is None else result.best_valid_loss for result in results]
         names = dict.fromkeys(name for result in results if result is not None for name in result.best)
-        for name in names or KNOWN:
+        for name in names or OF_SERVER:
             values = [math.nan if result is None else result.best.get(name, math.nan) for result in results]
             columns[self.monitor.at_best(name)] = values
         return pandas.DataFrame(columns)

@@ -1,5 +1,6 @@
 """A task's samples as tensors: on the device once, in the run's dtype; ids stay integers for a model of ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ class Data:
     test: Samples
     is_classification: bool
     num_classes: int | None = None
+    valid_offsets: Sequence[int] = ()
+    """client k holds validation samples valid_offsets[k] to valid_offsets[k + 1]; empty: nobody knows whose they are"""
 
     def client(self, k: int) -> tuple[Tensor, Tensor]:
         """Training samples of client k, shapes (n_k, *input_shape) and (n_k, …)."""
@@ -92,6 +95,7 @@ def to_data(task: Task, device: torch.device, dtype: torch.dtype, keeps_integers
         samples(task.x_test, task.y_test, np.full(num_test, 1 / num_test)),
         is_classification=task.num_classes is not None,
         num_classes=task.num_classes,
+        valid_offsets=task.valid_offsets.tolist(),
     )
 
 

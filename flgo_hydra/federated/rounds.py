@@ -119,6 +119,7 @@ def rounds(
     state: RunState,
     watcher: Watcher,
     own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
+    personal: Callable[[ServerState, ClientStates], Metrics] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
     """A run from `state` on, changing it: yields what is to be trained and evaluated, and takes what came of it.
@@ -130,6 +131,7 @@ def rounds(
         backend: loads models for `own_metrics`; who trains and evaluates is the caller's choice.
         numbers: the algorithm's hyper-parameters by name.
         own_metrics: the user's, of the model that `state.last` has our metrics of.
+        personal: metrics of the models that clients would use themselves.
     Raises:
         ValueError: the metric to be followed (`option.monitor`) is not computed.
     """
@@ -151,6 +153,8 @@ def rounds(
         is_evaluated = r % option.eval_interval == 0 or r == option.num_rounds
         if is_evaluated:
             state.last = yield Evaluation(state.server, torch_seed(option.seed, Purpose.EVALUATION, r))
+            if personal is not None:
+                state.last = {**state.last, **personal(state.server, state.clients)}
             if own_metrics is not None:
                 seed_all(torch_seed(option.seed, Purpose.OWN_METRICS, r), data.x_train.device)
                 state.last = {**state.last, **own_metrics(backend.load(state.server), state)}

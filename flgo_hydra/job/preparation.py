@@ -105,6 +105,7 @@ def prepare(
     from flgo_hydra.federated.model import arrange_for_cpu
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.patience import Patience
+    from flgo_hydra.federated.personal import Personal
     from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
     from flgo_hydra.federated.rounds import RunState, rounds
     from flgo_hydra.federated.task import build_task
@@ -194,7 +195,18 @@ def prepare(
         watcher.tell_kept(own.keeps)
         return found
 
-    steps = rounds(backend, data, algorithm, numbers, conf, state, watcher, None if own is None else measure)
+    has_own_models = type(algorithm).personal is not Algorithm.personal
+    steps = rounds(
+        backend,
+        data,
+        algorithm,
+        numbers,
+        conf,
+        state,
+        watcher,
+        None if own is None else measure,
+        Personal(model, data, algorithm) if has_own_models else None,
+    )
     parts = (model, algorithm, hyper, backend, state, watcher, steps, warnings, own, task.source)
     return ReadyRun(conf, paths, device, data, *parts)
 

@@ -1,0 +1,134 @@
+"""The models that clients would use themselves, each on its own held-out samples.
+
+Fairness over clients is told by the worst one and by the worst tenth, as in Mohri et al., Agnostic Federated
+Learning, ICML 2019 (https://arxiv.org/abs/1902.00146), and Li et al., Fair Resource Allocation in Federated Learning,
+ICLR 2020 (https://arxiv.org/abs/1905.10497).
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
+from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.evaluation import Metrics
+from flgo_hydra.federated.training import ServerState
+
+_log = logging.getLogger(__name__)
+_BYTES = 2**26
+"""Of the models that are evaluated at once."""
+_ROUNDING = 1e-3
+"""Of what models at once have: more is something else than each has alone."""
+
+
+class Personal:
+    """Evaluates the clients' own models after each round.
+
+    Args:
+        model: gives the architecture; it is on the data's device.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, algorithm: Algorithm) -> None:
+        self._model, self._data, self._algorithm = model, data, algorithm
+        sizes = [end - begin for begin, end in zip(data.valid_offsets, data.valid_offsets[1:], strict=False)]
+        # Those of like sizes together, since smaller ones are filled up.
+        self._clients = sorted((k for k, size in enumerate(sizes) if size), key=lambda k: (-sizes[k], k))
+        self._sizes = sizes
+        self._why_apart = ""
+        self._is_tried = False
+
+    @torch.no_grad()
+    def __call__(self, server: ServerState, clients: ClientStates) -> Metrics:
+        """`personal_valid_loss` and what else is known; nothing where clients use the server's model.
+
+        The mean over clients weighs them as `valid_loss` does; a client without validation samples counts nowhere.
+        """
+        if not self._clients or self._algorithm.personal(server.params, clients.get(self._clients[0])) is None:
+            return {}
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            found = self._all(server, clients)
+        finally:
+            self._model.train(was_training)
+        return _named(found, self._weights(), self._data.is_classification)
+
+    def _weights(self) -> Tensor:
+        """Of the clients, in the order in which they are evaluated: a sum of their samples' weights."""
+        offsets, weights = self._data.valid_offsets, self._data.valid.weights
+        return torch.stack([weights[offsets[k] : offsets[k + 1]].sum() for k in self._clients]).cpu()
+
+    def _all(self, server: ServerState, clients: ClientStates) -> Tensor:
+        """Mean loss and accuracy of each client, (N, 2), on the host."""
+        model_bytes = sum(p.numel() * p.element_size() for p in server.params.values())
+        sample_bytes = self._data.valid.x[:1].numel() * self._data.valid.x.element_size()
+        width = max(1, _BYTES // max(1, 2 * model_bytes + 8 * sample_bytes * self._sizes[self._clients[0]]))
+        parts = []
+        for begin in range(0, len(self._clients), width):
+            some = self._clients[begin : begin + width]
+            parts.append(self._together(some, server, clients) if not self._why_apart else None)
+            if parts[-1] is None:
+                parts[-1] = torch.stack([self._alone(k, server, clients.get(k)) for k in some])
+        # One tensor, so that the device is waited for once.
+        return torch.cat([part for part in parts if part is not None]).cpu()
+
+    def _together(self, some: Sequence[int], server: ServerState, clients: ClientStates) -> Tensor | None:
+        """The same of these clients at once, (n, 2); None where a model does not take that."""
+        data, most = self._data, self._sizes[some[0]]
+        rows = torch.tensor([[data.valid_offsets[k] + min(i, self._sizes[k] - 1) for i in range(most)] for k in some])
+        counts = torch.tensor([[float(i < self._sizes[k]) / self._sizes[k] for i in range(most)] for k in some])
+        rows, weights = rows.to(data.valid.x.device), counts.to(data.valid.weights)
+
+        def one(state: State, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+            return self._sums(server, state, x, y, weights)
+
+        try:
+            found: Tensor = torch.vmap(one)(
+                clients.get_many(list(some)), data.valid.x[rows], data.valid.y[rows], weights
+            )
+            if not self._is_tried:
+                for place in {0, len(some) - 1}:
+                    alone = self._alone(some[place], server, clients.get(some[place]))
+                    if not torch.allclose(alone, found[place], rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True):
+                        raise ValueError(f"client {some[place]} has {found[place].tolist()}, alone {alone.tolist()}")
+                self._is_tried = True
+            return found
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
+            self._why_apart = str(error)
+            _log.info("the clients' own models are evaluated one by one: %s", error)
+            return None
+
+    def _alone(self, k: int, server: ServerState, state: State) -> Tensor:
+        at = slice(self._data.valid_offsets[k], self._data.valid_offsets[k + 1])
+        x, y = self._data.valid.x[at], self._data.valid.y[at]
+        return self._sums(server, state, x.clone(), y, self._data.valid.weights.new_full((len(x),), 1 / len(x)))
+
+    def _sums(self, server: ServerState, state: State, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        own: Tensors | None = self._algorithm.personal(server.params, state)
+        assert own is not None
+        outputs = functional_call(self._model, {**own, **server.buffers}, (x,))
+        loss = (self._data.criterion(outputs, y).to(weights.dtype) * weights).sum()
+        if not self._data.is_classification:
+            return torch.stack([loss, torch.full_like(loss, torch.nan)])
+        return torch.stack([loss, (weights * (outputs.argmax(dim=-1) == y)).sum()])
+
+
+def _named(found: Tensor, weights: Tensor, is_classification: bool) -> Metrics:
+    weights = weights / weights.sum()
+    metrics: Metrics = {}
+    for name, values, is_more_better in (("loss", found[:, 0], False), ("accuracy", found[:, 1], True)):
+        if name == "accuracy" and not is_classification:
+            continue
+        worst_first = values.sort(descending=not is_more_better).values
+        tenth = worst_first[: math.ceil(len(values) / 10)]
+        metrics[f"personal_valid_{name}"] = float((weights * values).sum())
+        metrics[f"personal_valid_{name}_worst"] = float(worst_first[0])
+        metrics[f"personal_valid_{name}_worst_tenth"] = float(tenth.mean())
+    return metrics
