@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from flgo_hydra import compose
+from flgo_hydra import compose, machine_errors
 from flgo_hydra.config import Conf, SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.record import files
@@ -84,6 +84,12 @@ def main(arguments: Sequence[str]) -> int:
         name, number, where = rebuild(given.folder, given.storage, given.study_name, given.force)
     except (ValueError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        said = machine_errors.in_words(error) if not isinstance(error, machine_errors.CannotWrite) else str(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 1
     print(f"{number} trials in the study {name!r} of {masked(where)}")
     return 0
@@ -165,6 +171,8 @@ def _make(
         new.unlink(missing_ok=True)
     num_trials = _fill(SweepStudy(storage or new, name), runs, command, composer, paths, storage is not None)
     if storage is None:
+        if paths.study.is_symlink() or (paths.study.exists() and not paths.study.is_file()):
+            _log.warning("%s is no study: it is kept as %s.", paths.study, files.set_aside(paths.study).name)
         files.rename(new, paths.study)
     return num_trials
 

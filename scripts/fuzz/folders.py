@@ -191,6 +191,7 @@ def damaged(whole: Path, folder: Path, seed: str) -> list[tuple[str, str]]:
 
 def damage(folder: Path, rng: random.Random) -> tuple[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if path.stat().st_size < 2**24]  # not one that was blown up before
     files.sort()
     path = rng.choice(files)
     if rng.random() < 0.5:  # those that decide

@@ -1,5 +1,6 @@
 """A study made anew from run folders is the one that the sweep made."""
 
+import errno
 import json
 import math
 import os
@@ -82,6 +83,30 @@ def test_it_is_the_one_that_the_sweep_made_and_the_sweep_goes_on_with_it(sweep, 
     )
     assert "1 failed before and was not tried again" in done.out
     assert len(open_study(str(journal), name).trials) == 4
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "pipe"])
+def test_what_lies_where_the_study_should_be_is_kept(sweep, capfd, tmp_path, what):
+    journal = sweep / "study.journal"
+    name = "_".join(sweep.parts[-2:])
+    before = content(open_study(journal, name))
+    journal.unlink()
+    makers = {"folder": journal.mkdir, "link": lambda: journal.symlink_to(tmp_path), "pipe": lambda: os.mkfifo(journal)}
+    makers[what]()
+    assert main([str(sweep), "--force"]) == 0
+    assert "Traceback" not in capfd.readouterr().err
+    assert content(open_study(journal, name)) == before
+    assert os.path.lexists(sweep / "study.journal.damaged")
+
+
+def test_a_disk_that_takes_nothing_is_told(sweep, capfd, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (sweep / "study.journal").unlink()
+    monkeypatch.setattr(os, "replace", full)
+    assert main([str(sweep)]) == 1
+    assert "study.journal cannot be written: No space left on device. Make room there" in capfd.readouterr().err
 
 
 def test_what_it_cannot_do(tmp_path, capfd):

@@ -26,7 +26,8 @@ class Ditto(Algorithm):
 
     def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
         w, v = carry["model"], carry["own"]
-        pulled = {name: g + hyper["lam"] * (v[name] - client.anchor[name]) for name, g in at.gradient(v).items()}
+        g = at.gradient(v)
+        pulled = {name: g.get(name, 0.0) + hyper["lam"] * (p - client.anchor[name]) for name, p in v.items()}
         return {"model": at.descend("model", w, at.gradient(w)), "own": at.descend("own", v, pulled)}
 
     def end(self, carry: State, client: Client, num_steps: Any, hyper: Hyper) -> tuple[State, State]:

@@ -19,5 +19,5 @@ class FedSAM(Algorithm):
         norm = torch.sqrt(torch.stack([t.square().sum() for t in g.values()]).sum())
         # Where there is no gradient there is no direction to go up.
         scale = hyper["rho"] / torch.where(norm > 0, norm, 1.0)
-        up = {name: p + scale * g[name] for name, p in w.items()}
+        up = {name: p + scale * g[name] if name in g else p for name, p in w.items()}
         return {"model": at.descend("model", w, at.gradient(up))}

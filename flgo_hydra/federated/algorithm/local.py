@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Tensors
+from flgo_hydra.federated.algorithm.gradients import gradient_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
 from flgo_hydra.federated.refused import Refused
 
@@ -103,7 +104,7 @@ class LocalBatch:
     def gradient(self, params: Tensors, losses: Losses | None = None) -> Tensors:
         """The gradient at `params` of the mean of `losses`, by default the algorithm's own.
 
-        A parameter that they do not depend on has a gradient of zeros.
+        A parameter that they do not depend on is not among them.
         """
         of_each = losses or self.losses
 
@@ -112,12 +113,11 @@ class LocalBatch:
             found = of_each(at)
             return (self.mean(found) if found.dim() else found), self._changed or {}
 
-        grads: Tensors
-        grads, changed = torch.func.grad(mean, has_aux=True)(params)
+        grads, changed = gradient_of(mean, params)
         self._changed = None
         if self.next_buffers is None and changed:
             self.next_buffers = {name: b.detach() for name, b in changed.items()}
-        return dict(grads)
+        return grads
 
     def descend(self, model: str, params: Tensors, grads: Tensors) -> Tensors:
         """The next parameters after the optimizer's step along `grads`, clipped as `clip_grad` says.
