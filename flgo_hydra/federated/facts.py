@@ -23,10 +23,13 @@ class Facts:
             counts = torch.bincount(of_each, minlength=len(sizes) * data.num_classes)
             self._all["label_counts"] = counts.view(len(sizes), data.num_classes).to(dtype)  # (N, C)
         self._all = {name: t.to(self._device) for name, t in self._all.items()}
+        self._known: dict[int, Tensors] = {}
 
     def of(self, client: int) -> Tensors:
         """`num_samples`, (), and for classification `label_counts`, (C,)."""
-        return {name: t[client] for name, t in self._all.items()}
+        if client not in self._known:
+            self._known[client] = {name: t[client] for name, t in self._all.items()}
+        return self._known[client]
 
     def of_many(self, clients: Sequence[int]) -> Tensors:
         """The same, stacked in the order given."""
