@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.federated.algorithm.base import Algorithm, runs_program
+from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
@@ -121,8 +121,6 @@ def assert_same(one, other, atol=1e-12):
 
 def has_dual_form(algorithm, shared):
     """Plain SGD, which knows the gradient as a product only."""
-    if runs_program(algorithm()):
-        return False
     return shared.get("optimizer", "sgd") in ("sgd", "momentum") and "clip_grad" not in shared
 
 
@@ -153,7 +151,7 @@ POINTS = [{"lr": 0.1}, {"lr": 0.02, "seed": 1}, {"lr": 0.3, "seed": 2, "num_roun
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold, Ditto, FedSAM, Moon, Median])
+@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold])
 def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, shared, points):
     runs = Runs(ragged, algorithm, **shared)
     points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]
@@ -162,6 +160,25 @@ def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, sha
         assert_same(runs.alone(values), one)
     assert backend.note.items() >= {"backend": "fused", "runs": 3, "runs_at_once": 3}.items()
     assert backend.note["dual_layers"] == (["0.weight"] if dual and has_dual_form(algorithm, shared) else [])
+
+
+@pytest.mark.parametrize(
+    "shared, points",
+    [
+        ({}, [{}, {}, {}]),
+        ({"optimizer": "momentum"}, [{"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.1}]),
+        ({"optimizer": "adam", "clip_grad": 1.0}, [{"clip_grad": 0.1}, {"mu": 1.0}, {"lam": 3.0}]),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+@pytest.mark.parametrize("algorithm", [Ditto, FedSAM, Moon, Median])
+def test_programs_and_rules_over_all_messages_do_so_too(ragged, algorithm, shared, points):
+    runs = Runs(ragged, algorithm, **shared)
+    points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]
+    together, backend = runs.together(points)
+    for values, one in zip(points, together, strict=True):
+        assert_same(runs.alone(values), one)
+    assert backend.note["runs_at_once"] == 3
 
 
 class Namesakes(Algorithm):
