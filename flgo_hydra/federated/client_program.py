@@ -69,7 +69,6 @@ class ClientProgram:
     def __init__(self, algorithm: Algorithm, model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._algorithm, self._model, self._criterion = algorithm, model, criterion
         self._name = type(algorithm).__name__
-        self._descents: Mapping[str, int] = {}
         self.slots: dict[str, Slots] = {}
         """what the optimizer keeps, zeros"""
 
@@ -79,15 +78,12 @@ class ClientProgram:
             carried = {key: t.detach().clone() for key, t in self.begin(given.client, given.hyper).items()}
             at = self._at(step, given, {}, buffers, fixed, nullcontext)
             self._step(carried, at, given)
-        self._descents, self.slots = (
-            dict(at.num_descents),
-            {key: tuple(torch.zeros_like(slot) for slot in slots) for key, slots in at.slots.items()},
-        )
+        self.slots = {key: tuple(torch.zeros_like(slot) for slot in slots) for key, slots in at.slots.items()}
         return carried
 
     def take_form(self, other: "ClientProgram") -> None:
         """Takes over what another one has found."""
-        self._descents, self.slots = other._descents, other.slots
+        self.slots = other.slots
 
     def begin(self, client: Client, hyper: Hyper) -> Tensors:
         """What is carried at first."""
@@ -140,7 +136,6 @@ class ClientProgram:
             _lr=given.hyper["lr"],
             _fixed=fixed,
             _passing=passing,
-            _descents=self._descents,
         )
 
     def _step(self, carried: Tensors, at: LocalBatch, given: StepInputs) -> Tensors:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flgo_hydra.config import OptionConf
 
@@ -70,6 +70,17 @@ class Algorithm:
     volume has decided who was drawn, both mean even weights of the draws"""
     even: tuple[str, ...] = ()
     """entries of the message whose mean is an even one over the clients that took part, whatever the aggregate"""
+
+    private: frozenset[str] = frozenset()
+    """parameters that stay with the clients: they are not in `update`, and the server's never change"""
+
+    def bind(self, model: nn.Module) -> None:
+        """Called once, before anything else, with the run's untrained model: what the algorithm must know of its
+        structure (which parameters are a head's, or of normalisation layers) it may keep in `self` now, as names.
+
+        Raises:
+            Refused: the model lacks what the algorithm needs.
+        """
 
     def caveats(self, option: OptionConf) -> list[str]:
         """What a reader should know of results with these options, a sentence each: laws of the algorithm that they
@@ -173,13 +184,14 @@ class Algorithm:
     def update_server(
         self, params: Tensors, server: State, message: State, participation: Any, hyper: Hyper
     ) -> tuple[Tensors, State]:
-        """The server's next model and state.
+        """The server's next model and state. By default parameters without an update stay as they are.
 
         Args:
             message: the weighted means over the cohort of what its clients sent, as `finish` says.
             participation: the share of all clients that took part, |S| / N.
         """
-        return {name: w + message["update"][name] for name, w in params.items()}, server
+        update = message["update"]
+        return {name: w + update[name] if name in update else w for name, w in params.items()}, server
 
 
 def runs_program(algorithm: Algorithm) -> bool:

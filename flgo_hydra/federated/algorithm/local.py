@@ -8,7 +8,7 @@ pass of a step's first gradient is what the client goes on with. Every other pas
 and what it changes is dropped.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +46,6 @@ class LocalBatch:
     """the optimizer's, by model and parameter; changed by `descend`"""
     next_buffers: Tensors | None = field(default=None, init=False)
     """what the step's first gradient has made of them"""
-    num_descents: dict[str, int] = field(default_factory=dict, init=False)
-    """how often this step has called `descend`, by model"""
     _algorithm: Algorithm = field(kw_only=True)
     _model: nn.Module = field(kw_only=True)
     _criterion: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
@@ -58,8 +56,6 @@ class LocalBatch:
     """the model's parameters that are not trained"""
     _passing: Callable[[], AbstractContextManager[Any]] = field(kw_only=True)
     """open around each forward pass"""
-    _descents: Mapping[str, int] = field(kw_only=True)
-    """how often a step calls `descend`, by model, where that is known"""
     _changed: Tensors | None = field(default=None, init=False)
 
     def outputs(self, params: Tensors) -> Tensor:
@@ -119,26 +115,43 @@ class LocalBatch:
             self.next_buffers = {name: b.detach() for name, b in changed.items()}
         return grads
 
-    def descend(self, model: str, params: Tensors, grads: Tensors) -> Tensors:
+    def descend(self, model: str, params: Tensors, grads: Tensors, when: Tensor | None = None) -> Tensors:
         """The next parameters after the optimizer's step along `grads`, clipped as `clip_grad` says.
 
         Args:
             model: names what the optimizer remembers (momentum, …) from step to step.
             grads: of all parameters, or of those that move.
+            when: whether the step is taken, a tensor of a bool: else the parameters, and what the optimizer remembers
+                of them, stay.
         """
         if not is_zero(self._clip_grad):
             grads = clip(grads, self._clip_grad)
-        number = self.num_descents[model] = self.num_descents.get(model, 0) + 1
-        most = self._descents.get(model, 1)
-        count = self.count if most == 1 else (self.count - 1) * most + number
         found = dict(params)
         for name, g in grads.items():
-            p = params[name]
-            key = f"{model}.{name}"
-            if key not in self.slots:
-                self.slots[key] = tuple(torch.zeros_like(p) for _ in range(self._optimizer.num_slots))
-            found[name], self.slots[key] = self._optimizer.step(p, g, self.slots[key], self._lr, count)
+            p, key = params[name], f"{model}.{name}"
+            before = self.slots[key] if key in self.slots else self._first_slots(p)
+            *slots, count = before if self._optimizer.counts else (*before, torch.zeros(()))
+            found[name], after = self._optimizer.step(p, g, tuple(slots), self._lr, count + 1)
+            self.slots[key] = (*after, count + 1) if self._optimizer.counts else after
+            if when is not None:
+                found[name] = torch.where(when, found[name], p)
+                pairs = zip(self.slots[key], before, strict=True)
+                self.slots[key] = tuple(torch.where(when, new, old) for new, old in pairs)
         return found
+
+    def is_among_first(self, share: Any) -> Tensor:
+        """Whether this step is among the first of the client's in this round, a tensor without dimensions.
+
+        Args:
+            share: of its steps, rounded down, but at least one.
+        """
+        of_all = torch.as_tensor(share * self.num_steps, device=self.x.device)
+        return torch.as_tensor(self.count, device=self.x.device) <= torch.clamp(torch.floor(of_all), min=1)
+
+    def _first_slots(self, p: Tensor) -> Slots:
+        """What the optimizer remembers of a parameter at first; one that counts steps counts each parameter's."""
+        slots = tuple(torch.zeros_like(p) for _ in range(self._optimizer.num_slots))
+        return (*slots, torch.zeros((), dtype=p.dtype, device=p.device)) if self._optimizer.counts else slots
 
 
 @contextmanager

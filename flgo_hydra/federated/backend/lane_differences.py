@@ -79,6 +79,8 @@ class LaneDifferences:
             for run in self._plain
             for size, rows in firsts.items()
         }
+        # Of one client in all lanes of a run.
+        facts = {name: t[::k].repeat_interleave(k, dim=0) for name, t in self._facts.items()}
         for begin in range(0, len(tried), k):
             some = [tried[i % len(tried)] for i in range(begin, begin + k)]
             orders = [Order(rows, (len(rows),)) for _, rows in some] * (lanes.size // k)
@@ -87,7 +89,7 @@ class LaneDifferences:
                 size, _ = some[lane % k]
                 weights[lane, :size] = 1.0 / size
             is_active = np.ones(lanes.size, np.bool_)
-            lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts)
+            lanes.begin(self._servers, self._numbers, orders, self._kept, facts)
             lanes.take([StepArrays(MASKED, np.stack([order.rows for order in orders]), weights, is_active)])
             for (run, size), (plain, noise) in ends.items():
                 own = [run * k + i for i, (of_lane, _) in enumerate(some) if of_lane == size]

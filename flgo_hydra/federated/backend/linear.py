@@ -123,7 +123,8 @@ def as_sum(
     op = producers.get(id(value))
     if op is not None and op.name == "aten.where.self" and op.args[2] is state and op.args[1].shape == state.shape:
         mask = op.args[0]
-        if mask.dim() != state.dim() or mask.numel() != len(mask) or not is_used_once(value):
+        is_by_lane = mask.dim() == state.dim() > 0 and mask.numel() == len(mask)
+        if not is_by_lane or not is_used_once(value):
             return None
         found.mask, found.value = mask, op.args[1]
     for term in _terms(found.value, producers, scalars, is_used_once):
@@ -193,7 +194,7 @@ def _is_number(tensor: Tensor, like: Tensor) -> bool:
     """One element, or one for each lane of `like`."""
     if not tensor.is_floating_point() or like.dim() < 2:
         return tensor.dim() == 0 and like.dim() > 0
-    return tensor.dim() == 0 or (tensor.dim() == like.dim() and tensor.numel() == len(tensor) == len(like))
+    return tensor.dim() == 0 or (tensor.dim() == like.dim() > 0 and tensor.numel() == len(tensor) == len(like))
 
 
 def _as_product(term: Term, producers: Mapping[int, Op], is_used_once: Callable[[Tensor], bool]) -> Product | None:

@@ -91,6 +91,7 @@ class LoopBackend:
         self._work = work
         self.facts = Facts(data, next(model.parameters()).dtype)
         self.program: ClientProgram | None = None
+        step.algorithm.bind(model)
         self._runs_program = runs_program(step.algorithm)
         self._bind(model)
         self._messages = Messages(step.algorithm, self.params)

@@ -13,6 +13,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
+from flgo_hydra.federated.algorithm.private import FedRep
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
@@ -61,10 +62,8 @@ class Inner(FedAvg):
             pull = {n: g + hyper["lam"] * (theta[n] - w[n]) for n, g in at.gradient(theta).items()}
             theta = at.descend("theta", theta, pull)
         scale = 0.1 + client.facts["label_counts"][0] / client.facts["num_samples"]
-        is_first = at.count <= 0.5 * at.num_steps
+        is_first = at.is_among_first(0.5)
         moved = {n: p - scale * (p - theta[n]) for n, p in w.items()}
-        if isinstance(is_first, bool):
-            is_first = torch.tensor(is_first)
         return {"model": {n: torch.where(is_first, moved[n], p) for n, p in w.items()}, "theta": theta}
 
     def end(self, carry, client, num_steps, hyper):
@@ -82,6 +81,7 @@ ALGORITHMS = {
     "ditto": (Ditto(), {"lam": 0.6}),
     "fedsam": (FedSAM(), {"rho": 0.2}),
     "moon": (Moon(), {"mu": 2.0, "tau": 0.5}),
+    "fedrep": (FedRep(), {"head_share": 0.5}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {
