@@ -81,7 +81,9 @@ class Personal:
         """The same of these clients at once, (n, 2); None where a model does not take that."""
         data, most = self._data, self._sizes[some[0]]
         rows = torch.tensor([[data.valid_offsets[k] + min(i, self._sizes[k] - 1) for i in range(most)] for k in some])
-        counts = torch.tensor([[float(i < self._sizes[k]) / self._sizes[k] for i in range(most)] for k in some])
+        counts = torch.tensor(
+            [[float(i < self._sizes[k]) / self._sizes[k] for i in range(most)] for k in some], dtype=torch.float64
+        )
         rows, weights = rows.to(data.valid.x.device), counts.to(data.valid.weights)
 
         def one(state: State, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
