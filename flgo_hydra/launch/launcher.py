@@ -311,6 +311,11 @@ class PackingLauncher(Launcher):
             del own["hydra"]
         return str(self._fuse_key(own) or "")
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C has been pressed, or a signal has come that means the same."""
+        return self._interrupts > 0
+
     def _interrupt(self) -> None:
         self._interrupts += 1
         self._pool.wake()

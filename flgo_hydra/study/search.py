@@ -32,8 +32,16 @@ class Source(Protocol):
     is_patient: bool
     """whether jobs are asked for when they can start, not ahead"""
 
-    def next(self) -> Job | None:
-        """The next job to run; None when there is none any more."""
+    def next(self, is_stopped: Callable[[], bool] = lambda: False) -> Job | None:
+        """The next job to run; None when there is none any more, or none yet.
+
+        Args:
+            is_stopped: asked while points are chosen that are known already: whether to come back to that later.
+        """
+
+    @property
+    def is_over(self) -> bool:
+        """There is no job to run any more."""
 
     @property
     def num_to_come(self) -> int:
@@ -70,8 +78,12 @@ class GridSource:
                 job.is_outdated = True
         self._queue = deque(job for job in self._jobs if not job.is_settled)
 
-    def next(self) -> Job | None:
+    def next(self, is_stopped: Callable[[], bool] = lambda: False) -> Job | None:
         return self._queue.popleft() if self._queue else None
+
+    @property
+    def is_over(self) -> bool:
+        return not self._queue
 
     @property
     def num_to_come(self) -> int:
@@ -123,8 +135,8 @@ class SearchSource:
         self._num_refused = 0
         self._resume()
 
-    def next(self) -> Job | None:
-        while not self._queue and self._num_tried < self._settings.n_trials:
+    def next(self, is_stopped: Callable[[], bool] = lambda: False) -> Job | None:
+        while not self._queue and self._num_tried < self._settings.n_trials and not is_stopped():
             trial = self._begin()  # where its storage is away, nothing has happened yet
             self._num_tried += 1
             if trial is None:
@@ -138,6 +150,10 @@ class SearchSource:
         job = self._queue.popleft()
         job.is_submitted = True
         return job
+
+    @property
+    def is_over(self) -> bool:
+        return not self._queue and self._num_tried >= self._settings.n_trials
 
     @property
     def num_to_come(self) -> int:

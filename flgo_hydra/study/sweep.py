@@ -53,6 +53,8 @@ _LOOK_S = 0.5
 """Between looks at a storage that is away, where nothing runs."""
 _MOST_RECORDS_S = 10.0
 """How long a sweep that has ended waits for a disk that does not take its tables: they can be made again."""
+_CHOOSING_S = 0.1
+"""How long a search chooses points that it knows, before it looks at its jobs."""
 _MOST_AHEAD = 64
 """Jobs submitted ahead of the slots: enough to put the longest first, few enough to keep in memory."""
 
@@ -374,12 +376,13 @@ class Sweep:
             time.sleep(self._behind.wait_s() or 0.0)
         return None
 
-    def _next_at_once(self) -> Job | None:
+    def _next_at_once(self, launcher: PackingLauncher) -> Job | None:
         """The next job; None also where a storage that is away must say which it is."""
         if not self._behind.may_try and self._source.is_patient:
             return None
         try:
-            return self._source.next()
+            until_s = time.monotonic() + _CHOOSING_S  # then what has happened meanwhile is heard
+            return self._source.next(lambda: launcher.is_interrupted or time.monotonic() > until_s)
         except Exception as error:
             if not self._behind.hear(error):
                 raise
@@ -402,8 +405,9 @@ class Sweep:
             while True:
                 is_over = is_over or queue.stop_level > 0
                 has_room = queue.has_free_slot if source.is_patient else len(queue.waiting) < _MOST_AHEAD
-                job = self._next_at_once() if has_room and not is_over else None
-                is_over = is_over or (has_room and job is None and not self._behind.is_away)
+                job = self._next_at_once(launcher) if has_room and not is_over else None
+                is_over = is_over or (has_room and job is None and source.is_over and not self._behind.is_away)
+                is_choosing = has_room and job is None and not is_over and not self._behind.is_away
                 if self._behind.is_lost and not queue.stop_level:
                     log.error("%s stays away: the jobs are stopped at their next round boundary.", self._behind.what)
                     queue.stop()
@@ -421,10 +425,11 @@ class Sweep:
                 queue.expect_more(job is not None and not source.is_patient)
                 self._behind.write()
                 waits = [wait for wait in (self._live.wait_s(), self._behind.wait_s()) if wait is not None]
-                if job is None and queue.is_idle and waits:
+                if job is None and queue.is_idle and waits and not is_choosing:
                     time.sleep(min(*waits, _LOOK_S))  # nothing runs that could tell of anything
                 # With jobs still to submit, only look at what has happened meanwhile.
-                event = launcher.next_event(timeout_s=0.0 if job is not None else min(waits, default=None))
+                is_in_a_hurry = job is not None or is_choosing
+                event = launcher.next_event(timeout_s=0.0 if is_in_a_hurry else min(waits, default=None))
                 for pruned in self._live.write():
                     self._prune(launcher, by_trial[pruned])
                 if event is None:
@@ -445,7 +450,7 @@ class Sweep:
                     returned = launcher.job_return(event.job)
                     returns.append(returned)
                     self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
-            is_stopped = queue.stop_level > 0
+            is_stopped = queue.stop_level > 0 or launcher.is_interrupted
         if is_stopped and not self._behind.is_lost:
             raise KeyboardInterrupt
         return returns

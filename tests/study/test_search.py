@@ -6,6 +6,8 @@ import importlib.util
 import itertools
 import math
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -448,3 +450,30 @@ def test_a_point_with_a_failed_replicate_is_failed_and_only_that_one_runs_again(
     assert [trial.state.name for trial in study().trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     lines = Path("sweep/points.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["x", "0", "1"]
+
+
+def test_ctrl_c_ends_a_search_that_finds_nothing_new(tmp_path):
+    """Two points and a million trials: once both are known, no job ends any more that could be waited for."""
+    arguments = ["lr=0.1,0.2", "num_rounds=1", "model=logistic", "num_steps=1", "task.num_clients=3"]
+    settings = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=1000000", "hydra.launcher.view=lines"]
+    search = subprocess.Popen(
+        [sys.executable, "-m", "flgo_hydra", "-m", *arguments, *settings, "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        num_done = 0
+        for line in search.stdout:
+            num_done += ": done in" in line
+            if num_done == 2:
+                break
+        search.send_signal(signal.SIGINT)
+        out, _ = search.communicate(timeout=60)
+    finally:
+        search.kill()
+        search.wait()
+    assert search.returncode == 130 and "Traceback" not in out
+    assert "flgo_hydra.resume" in out or "same command" in out
