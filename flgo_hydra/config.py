@@ -465,8 +465,8 @@ class MoonConf(AlgorithmConf):
     mu: float = 5.0
     # temperature
     tau: float = 0.5
-    # the module whose inputs are contrasted; empty: the last linear layer
-    module: str = ""
+    # the module whose inputs are contrasted; null: the last linear layer
+    module: str | None = None
 
     def __post_init__(self) -> None:
         hold(0 <= self.mu < math.inf, "algorithm.mu >= 0 and finite", self.mu)

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from flgo_hydra.own_code import is_installed
+from flgo_hydra.installed import is_installed
 
 _AGAIN = "Give the same command again"
 _REMEDIES = {

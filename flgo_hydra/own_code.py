@@ -11,34 +11,18 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flgo_hydra.installed import is_installed as is_installed
 from flgo_hydra.record.schema import hash_file
 from flgo_hydra.reference import GIVEN
 
-_PACKAGE = Path(__file__).resolve().parent
-_STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _MAIN = ("__main__", "__mp_main__")
 _read_at_import: dict[str, set[str]] = {}
 _loaded: dict[str, tuple[ModuleType, str]] = {}
-
-
-def is_installed(file: str) -> bool:
-    """Whether a file belongs to Python, to an installed package or to flgo_hydra, and so not to the user."""
-    if not file or file.startswith("<"):  # frozen or built in
-        return not file.startswith(("<ipython", "<stdin", "<string"))
-    return _is_installed(file)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _is_installed(file: str) -> bool:
-    path = Path(file).absolute()
-    is_package = any(part in ("site-packages", "dist-packages") for part in path.parts)
-    return is_package or path.is_relative_to(_PACKAGE) or any(path.is_relative_to(folder) for folder in _STDLIB)
 
 
 def is_own_module(name: str) -> bool:

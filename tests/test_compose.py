@@ -78,7 +78,10 @@ def test_a_users_own_keeps_its_parameters() -> None:
         (["+foo=1"], "There is no `foo`. `python -m flgo_hydra --help` lists the keys."),
         (["+lrr=1"], "There is no `lrr`. Did you mean `lr`?"),
         (["+task.sed=1"], "There is no `task.sed`. Did you mean `task.seed` or `seed`?"),
-        (["+algorithm.mu=1"], "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox."),
+        (
+            ["+algorithm.mu=1"],
+            "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox or algorithm=moon.",
+        ),
         (["+task.partition.foo=1"], "There is no `task.partition.foo`. `task.partition` has min_samples, name."),
         (["task=custom"], "`task.source._target_` must be given: `task.source._target_=…`."),
         (["model=custom"], "`model._target_` must be given: `model._target_=…`."),

@@ -53,7 +53,7 @@ def test_a_users_own_choices_are_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "algorithm").mkdir()
     (tmp_path / "algorithm/mine.yaml").touch()
     assert "mine" in group_choices("algorithm", [str(tmp_path)])
-    assert "fedprox, flgo, mine, scaffold" in help_page([str(tmp_path)], width=100)
+    assert "fedprox, fedsam, flgo, mine, moon, scaffold" in help_page([str(tmp_path)], width=100)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,8 @@ def test_config_dirs(arguments: list[str], folders: list[str]) -> None:
 @pytest.mark.parametrize(
     "key, choice",
     [
-        ("algorithm.mu", "algorithm=fedprox"),
+        ("algorithm.mu", "algorithm=fedprox or algorithm=moon"),
+        ("algorithm.rho", "algorithm=fedsam"),
         ("task.source.alpha", "task=synthetic"),
         ("task.partition.alpha", "task/partition=dirichlet"),
         ("model.hidden", "model=mlp or model=cnn"),
@@ -91,7 +92,7 @@ def test_keys_by_choice(key: str, choice: str | None) -> None:
     [
         ("num_rounds", "communication rounds"),
         ("task.seed", "decides the data split (and generated data); seed decides everything else"),
-        ("algorithm.mu", "weight of the proximal term; 0 is FedAvg"),
+        ("algorithm.eta", "server step size (the paper's eta_g)"),
         ("model.hidden", ""),  # an MLP's and a CNN's mean different things
         ("foo", ""),
     ],

@@ -1,19 +1,23 @@
+import pytest
 import torch
 
 from flgo_hydra.federated import client_state
 from flgo_hydra.federated.client_state import ClientStates
 
 
-def test_rows_are_zero_until_they_are_put_and_only_used_rows_are_exported():
-    states = ClientStates({"control": {"w": torch.ones(2, 3)}}, num_clients=5)
-    assert states.get(4)["control"]["w"].tolist() == [[0, 0, 0], [0, 0, 0]]
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_rows_are_as_at_first_until_they_are_put_and_only_used_rows_are_exported(first):
+    states = ClientStates({"control": {"w": torch.full((2, 3), first)}}, num_clients=5)
+    assert states.get(4)["control"]["w"].tolist() == 2 * [3 * [first]]
+    assert states.get_many([4, 0])["control"]["w"].tolist() == 2 * [2 * [3 * [first]]]
     states.put(3, {"control": {"w": torch.full((2, 3), 7.0)}})
     exported = states.export()
     assert exported["clients"] == [3]
-    other = ClientStates({"control": {"w": torch.ones(2, 3)}}, num_clients=5)
+    assert states.get_many([4, 3, 0])["control"]["w"][:, 0, 0].tolist() == [first, 7, first]
+    other = ClientStates({"control": {"w": torch.full((2, 3), first)}}, num_clients=5)
     other.restore(exported)
     assert other.get(3)["control"]["w"].tolist() == [[7, 7, 7], [7, 7, 7]]
-    assert other.get(0)["control"]["w"].sum() == 0
+    assert other.get(0)["control"]["w"].sum() == 6 * first
 
 
 def test_a_kept_state_does_not_follow_the_tensor_it_was_copied_from():

@@ -24,11 +24,11 @@ class Moon(Algorithm):
     A client's first previous model is the untrained one.
 
     Args:
-        module: whose inputs are the representation; empty: the last linear layer's.
+        module: whose inputs are the representation; None: the last linear layer's.
     """
 
-    def __init__(self, module: str = "") -> None:
-        self._module = module or None
+    def __init__(self, module: str | None = None) -> None:
+        self._module = module
 
     def init_client(self, params: Tensors) -> State:
         return {"previous": params}

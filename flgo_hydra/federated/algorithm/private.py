@@ -61,10 +61,10 @@ class FedPer(Partly):
     """Each client has a head of its own.
 
     Args:
-        head: the module's name in the model; empty: the last linear layer.
+        head: the module's name in the model; None: the last linear layer.
     """
 
-    def __init__(self, head: str = "") -> None:
+    def __init__(self, head: str | None = None) -> None:
         self._head = head
 
     def kept(self, model: nn.Module) -> list[str]:
@@ -112,7 +112,7 @@ class FedBN(Partly):
         return found
 
 
-def head_of(model: nn.Module, name: str) -> list[str]:
+def head_of(model: nn.Module, name: str | None) -> list[str]:
     """The trained parameters of a module, by default of the last linear layer.
 
     Raises:
