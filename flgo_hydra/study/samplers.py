@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from flgo_hydra.study.grid import Axis, Grid, Interval
@@ -69,14 +70,16 @@ def make_sampler(name: str, seed: int, choice: int, space: Grid, stored: Mapping
         choice: how many points have been chosen before.
         stored: what the study has each key as: of categories also those that earlier sweeps had.
     """
-    # One sequence for all trials; the study says how far it has come.
+    # One sequence for all trials, of which each choice has its own place.
     own_seed = seed if name == "qmc" else int(np.random.SeedSequence([seed, choice]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         makers: dict[str, Callable[[], BaseSampler]] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=own_seed, multivariate=True, constant_liar=True),
             "random": lambda: optuna.samplers.RandomSampler(seed=own_seed),
-            "qmc": lambda: optuna.samplers.QMCSampler(
+            "qmc": lambda: _Placed(
+                choice,
+                kinds_of(space),
                 seed=own_seed,
                 scramble=True,
                 independent_sampler=optuna.samplers.RandomSampler(
@@ -89,6 +92,29 @@ def make_sampler(name: str, seed: int, choice: int, space: Grid, stored: Mapping
         }
         # CMA-ES draws by the trial's number, which attempts count into.
         return _Readable(makers[name](), space, stored, choice if name == "cmaes" else None)
+
+
+class _Placed(optuna.samplers.QMCSampler):
+    """Takes the point at a choice's place of its sequence.
+
+    Optuna takes the next one, and draws the first at random: a point that could not be kept, as the storage was away,
+    would cost its place, or be another one when it is chosen again.
+    """
+
+    def __init__(self, place: int, kinds: Mapping[str, BaseDistribution], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._place = place
+        self._numbers = {
+            name: kind
+            for name, kind in kinds.items()
+            if not isinstance(kind, CategoricalDistribution) and not kind.single()
+        }
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._numbers
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place
 
 
 class _Readable(BaseSampler):

@@ -27,6 +27,7 @@ from flgo_hydra.explain import explain
 from flgo_hydra.study import samplers
 from flgo_hydra.study.grid import parse_point
 from flgo_hydra.study.search import SearchSource
+from flgo_hydra.study.study import SweepStudy
 
 CONFIG = """
 defaults:
@@ -254,6 +255,22 @@ def test_a_point_that_failed_and_is_tried_again_is_one_choice(parabola):
     assert [call["x"] for call in parabola(*search("tpe", 6), *SPACE, retry)] == [whole[2]["x"]]
     assert len(parabola(*arguments)) == 8
     assert sorted({trial.user_attrs["choice"] for trial in study().trials}) == list(range(14))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_a_choice_that_could_not_be_kept_is_made_again(parabola, monkeypatch, sampler):
+    """The storage went away when the sampler had chosen: what is lost is the trial, not the point."""
+    arguments = (*search(sampler, 9), *SPACE)
+    whole = parabola(*arguments, "hydra.sweep.dir=whole")
+    note, num_failures = SweepStudy._note, iter(range(99))
+
+    def failing(self, trial):
+        if next(num_failures) in (0, 3, 4, 9):
+            raise OSError(errno.ENOSPC, "full", "study.journal")
+        return note(self, trial)
+
+    monkeypatch.setattr(SweepStudy, "_note", failing)
+    assert parabola(*arguments, "hydra.sweep.dir=disturbed") == whole
 
 
 def test_a_point_that_could_not_be_made_for_a_moment_is_not_lost(parabola, monkeypatch):
