@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flgo_hydra.record.plain_text import make_plain
+
 Kind = Literal["out_of_memory", "killed", "crashed", "error", "timeout", "cancelled", "stopped", "impossible"]
 
 GROWTH = 1.3
@@ -69,6 +71,9 @@ class Failure:
     traceback: str = ""
     # at least this much memory would have been needed, MiB; None: unknown, or memory was not the cause
     wanted_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        make_plain(self, "message", "traceback")
 
 
 @dataclass(frozen=True)

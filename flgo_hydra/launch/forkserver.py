@@ -293,7 +293,9 @@ class _Server:
         os.close(null)
         os.close(log_fd)
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
+            stream.reconfigure(  # type: ignore[union-attr]
+                encoding="utf-8", errors="backslashreplace", line_buffering=True
+            )
         # What the imports want done at the end is the server's to do: torch's alone takes 20 ms.
         for finalizer in list(getattr(weakref.finalize, "_registry", ())):
             finalizer.atexit = False

@@ -190,7 +190,7 @@ class Pool:
     def request_prune(self, token: int, reason: str) -> None:
         """Asks a process to end for good at its next round boundary, and says why (a line, at most 500 bytes)."""
         if token in self._processes:
-            line = " ".join(reason.split()).encode()[:500]
+            line = " ".join(reason.split()).encode(errors="backslashreplace")[:500]
             with contextlib.suppress(OSError):
                 os.write(self._processes[token].control_fd, PRUNE + line + b"\n")
 

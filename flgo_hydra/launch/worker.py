@@ -28,7 +28,7 @@ from flgo_hydra.launch import reporter
 from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.messages import OWN_KINDS
 from flgo_hydra.launch.task_reference import TaskReference, load_pickled, load_task
-from flgo_hydra.record.plain_text import shortened
+from flgo_hydra.record.plain_text import message_of, traceback_of
 
 CONTEXT_MIB = 512
 LOOK_S = 1.0
@@ -37,7 +37,6 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 128 + signal.SIGINT
 _EXIT_TERMINATED = 128 + signal.SIGTERM
 _RESERVE_BYTES = 2**20
-_MOST_OF_MESSAGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -228,28 +227,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     chain: list[tuple[str, str]] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 16:
-        chain.append((_type_name(cause), shortened(_text(cause), _MOST_OF_MESSAGE)))
+        chain.append((_type_name(cause), message_of(cause)))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    try:
-        lines = "".join(traceback.format_exception(error))
-    except Exception as failed:
-        lines = f"{_type_name(error)}: {_text(error)}\n(no traceback: {_text(failed)})\n"
+    lines = traceback_of(error)
     # The frames still hold what the job had allocated.
     traceback.clear_frames(error.__traceback__)
-    message = shortened(_text(error), _MOST_OF_MESSAGE)
-    return {"type": _type_name(error), "message": message, "traceback": shortened(lines), "chain": chain}
+    return {"type": _type_name(error), "message": chain[0][1], "traceback": lines, "chain": chain}
 
 
 def _type_name(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its message cannot be shown)"
 
 
 def _log_to_files(error: dict[str, Any]) -> None:

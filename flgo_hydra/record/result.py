@@ -14,6 +14,7 @@ from flgo_hydra import machine_errors
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.plain_text import make_plain
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
 STATUSES = ("completed", "early_stopped", "pruned", "diverged")
@@ -62,6 +63,9 @@ class RunResult:
     """what the task's source was and returned, see `federated.task.Task`"""
     code: dict[str, Any] = field(default_factory=dict)
     """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
+
+    def __post_init__(self) -> None:
+        make_plain(self, "message", "engine", "warnings")
 
     @property
     def objective(self) -> float:
@@ -237,6 +241,9 @@ class Failure:
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """what happened in each attempt"""
     wanted_memory_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        make_plain(self, "kind", "message", "traceback", "attempts")
 
     @property
     def is_of_storage(self) -> bool:

@@ -25,6 +25,7 @@ from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.plain_text import shown
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report import curves
@@ -519,11 +520,11 @@ class Sweep:
                 try:
                     job.outcome = float(returned.return_value)
                 except (TypeError, ValueError):
-                    wanted = "A job must return the number to be minimised"
-                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {returned.return_value!r}."))
+                    wanted, value = "A job must return the number to be minimised", shown(returned.return_value)
+                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {value}."))
             else:
                 error = returned._return_value
-                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
+                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(shown(error)))
         self._end(job)
 
     def _end(self, job: Job) -> None:

@@ -45,3 +45,51 @@ def test_a_folder_in_the_way_of_one_point_is_that_points_trouble(command, empty_
     (empty_folder / "sweep" / "0.01").unlink()
     again = command(*SMALL, "lr=0.1,0.01,0.2", subdir)
     assert again.status == 0 and json.loads((empty_folder / "sweep" / "0.01" / "result.json").read_text())
+
+
+ODD = r"""
+from flgo_hydra.federated.algorithm.fedavg import FedAvg
+
+
+class Odd(FedAvg):
+    def __init__(self, text="", is_half=False):
+        super().__init__()
+        if text:
+            raise ValueError(("\udc80" if is_half else "x") * {"short": 1, "long": 2**22}[text] + "end")
+"""
+
+
+@pytest.mark.parametrize("fuse", ["off", "2"])
+def test_an_error_of_any_text_is_that_points_failure_and_small(command, empty_folder, fuse):
+    (empty_folder / "odd.py").write_text(ODD)
+    odd = ("algorithm=custom", "algorithm._target_=odd.Odd", "+algorithm.is_half=false,true")
+    odd += ("+algorithm.text='',short,long",)
+    done = command(*SMALL, *odd, f"hydra.launcher.fuse={fuse}")
+    assert done.status == 1 and "failed: 4 of 6" in done.out and "Traceback" not in done.err, done.err[-3000:]
+    sweep = empty_folder / "sweep"
+    failures = [json.loads((sweep / f"{num}" / "failure.json").read_text()) for num in (1, 2, 4, 5)]
+    assert [failure["message"][-9:] for failure in failures] == ["xend", "xxxxxxend", "\\udc80end", "\\udc80end"]
+    assert "odd.py" in failures[1]["traceback"] and "odd.py" in failures[3]["traceback"]
+    sizes = {path.name: path.stat().st_size for path in sweep.rglob("*") if path.is_file() and path.suffix != ".log"}
+    assert max(sizes.values()) < 2**21, sizes
+    assert max(map(len, done.out.splitlines())) < 2000
+    assert "failed: 4 of 6" in command(*SMALL, *odd).out
+
+
+def test_a_study_with_a_line_that_is_too_long_is_made_again(command, empty_folder):
+    """As earlier versions wrote it: the failure as it was, in failure.json and in the journal."""
+    (empty_folder / "odd.py").write_text(ODD)
+    arguments = (*SMALL, "algorithm=custom", "algorithm._target_=odd.Odd", "+algorithm.text='',short")
+    assert "failed: 1 of 2" in command(*arguments).out
+    sweep = empty_folder / "sweep"
+    failure, journal = sweep / "1" / "failure.json", sweep / "study.journal"
+    long = "x" * 2**24 + "\udc80"
+    failure.write_text(json.dumps(json.loads(failure.read_text()) | {"message": long}))
+    lines = journal.read_text().splitlines()
+    told = next(i for i, line in enumerate(lines) if '"reason":' in line)
+    lines[told] = lines[told].replace('"reason":"', '"reason":"' + json.dumps(long)[1:-1])
+    journal.write_text("\n".join(lines) + "\n")
+    for _ in range(2):
+        done = command(*arguments)
+        assert done.status == 1 and "failed: 1 of 2" in done.out, done.err[-2000:]
+    assert journal.stat().st_size < 2**20 and len(list(sweep.glob("study.journal.damaged*"))) == 1
