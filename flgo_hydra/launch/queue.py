@@ -9,6 +9,7 @@ decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
 import errno
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from flgo_hydra.config import MOST_SECONDS
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
@@ -27,7 +29,10 @@ from flgo_hydra.record.result import forget_failure
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
-_MOST_LOOKS = 5
+_SHORTEST_LOOK_S = 0.05
+# How long a job waits for room on a host where nothing of ours runs; the scheduler's own clock may make it longer.
+_PATIENCE_S = 5.0
+_MOST_PATIENCE_S = 60.0
 # What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
 _MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
@@ -153,7 +158,7 @@ class Queue:
         self._apart: dict[str, str] = {}  # why, by fuse keys of jobs that cannot run together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
-        self._looks = 0  # at a host that has no room, though nothing of ours runs there
+        self._chance_s: float | None = None  # when a job tries though the host has no room for it
         self._has_told_stuck = False
         # Whether a decision may be another one than the last, and when the clock alone may make it so.
         self._has_changed = True
@@ -244,6 +249,7 @@ class Queue:
         now_s = self.clock()
         ready = [job for job in self.waiting if job.not_before_s <= now_s]
         if not ready:
+            self._chance_s = None
             return
         running = self.running_jobs()
         self.devices = self.read_devices(running)
@@ -260,7 +266,9 @@ class Queue:
                 requests.append(request)
                 groups[request.job] = group
         placements = self.scheduler.choose(requests, running, self.devices, now_s)
-        if not placements and requests:
+        if placements or not requests:
+            self._chance_s = None
+        else:
             placements = self._give_a_chance(requests, groups, now_s)
         for placement in placements:
             self._start(groups[placement.job], placement, now_s)
@@ -272,23 +280,32 @@ class Queue:
     def _give_a_chance(
         self, requests: Sequence[Request], groups: Mapping[int, Sequence[Job]], now_s: float
     ) -> list[Placement]:
-        """A job for which the host has no room though nothing of ours runs, and has had none for a few looks.
+        """A job for which the host has no room though nothing of ours runs, and has had none for a while.
 
         What keeps the memory (this process among others) may keep it for ever. So the job tries, alone, and what the
-        kernel ends says what it wanted. A GPU is another matter: who has it will leave it one day.
+        kernel ends says what it wanted. A GPU is another matter: who has it will leave it one day. Whatever the
+        scheduler says of the time when it looks again, it is heard for a minute at most.
         """
         host = next((device for device in self.devices if device.id == CPU), None)
-        wait_s = self.scheduler.wait_s(requests, [], self.devices, now_s)
-        if self.running or host is None or (wait_s is not None and wait_s > _LOOK_AGAIN_S):
-            self._looks = 0
+        if self.running or host is None:
+            self._chance_s = None
             return []
-        self._looks += 1
-        if self._looks <= _MOST_LOOKS:
+        if self._chance_s is None:
+            wait_s = self._asked_wait_s(requests, [], now_s) or 0.0
+            self._chance_s = now_s + max(_PATIENCE_S, min(_MOST_PATIENCE_S, wait_s))
+        if now_s < self._chance_s:
             return []
-        self._looks = 0
+        self._chance_s = None
         for job in groups[requests[0].job]:
             job.alone = True
         return [Placement(requests[0].job, host.id)]
+
+    def _asked_wait_s(self, requests: Sequence[Request], running: Sequence[RunningJob], now_s: float) -> float | None:
+        """What the scheduler says of when it wants to look again: a time that can be waited for, or None."""
+        wait_s = self.scheduler.wait_s(requests, running, self.devices, now_s)
+        if wait_s is None or not wait_s < math.inf:  # nan too
+            return None
+        return min(max(_SHORTEST_LOOK_S, wait_s), MOST_SECONDS)
 
     def _groups(self, ready: Sequence[Job]) -> list[list[Job]]:
         """What starts together: jobs that can run as one program, up to so many; else each by itself."""
@@ -412,10 +429,11 @@ class Queue:
         ready = [job for job in self.waiting if job.not_before_s <= now_s]
         if ready:
             asked = [self._request(group) for group in self._groups(ready)]
-            wait_s = self.scheduler.wait_s(asked, self.running_jobs(), self.devices, now_s)
+            wait_s = self._asked_wait_s(asked, self.running_jobs(), now_s)
             if wait_s is None and not self.running:
                 wait_s = _LOOK_AGAIN_S  # there is no job whose end could bring a place
             waits += [] if wait_s is None else [wait_s]
+            waits += [] if self._chance_s is None else [self._chance_s - now_s]
         for running in self.running.values():
             if self.timeout_s is not None and running.ended_for is None:
                 waits.append(self.timeout_s - self._seconds(running, now_s))

@@ -1,16 +1,19 @@
 """Policy over a pretend pool and clock: what is started when, and what becomes of it."""
 
 import errno
+import math
 import os
 import signal
 
 import pytest
 
+from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.failures import Attempt, Failure
+from flgo_hydra.launch.ledger import LedgerScheduler
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.reporter import WHY_APART
-from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Scheduler
+from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, RandomScheduler, Scheduler
 
 HOST = Device("cpu", 10_000, 9_000, slots=2)
 GPU = Device("GPU-1", 80_000, 79_000, slots=4)
@@ -348,6 +351,52 @@ def test_a_host_without_room_gives_a_job_its_chance_alone(world):
     job = until(queue, "ended").job
     assert (job.num, job.state, job.failure.kind) == (0, "failed", "out_of_memory") and job.failure.wanted_mib >= 9_500
     assert until(queue, "started").job.num == 1
+
+
+class Says(Full):
+    """The same, which says any time."""
+
+    def __init__(self, wait_s):
+        self.said_s = wait_s
+
+    def wait_s(self, waiting, running, devices, now_s):
+        return self.said_s
+
+
+@pytest.mark.parametrize(
+    "scheduler, most_s",
+    [
+        (LedgerScheduler(), 5.0),
+        (AutoScheduler(), 5.0),
+        (BasicScheduler(), 0.0),  # these look at no memory
+        (RandomScheduler(), 0.0),
+        *[(Says(wait_s), 5.0) for wait_s in (None, -1.0, 0.0, 0.3, 1.0, 5.0, math.inf, -math.inf, math.nan)],
+        (Says(7.5), 7.5),
+        (Says(1e9), 60.0),
+    ],
+)
+def test_whatever_the_scheduler_a_job_tries_where_nothing_of_ours_runs(world, scheduler, most_s):
+    world.devices = [Device("cpu", 10_000, 200, slots=2)]
+    queue = world.queue(scheduler, guess_mib=2_500)
+    jobs = [world.job(0), world.job(1)]
+    for job in jobs:
+        queue.submit(job)
+    assert until(queue, "started").job is jobs[0] and world.clock.now == pytest.approx(100.0 + most_s)
+    assert jobs[0].alone == (most_s > 0.0) and len(world.pool.started) == (1 if most_s else 2)
+
+
+def test_the_chance_of_one_job_is_not_the_next_ones(world):
+    """Each waits its time for room, from when it could have started."""
+    queue = world.queue(Full())
+    for num in range(3):
+        job = world.job(num)
+        queue.submit(job)
+        begin = world.clock.now
+        until(queue, "started")
+        assert world.clock.now == begin + 5.0
+        world.pool.finish(num + 1)
+        until(queue, "ended")
+        world.clock.now += 100.0
 
 
 def test_a_gpu_that_others_have_is_waited_for(world):
