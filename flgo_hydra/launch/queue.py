@@ -50,7 +50,7 @@ class Job:
     signature: str = ""
     # jobs with the same duration signature are expected to take the same time
     duration_signature: str = ""
-    # expected peak; None: unknown
+    # expected peak, as the user gave it or raised because it ran out of memory; None: what was seen of its like counts
     memory_mib: int | None = None
     # jobs with the same one can run as one program, in one process; empty: with no other
     fuse_key: str = ""
@@ -257,8 +257,10 @@ class Queue:
         groups = {}
         for group in self._groups(ready):
             request = self._request(group)
-            why = self.scheduler.impossible(request, self.devices) if not group[0].attempts else None
-            if why is not None:
+            why = self.scheduler.impossible(request, self.devices) if request.is_given else None
+            if why is not None and len(group) > 1:
+                self._halve(group)
+            elif why is not None:
                 for job in group:
                     self.waiting.remove(job)
                     self._end(job, "failed", Failure("impossible", why, wanted_mib=request.memory_mib))
@@ -333,18 +335,37 @@ class Queue:
         """What a group asks for: as one job, by the name of its first one."""
         first, size = group[0], len(group)
         signature = group_signature(first, size)
-        known_mib = first.memory_mib and first.memory_mib * size
-        if known_mib is None:
-            known_mib = self.estimates.memory_mib(signature)
-        memory_mib = known_mib if known_mib is not None else self.guess_mib
         duration_s = self.estimates.duration_s(first.duration_signature)
+        if first.memory_mib is not None:
+            is_given = not first.attempts  # later it is a guess, raised because it ran out of memory
+            return Request(first.num, signature, first.memory_mib * size, duration_s, first.alone, is_given)
+        most_mib = self._largest_mib()
+        known_mib = self.estimates.memory_mib(signature, most_mib)
+        if known_mib is not None and most_mib is not None and known_mib > most_mib:
+            # Learned under another limit, or no figure of ours: one of them, alone, shows what they need here.
+            return Request(first.num, signature, None, duration_s, alone=True)
+        memory_mib = known_mib if known_mib is not None else self.guess_mib
         return Request(first.num, signature, memory_mib, duration_s, first.alone)
+
+    def _halve(self, group: Sequence[Job]) -> None:
+        """Has jobs that are too many together start as two groups."""
+        for job in group:
+            job.most_fused = len(group) // 2
+        self._has_changed = True
+
+    def _largest_mib(self) -> int | None:
+        """What the largest device has; None: nobody knows."""
+        totals = [device.total_mib for device in self.devices]
+        known = [total for total in totals if total is not None]
+        return max(known) if known and len(known) == len(totals) else None
 
     def _start(self, group: Sequence[Job], placement: Placement, now_s: float) -> None:
         self._has_told_stuck = False
         if not self.running:
             self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
-        expected = self._request(group).memory_mib
+        request = self._request(group)
+        for job in group:
+            job.alone = request.alone
         try:
             numbers = [next_attempt(job.folder) for job in group]
             logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
@@ -363,7 +384,7 @@ class Queue:
             job.state = "running"
             job.progress = {}
             self.running[token] = Running(
-                job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=expected
+                job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=request.memory_mib
             )
             values = {"attempt": number, "device": placement.device, "log": str(log)}
             self._events.append(Event("started", job, values))
@@ -539,8 +560,8 @@ class Queue:
 
     def _is_too_large(self, memory_mib: int | None) -> bool:
         """True when no device can promise that much: only a device of its own is left to try."""
-        totals = [device.total_mib for device in self.devices if device.total_mib is not None]
-        return memory_mib is not None and bool(totals) and memory_mib > max(totals)
+        most_mib = self._largest_mib()
+        return memory_mib is not None and most_mib is not None and memory_mib > most_mib
 
     def _describe(self, running: Running, ended: Ended) -> End:
         kills = self.read_kernel_kills()

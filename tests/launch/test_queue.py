@@ -252,6 +252,36 @@ def test_a_job_larger_than_any_device_does_not_start(world):
     assert not world.pool.started
 
 
+@pytest.mark.parametrize("scheduler", [LedgerScheduler, AutoScheduler, BasicScheduler, RandomScheduler])
+@pytest.mark.parametrize("device", [HOST, GPU])
+def test_a_figure_that_was_only_remembered_is_no_law(world, scheduler, device):
+    """One job shows alone what they need; from then on that counts."""
+    world.devices = [device]
+    queue = world.queue(scheduler(), guess_mib=100)
+    queue.estimates.learn_memory("s", 300_000)
+    for num in range(3):
+        queue.submit(world.job(num, signature="s"))
+    first = until(queue, "started").job
+    for _ in range(3):
+        queue.next_event(20.0)
+    assert [running.job for running in queue.running.values()] == [first] and first.alone
+    world.pool.finish(1, peak_mib=200) if device is HOST else world.pool.say(1, kind="memory", memory_mib=200)
+    if device is GPU:
+        world.pool.finish(1)
+    assert until(queue, "ended").job.state == "done"
+    assert until(queue, "started").job.num == 1 and not queue.running[2].job.alone
+    assert queue.running[2].expected_mib == 200
+
+
+def test_jobs_whose_given_memory_is_too_much_together_start_in_halves(world):
+    queue = world.queue(fuse=4)
+    jobs = fused(world, 4, memory_mib=4_000)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2, 2, 2, 2]
+
+
 def test_time_is_up_over_all_attempts(world):
     queue = world.queue(timeout_s=60.0, backoff_s=0.0)
     job = world.job()
