@@ -8,7 +8,9 @@ Everything that waits is in `next_event`: for pipes of the pool, and with a dead
 decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
+import contextlib
 import errno
+import logging
 import math
 import time
 from collections import deque
@@ -23,8 +25,11 @@ from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.reporter import WHY_APART
 from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
+from flgo_hydra.machine_errors import remedy_of
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import forget_failure
+from flgo_hydra.record.result import NOT_STARTED, forget_failure
+
+_log = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
@@ -33,8 +38,10 @@ _SHORTEST_LOOK_S = 0.05
 # How long a job waits for room on a host where nothing of ours runs; the scheduler's own clock may make it longer.
 _PATIENCE_S = 5.0
 _MOST_PATIENCE_S = 60.0
-# What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
-_MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
+# What a group needs the more of, the larger it is: descriptors, memory.
+_OF_SIZE = {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOMEM}
+# What a process is made of and others may give back: the same, room on a disk, processes.
+_MISSING = {*_OF_SIZE, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 
 @dataclass(eq=False)
@@ -158,6 +165,7 @@ class Queue:
         self._apart: dict[str, str] = {}  # why, by fuse keys of jobs that cannot run together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
+        self._most_fused = self.fuse  # what this machine has let start together
         self._chance_s: float | None = None  # when a job tries though the host has no room for it
         self._has_told_stuck = False
         # Whether a decision may be another one than the last, and when the clock alone may make it so.
@@ -317,7 +325,7 @@ class Queue:
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
         held: set[int] = set()
         for key, jobs in by_key.items():
-            most = self.fuse if self._fuses(key) else 1
+            most = min(self.fuse, self._most_fused) if self._fuses(key) else 1
             group: list[Job] = []
             for job in jobs:
                 limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
@@ -366,6 +374,7 @@ class Queue:
         request = self._request(group)
         for job in group:
             job.alone = request.alone
+        logs: list[Path] = []
         try:
             numbers = [next_attempt(job.folder) for job in group]
             logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
@@ -377,6 +386,9 @@ class Queue:
             is_group = len(group) > 1 or self._fuses(group[0].fuse_key)
             tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env, is_group)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                for log in logs:  # of an attempt that never was
+                    log.unlink(missing_ok=True)
             self._cannot_start(group, placement, now_s, error)
             return
         for job, token, number, log in zip(group, tokens, numbers, logs, strict=True):
@@ -397,11 +409,18 @@ class Queue:
                 job.not_before_s = now_s + max(self.backoff_s, _LOOK_AGAIN_S)
             return
         self._has_changed = True  # its place is free for others
+        if error.errno in _OF_SIZE and len(group) > 1:
+            self._most_fused = len(group) // 2
+            _log.warning(
+                "%d jobs cannot be started as one program (%s): %d at once from here on. %s.",
+                *(len(group), error.strerror, self._most_fused, remedy_of(error)),
+            )
+            return
         if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
             for job in group:
                 job.most_fused = 1
             return
-        failure = Failure("crashed" if is_missing else "error", f"it could not be started: {error}")
+        failure = Failure(NOT_STARTED if is_missing else "error", f"could not be started: {error}")
         for job in group:
             number = len(job.attempts) + 1
             job.attempts.append(Attempt(number, placement.device, "", 0.0, group_size=len(group), failure=failure))
@@ -585,6 +604,7 @@ class Queue:
             total_mib=device.total_mib if device is not None else None,
             is_on_cpu=is_on_cpu,
             note=ended.error,
+            is_refused=ended.is_refused,
         )
 
     def _check_time(self) -> None:

@@ -109,7 +109,7 @@ def tell_end(channel: Channel, returned: Any, failure: BaseException | None) -> 
 
     error: dict[str, Any] | None = None
     if failure is not None:
-        error = describe(failure)
+        error = describe(failure, with_causes=returned is None)
         print(error["traceback"], file=sys.stderr)
         if not hasattr(returned, "_remote_traceback"):
             _log_to_files(error)
@@ -222,8 +222,13 @@ def _env_mib(name: str) -> float | None:
     return float(os.environ[name]) if name in os.environ else None
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """Returns type, message and traceback of an exception as text, and the types and messages of its causes."""
+def describe(error: BaseException, with_causes: bool = False) -> dict[str, Any]:
+    """Returns type, message and traceback of an exception as text, and the types and messages of its causes.
+
+    Args:
+        with_causes: the message tells them too. Of what Python, Hydra or a library did around a job's code, the cause
+            is what its user can mend.
+    """
     chain: list[tuple[str, str]] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 16:
@@ -232,7 +237,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     lines = traceback_of(error)
     # The frames still hold what the job had allocated.
     traceback.clear_frames(error.__traceback__)
-    return {"type": _type_name(error), "message": chain[0][1], "traceback": lines, "chain": chain}
+    causes = [f"{name}: {text}" for name, text in chain[1:] if text not in chain[0][1]] if with_causes else []
+    message = f"{chain[0][1]} ({'; '.join(causes)})" if causes else chain[0][1]
+    return {"type": _type_name(error), "message": message, "traceback": lines, "chain": chain}
 
 
 def _type_name(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flgo_hydra import machine_errors
 from flgo_hydra.monitor import VALID_LOSS, Monitor
@@ -18,6 +18,8 @@ from flgo_hydra.record.plain_text import make_plain
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
 STATUSES = ("completed", "early_stopped", "pruned", "diverged")
+NOT_STARTED: Literal["not_started"] = "not_started"
+"""kind of a failure: the machine did not let the job start, for want of descriptors, memory, processes"""
 _FORMAT = 2
 """of result.json; 1, which does not say so, may have no hash of its own"""
 
@@ -246,8 +248,10 @@ class Failure:
         make_plain(self, "kind", "message", "traceback", "attempts")
 
     @property
-    def is_of_storage(self) -> bool:
-        """Whether it says nothing of the job: the disk was full, or the like."""
+    def is_of_machine(self) -> bool:
+        """Whether it says nothing of the job: the disk was full, too many files were open, or the like."""
+        if self.kind == NOT_STARTED:
+            return True
         # a launcher's record has the error as text, and Hydra's own writes name no file of ours
         return machine_errors.tells_of_storage(f"{self.kind}: {self.message}\n{self.traceback}")
 

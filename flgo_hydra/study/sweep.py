@@ -210,7 +210,7 @@ class Sweep:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
         if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed or job.outcome.is_of_storage
+            return self._settings.retry_failed or job.outcome.is_of_machine
         if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
             return True
         reason = None if self._pruning is None else self._pruning.reason

@@ -1,5 +1,6 @@
 """Errors around a job's work rather than in it: that job's trouble, told in Hydra's own words, and no one else's."""
 
+import errno
 import json
 import os
 
@@ -12,8 +13,8 @@ LONG = "x" * 260
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("hydra.job.name=exp/first", "Unable to configure handler"),
-        ("hydra.job_logging.handlers.file.filename=/nonexistent/x.log", "Unable to configure handler"),
+        ("hydra.job.name=exp/first", "/0/exp/first.log"),
+        ("hydra.job_logging.handlers.file.filename=/nonexistent/x.log", "No such file or directory: '/nonexistent/x"),
         ('+hydra.job.env_set.X="${nowhere}"', "Interpolation key 'nowhere' not found"),
         (f"hydra.sweep.subdir={LONG}${{hydra.job.num}}", "File name too long"),
         (f"hydra.output_subdir={LONG}", "File name too long"),
@@ -93,3 +94,19 @@ def test_a_study_with_a_line_that_is_too_long_is_made_again(command, empty_folde
         done = command(*arguments)
         assert done.status == 1 and "failed: 1 of 2" in done.out, done.err[-2000:]
     assert journal.stat().st_size < 2**20 and len(list(sweep.glob("study.journal.damaged*"))) == 1
+
+
+def test_what_the_machine_did_not_let_start_is_tried_again_by_the_same_command(command, empty_folder, monkeypatch):
+    from flgo_hydra.launch.pool import Pool
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    arguments = (*SMALL, "lr=0.1,0.01", "hydra.launcher.backoff_s=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "start_group", refuse)
+        done = command(*arguments)
+    assert done.status == 1 and "failed: 2 of 2" in done.out and "could not be started: [Errno 24]" in done.out
+    assert "(log: )" not in done.out
+    assert json.loads((empty_folder / "sweep" / "0" / "failure.json").read_text())["kind"] == "not_started"
+    assert command(*arguments).status == 0

@@ -722,7 +722,7 @@ def test_a_job_that_can_never_be_started_fails_and_the_next_one_runs(world):
     first, second = world.job(0), world.job(1)
     world.pool.refusals = [errno.EMFILE] * 2
     queue.submit(first)
-    assert until(queue, "retry").values["failure"].kind == "crashed"
+    assert until(queue, "retry").values["failure"].kind == "not_started"
     ended = until(queue, "ended").job
     assert ended is first and first.state == "failed" and "could not be started" in first.failure.message
     queue.submit(second)
@@ -763,3 +763,51 @@ def test_a_folder_that_cannot_be_used_is_its_own_jobs_trouble(world, number):
     until(queue, "started")
     world.pool.finish(1)
     assert until(queue, "ended").job is jobs[1] and jobs[1].state == "done"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_a_group_that_does_not_fit_starts_smaller(world, number, caplog):
+    """What it needs all jobs need: later groups are as small at once, and nothing has failed."""
+    queue = world.queue(fuse=8, max_retries=0)
+    jobs = fused(world, 12)
+    world.pool.refusals = [number] * 2
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2] * 4 and not any(job.attempts for job in jobs)
+    assert "8 jobs cannot be started as one program" in caplog.text and "4 at once" in caplog.text
+    for token in range(1, 13):
+        world.pool.finish(token)
+    assert {event.job.state for event in events(queue, "ended")} == {"done"}
+    assert all(job.attempts[0].group_size == 2 for job in jobs)
+
+
+def test_a_group_waits_for_what_others_hold_before_it_starts_smaller(world):
+    queue = world.queue(fuse=2)
+    jobs = fused(world, 4)
+    for job in jobs[:2]:
+        queue.submit(job)
+    until(queue, "started")
+    world.pool.refusals = [errno.EMFILE]
+    for job in jobs[2:]:
+        queue.submit(job)
+    while world.pool.refusals:
+        queue.next_event(1.0)
+    assert not list(jobs[2].folder.glob("*")) and not list(jobs[3].folder.glob("*"))
+    for token in (1, 2):
+        world.pool.finish(token)
+    until(queue, "started")
+    for token in (3, 4):
+        world.pool.finish(token)
+    events(queue)
+    assert [job.attempts[0].group_size for job in jobs] == [2] * 4
+
+
+def test_what_the_forkserver_may_not_fork_is_the_machines(world):
+    queue = world.queue(max_retries=1, backoff_s=0)
+    job = world.job()
+    queue.submit(job)
+    for token in (1, 2):
+        until(queue, "started")
+        world.pool.told.append([Ended(token, None, None, b"", "could not be started: [Errno 11]", is_refused=True)])
+    assert until(queue, "ended").job.failure.kind == "not_started" and len(job.attempts) == 2

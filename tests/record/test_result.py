@@ -304,3 +304,17 @@ def test_texts_of_others_are_plain_when_they_are_written_and_when_they_are_read(
     result = dataclasses.replace(RESULT, message=odd, warnings=[odd], engine={"why": odd})
     write_result(run, result)
     assert read_result(run) == result and len(result.warnings[0]) < 70_000
+
+
+@pytest.mark.parametrize(
+    "failure, is_of_machine",
+    [
+        (Failure("not_started", "Job 3 could not be started: [Errno 24] Too many open files."), True),
+        (Failure("CannotWrite", "x cannot be written"), True),
+        (Failure("OSError", "[Errno 28] No space left on device"), True),
+        (Failure("OSError", "[Errno 24] Too many open files"), False),  # of a job that runs: it may leak them
+        (Failure("crashed", "exited by itself with status 1"), False),
+    ],
+)
+def test_a_failure_that_says_nothing_of_the_job(failure: Failure, is_of_machine: bool) -> None:
+    assert failure.is_of_machine is is_of_machine
