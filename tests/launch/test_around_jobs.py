@@ -110,3 +110,15 @@ def test_what_the_machine_did_not_let_start_is_tried_again_by_the_same_command(c
     assert "(log: )" not in done.out
     assert json.loads((empty_folder / "sweep" / "0" / "failure.json").read_text())["kind"] == "not_started"
     assert command(*arguments).status == 0
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, AssertionError])
+def test_an_error_of_ours_has_its_traceback_where_the_words_say(command, empty_folder, monkeypatch, kind):
+    def wrong(*_):
+        raise kind("our\nown")
+
+    monkeypatch.setattr("flgo_hydra.launch.launcher.signature", wrong)
+    done = command(*SMALL, "lr=0.1,0.01")
+    failure = empty_folder / "sweep" / "1" / "failure.json"
+    assert done.status == 1 and "failed: 2 of 2" in done.out and f"(its traceback is in {failure})" in done.out
+    assert "in wrong" in json.loads(failure.read_text())["traceback"]
