@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.host import num_cores
-from flgo_hydra.record.plain_text import printable
+from flgo_hydra.record.plain_text import printable, shortened
 from flgo_hydra.streams import keep_going
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
@@ -127,7 +127,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _refuse(why: str) -> int:
     """Says why nothing came of the command, in one line that no terminal obeys; returns the exit status."""
-    print(f"error: {printable(why)}", file=sys.stderr)
+    print(f"error: {printable(shortened(why))}", file=sys.stderr)
     return 1
 
 

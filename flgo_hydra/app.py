@@ -23,6 +23,7 @@ from flgo_hydra.job.watcher import Watcher
 from flgo_hydra.launch import reporter
 from flgo_hydra.record.files import writing
 from flgo_hydra.record.paths import RunPaths, run_of_sweep
+from flgo_hydra.record.plain_text import traceback_of
 from flgo_hydra.record.result import RunResult, write_result
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -76,9 +77,9 @@ def job(cfg: DictConfig) -> float:
         paths = run_of_sweep(folder) if hydra.mode == RunMode.MULTIRUN else RunPaths(folder)
         with where_typed.known(str(hydra.runtime.cwd)):
             return _run(compose.to_conf(cfg), paths).objective
-    except Exception:
+    except Exception as error:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
-            _log.exception("the job failed")
+            _log.error("the job failed\n%s", traceback_of(error).rstrip())
         raise
 
 

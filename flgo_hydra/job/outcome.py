@@ -6,7 +6,6 @@ import math
 import platform
 import resource
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.plain_text import message_of, traceback_of
 from flgo_hydra.record.result import (
     Failure,
     RunResult,
@@ -84,10 +84,9 @@ def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
 
 def record_failure(paths: RunPaths, error: Exception) -> None:
     """Writes failure.json, with the error's traceback; where that cannot be written, the error itself must do."""
-    text = "".join(traceback.format_exception(error))
     told = refused_by_storage(error) or error
     try:
-        write_failure(paths, Failure(type(told).__name__, str(told), text))
+        write_failure(paths, Failure(type(told).__name__, message_of(told), traceback_of(error)))
     except OSError as why:
         _log.warning("%s", why)
 

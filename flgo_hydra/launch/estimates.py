@@ -76,10 +76,16 @@ class Estimates:
         self._figures = _read(path).get(machine, {})
         self._unsaved: list[tuple[str, str, float]] = []
 
-    def memory_mib(self, signature: str) -> int | None:
-        """Returns the expected peak, without a margin; None where no job of this signature has reported one."""
-        peaks = self._figures.get(MEMORY, {}).get(signature)
-        return int(max(peaks)) if peaks else None
+    def memory_mib(self, signature: str, most_mib: int | None = None) -> int | None:
+        """Returns the expected peak, without a margin; None where no job of this signature has reported one.
+
+        Args:
+            most_mib: what a device has. A figure above it, of another limit or a damaged file, counts only where there
+                is no other.
+        """
+        peaks = self._figures.get(MEMORY, {}).get(signature, [])
+        fitting = [peak for peak in peaks if most_mib is None or peak <= most_mib]
+        return int(max(fitting or peaks)) if peaks else None
 
     def duration_s(self, signature: str) -> float | None:
         """Returns the expected duration in seconds; None where no job of this signature has ended."""

@@ -3,7 +3,8 @@
 Again, where that can succeed:
 - out of memory: with a larger reservation, then alone on a device, then no more. Does not count as a retry. Jobs that
   ran as one program go again in halves first;
-- killed or crashed: up to `max_retries` times, each after twice the wait of the one before;
+- killed, crashed, or not started, for want of what the machine has not: up to `max_retries` times, each after twice the
+  wait of the one before;
 - a Python error: not in or before the first round, where it would come again. Later it counts as a crash (a full
   disk, a lost mount, a GPU that fell off the bus: worth a try, and cheap from a checkpoint), unless the same
   error has come at the same round before. An app that reports no rounds gets no retry for its errors;
@@ -16,7 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["out_of_memory", "killed", "crashed", "error", "timeout", "cancelled", "stopped", "impossible"]
+from flgo_hydra.record.plain_text import make_plain
+from flgo_hydra.record.result import NOT_STARTED
+
+Kind = Literal[
+    "out_of_memory", "killed", "crashed", "not_started", "error", "timeout", "cancelled", "stopped", "impossible"
+]
+
+_MAY_PASS = ("killed", "crashed", NOT_STARTED, "error")
 
 GROWTH = 1.3
 """Factor of the reservation after an attempt ran out of memory."""
@@ -58,6 +66,8 @@ class End:
     is_on_cpu: bool = True
     # why it never ran
     note: str = ""
+    # the machine did not let it start
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,9 @@ class Failure:
     traceback: str = ""
     # at least this much memory would have been needed, MiB; None: unknown, or memory was not the cause
     wanted_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        make_plain(self, "message", "traceback")
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ def classify(end: End) -> Failure | None:
     if end.is_complete and end.error is None:
         return Failure("stopped", "was stopped at a round boundary")
     if end.status is None:
-        return Failure("crashed", end.note or "could not be started")
+        return Failure(NOT_STARTED if end.is_refused else "crashed", end.note or "could not be started")
     if end.status == -signal.SIGKILL and end.is_on_cpu and (end.has_kernel_killed or _is_near_limit(end)):
         return Failure("out_of_memory", "was killed by the kernel for want of memory", wanted_mib=end.peak_mib)
     if end.status < 0:
@@ -131,9 +144,9 @@ def decide(attempts: Sequence[Attempt], max_retries: int, backoff_s: float) -> R
         return _decide_memory(attempts)
     if last.failure.kind == "error" and not _may_pass(attempts):
         return None
-    if last.failure.kind not in ("killed", "crashed", "error"):
+    if last.failure.kind not in _MAY_PASS:
         return None
-    num_before = sum(a.failure is not None and a.failure.kind in ("killed", "crashed", "error") for a in attempts[:-1])
+    num_before = sum(a.failure is not None and a.failure.kind in _MAY_PASS for a in attempts[:-1])
     if num_before >= max_retries:
         return None
     return Retry(min(backoff_s * 2**num_before, MAX_BACKOFF_S), alone=last.alone)

@@ -19,6 +19,7 @@ behind (a daemon of a user's code, in a session of its own), and kills that when
 import atexit
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -254,9 +255,11 @@ class _Server:
                         os.killpg(pid, request["number"])
             return None
         try:
+            if len(fds) != 1 + 3 * len(request["start"]):  # the kernel drops what does not fit into this process
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pid = os.fork()
         except OSError as error:
-            self._tell({"ended": request["start"], "status": None, "error": f"cannot fork: {error}"})
+            self._tell({"ended": request["start"], "status": None, "error": f"could not be started: {error}"})
             pid = -1
         if pid == 0:
             return self._become_job(request, fds)
@@ -293,7 +296,9 @@ class _Server:
         os.close(null)
         os.close(log_fd)
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
+            stream.reconfigure(  # type: ignore[union-attr]
+                encoding="utf-8", errors="backslashreplace", line_buffering=True
+            )
         # What the imports want done at the end is the server's to do: torch's alone takes 20 ms.
         for finalizer in list(getattr(weakref.finalize, "_registry", ())):
             finalizer.atexit = False

@@ -16,7 +16,6 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -45,6 +44,7 @@ from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
 from flgo_hydra.launch.worker import Assignment
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.plain_text import message_of, printable, traceback_of
 from flgo_hydra.record.result import Failure as FailureRecord
 from flgo_hydra.record.result import forget_failure, read_failure, write_failure
 
@@ -208,9 +208,7 @@ class PackingLauncher(Launcher):
             folder = Path(str(self._config.hydra.sweep.dir)) / str(num) if self._config is not None else Path(str(num))
             job = Job(num=num, payload=b"", folder=folder.absolute(), name=name)
             self._configs.pop(num, None)
-            is_users = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
-            lines = "" if is_users else "".join(traceback.format_exception(error))  # a mistake of ours shows its place
-            queue.refuse(job, Failure("error", f"{type(error).__name__}: {error}", lines))
+            queue.refuse(job, _refusal(error, job.folder))
             return job
         forget_failure(RunPaths(folder))  # of an earlier sweep
         self._configs[num] = content
@@ -232,6 +230,8 @@ class PackingLauncher(Launcher):
                 write_failure(run, failure_record(event.job, read_failure(run)))
             except OSError as error:  # its folder may be what failed
                 log.warning("Job %d: %s cannot be written: %s", event.job.num, run.failure, error.strerror)
+                if event.job.failure is not None and event.job.failure.traceback:
+                    log.warning("%s", printable(event.job.failure.traceback, keeps_lines=True))
         self._view.show(event)
         return event
 
@@ -355,6 +355,19 @@ def make_scheduler(wanted: Any) -> Scheduler:
             f"{type(scheduler).__name__}."
         )
     return scheduler
+
+
+def _refusal(error: Exception, folder: Path) -> Failure:
+    """Why a job cannot even be submitted. What is wrong with its config, Hydra says; all else has its traceback.
+
+    Args:
+        folder: of the job, whose failure.json has it.
+    """
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return Failure("error", f"{type(error).__name__}: {message_of(error)}")
+    told = " ".join(message_of(error).split())
+    where = f"its traceback is in {RunPaths(folder).failure}"
+    return Failure("error", f"{type(error).__name__}: {told} ({where})", traceback_of(error))
 
 
 def own_mib(running: Sequence[RunningJob]) -> dict[str, int | None]:

@@ -1,16 +1,18 @@
-"""What a job may say to its launcher, checked when it arrives: a value of the wrong type or size is dropped, and what
-is left is as it should be. No message of a job can harm the sweep that hears it.
+"""What a job may say to its launcher, checked when it arrives: a value of the wrong type or size is dropped, texts are
+made plain, and what is left is as it should be. No message of a job can harm the sweep that hears it.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flgo_hydra.record.plain_text import shortened
+from flgo_hydra.record.plain_text import plain, shortened
 
 _MOST_MIB = 2**40
 _LARGEST = 2**53
-_MOST_OF_MESSAGE = 10_000
+_MOST_OF_TYPE = 500
+_MOST_OF_REASON = 2000
+"""it travels on to other jobs, in their environment"""
 _END_STATUSES = ("completed", "failed", "stopped", "apart")
 OWN_KINDS = ("memory", "end", "unreadable")
 """what a worker says itself; an app's reports have other names"""
@@ -25,11 +27,16 @@ def parse(line: bytes) -> dict[str, Any] | None:
     if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
         return None
     checks = _CHECKS.get(message["kind"], {})
-    checked = {key: value for key, value in message.items() if key not in checks or checks[key](value)}
+    try:
+        checked = {key: plain(value) for key, value in message.items() if key not in checks or checks[key](value)}
+    except RecursionError:
+        return None
     if checked["kind"] == "end":
         if "status" not in checked:
             return None
-        checked["error"] = _error(message.get("error"))
+        checked["error"] = _error(checked.get("error"))
+        if "why" in checked:
+            checked["why"] = shortened(checked["why"], _MOST_OF_REASON)
     return checked
 
 
@@ -55,16 +62,14 @@ def _is_metrics(value: Any) -> bool:
 
 
 def _error(value: Any) -> dict[str, Any] | None:
-    """Type, message, traceback and causes of an exception, as texts that are not endless."""
+    """Type, message, traceback and causes of an exception, as texts."""
     if not isinstance(value, Mapping):
         return None
-    told: dict[str, Any] = {
-        key: shortened(str(value.get(key) or ""), most)
-        for key, most in [("type", 500), ("message", _MOST_OF_MESSAGE), ("traceback", 10 * _MOST_OF_MESSAGE)]
-    }
+    told: dict[str, Any] = {key: shortened(str(value.get(key) or "")) for key in ("type", "message", "traceback")}
+    told["type"] = shortened(told["type"], _MOST_OF_TYPE)
     chain = value.get("chain")
     pairs = [pair for pair in chain if isinstance(pair, list) and len(pair) == 2] if isinstance(chain, list) else []
-    told["chain"] = [(str(name)[:500], shortened(str(text), _MOST_OF_MESSAGE)) for name, text in pairs[:16]]
+    told["chain"] = [(shortened(str(name), _MOST_OF_TYPE), shortened(str(text))) for name, text in pairs[:16]]
     return told
 
 

@@ -59,6 +59,8 @@ class Ended:
     result: bytes
     # why it never ran; empty: it ran
     error: str = ""
+    # the machine did not let it start
+    is_refused: bool = False
 
 
 @dataclass
@@ -174,11 +176,11 @@ class Pool:
             for token, process in processes.items():
                 self._selector.register(process.reader.fd, selectors.EVENT_READ, token)
                 ours.callback(self._selector.unregister, process.reader.fd)
+            # Where the forkserver is gone, `wait` notices and reports these with the others.
+            with contextlib.suppress(ConnectionError):
+                socket.send_fds(self._server.socket, [json.dumps(request).encode()], fds)
             self._processes |= processes
             ours.pop_all()  # all are there: from now on they are closed when a process is buried
-            # Where the forkserver is gone, `wait` notices and reports these with the others.
-            with contextlib.suppress(OSError):
-                socket.send_fds(self._server.socket, [json.dumps(request).encode()], fds)
         return tokens
 
     def request_stop(self, token: int) -> None:
@@ -190,7 +192,7 @@ class Pool:
     def request_prune(self, token: int, reason: str) -> None:
         """Asks a process to end for good at its next round boundary, and says why (a line, at most 500 bytes)."""
         if token in self._processes:
-            line = " ".join(reason.split()).encode()[:500]
+            line = " ".join(reason.split()).encode(errors="backslashreplace")[:500]
             with contextlib.suppress(OSError):
                 os.write(self._processes[token].control_fd, PRUNE + line + b"\n")
 
@@ -291,11 +293,20 @@ class Pool:
                     self._events.append(Started(token, told["pid"]))
             elif "ended" in told:
                 for token in told["ended"]:
-                    self._bury(token, told["status"], told.get("peak_memory_mib"), told.get("error", ""))
+                    self._bury(
+                        token, told["status"], told.get("peak_memory_mib"), told.get("error", ""), "error" in told
+                    )
             else:
                 self._is_ready = True
 
-    def _bury(self, token: int, status: int | None, peak_memory_mib: float | None, error: str = "") -> None:
+    def _bury(
+        self,
+        token: int,
+        status: int | None,
+        peak_memory_mib: float | None,
+        error: str = "",
+        is_refused: bool = False,
+    ) -> None:
         self._read_messages(token)
         process = self._processes.pop(token)
         with contextlib.suppress(KeyError):
@@ -304,7 +315,7 @@ class Pool:
         os.close(process.control_fd)
         with process.file as file:
             result = read_result(file)
-        self._events.append(Ended(token, status, peak_memory_mib, result, error))
+        self._events.append(Ended(token, status, peak_memory_mib, result, error, is_refused))
 
     def _signal(self, token: int, number: int) -> None:
         assert self._server is not None

@@ -8,7 +8,10 @@ Everything that waits is in `next_event`: for pipes of the pool, and with a dead
 decides (a retry's backoff, a job's time limit, the scheduler's own `wait_s`).
 """
 
+import contextlib
 import errno
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +19,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from flgo_hydra.config import MOST_SECONDS
 from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.reporter import WHY_APART
 from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
+from flgo_hydra.machine_errors import remedy_of
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.result import forget_failure
+from flgo_hydra.record.result import NOT_STARTED, forget_failure
+
+_log = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "stopped"]
 END_STATES = ("done", "failed", "cancelled", "stopped")
 _LOOK_AGAIN_S = 1.0
-_MOST_LOOKS = 5
-# What a process is made of and others may give back: descriptors, memory, room on a disk, processes.
-_MISSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
+_SHORTEST_LOOK_S = 0.05
+# How long a job waits for room on a host where nothing of ours runs; the scheduler's own clock may make it longer.
+_PATIENCE_S = 5.0
+_MOST_PATIENCE_S = 60.0
+# What a group needs the more of, the larger it is: descriptors, memory.
+_OF_SIZE = {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOMEM}
+# What a process is made of and others may give back: the same, room on a disk, processes.
+_MISSING = {*_OF_SIZE, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 
 @dataclass(eq=False)
@@ -45,7 +57,7 @@ class Job:
     signature: str = ""
     # jobs with the same duration signature are expected to take the same time
     duration_signature: str = ""
-    # expected peak; None: unknown
+    # expected peak, as the user gave it or raised because it ran out of memory; None: what was seen of its like counts
     memory_mib: int | None = None
     # jobs with the same one can run as one program, in one process; empty: with no other
     fuse_key: str = ""
@@ -153,7 +165,8 @@ class Queue:
         self._apart: dict[str, str] = {}  # why, by fuse keys of jobs that cannot run together
         self._context_mib: dict[str, int] = {}  # by device, as a job alone on it measured
         self._is_stuck = False
-        self._looks = 0  # at a host that has no room, though nothing of ours runs there
+        self._most_fused = self.fuse  # what this machine has let start together
+        self._chance_s: float | None = None  # when a job tries though the host has no room for it
         self._has_told_stuck = False
         # Whether a decision may be another one than the last, and when the clock alone may make it so.
         self._has_changed = True
@@ -244,6 +257,7 @@ class Queue:
         now_s = self.clock()
         ready = [job for job in self.waiting if job.not_before_s <= now_s]
         if not ready:
+            self._chance_s = None
             return
         running = self.running_jobs()
         self.devices = self.read_devices(running)
@@ -251,8 +265,10 @@ class Queue:
         groups = {}
         for group in self._groups(ready):
             request = self._request(group)
-            why = self.scheduler.impossible(request, self.devices) if not group[0].attempts else None
-            if why is not None:
+            why = self.scheduler.impossible(request, self.devices) if request.is_given else None
+            if why is not None and len(group) > 1:
+                self._halve(group)
+            elif why is not None:
                 for job in group:
                     self.waiting.remove(job)
                     self._end(job, "failed", Failure("impossible", why, wanted_mib=request.memory_mib))
@@ -260,7 +276,9 @@ class Queue:
                 requests.append(request)
                 groups[request.job] = group
         placements = self.scheduler.choose(requests, running, self.devices, now_s)
-        if not placements and requests:
+        if placements or not requests:
+            self._chance_s = None
+        else:
             placements = self._give_a_chance(requests, groups, now_s)
         for placement in placements:
             self._start(groups[placement.job], placement, now_s)
@@ -272,23 +290,32 @@ class Queue:
     def _give_a_chance(
         self, requests: Sequence[Request], groups: Mapping[int, Sequence[Job]], now_s: float
     ) -> list[Placement]:
-        """A job for which the host has no room though nothing of ours runs, and has had none for a few looks.
+        """A job for which the host has no room though nothing of ours runs, and has had none for a while.
 
         What keeps the memory (this process among others) may keep it for ever. So the job tries, alone, and what the
-        kernel ends says what it wanted. A GPU is another matter: who has it will leave it one day.
+        kernel ends says what it wanted. A GPU is another matter: who has it will leave it one day. Whatever the
+        scheduler says of the time when it looks again, it is heard for a minute at most.
         """
         host = next((device for device in self.devices if device.id == CPU), None)
-        wait_s = self.scheduler.wait_s(requests, [], self.devices, now_s)
-        if self.running or host is None or (wait_s is not None and wait_s > _LOOK_AGAIN_S):
-            self._looks = 0
+        if self.running or host is None:
+            self._chance_s = None
             return []
-        self._looks += 1
-        if self._looks <= _MOST_LOOKS:
+        if self._chance_s is None:
+            wait_s = self._asked_wait_s(requests, [], now_s) or 0.0
+            self._chance_s = now_s + max(_PATIENCE_S, min(_MOST_PATIENCE_S, wait_s))
+        if now_s < self._chance_s:
             return []
-        self._looks = 0
+        self._chance_s = None
         for job in groups[requests[0].job]:
             job.alone = True
         return [Placement(requests[0].job, host.id)]
+
+    def _asked_wait_s(self, requests: Sequence[Request], running: Sequence[RunningJob], now_s: float) -> float | None:
+        """What the scheduler says of when it wants to look again: a time that can be waited for, or None."""
+        wait_s = self.scheduler.wait_s(requests, running, self.devices, now_s)
+        if wait_s is None or not wait_s < math.inf:  # nan too
+            return None
+        return min(max(_SHORTEST_LOOK_S, wait_s), MOST_SECONDS)
 
     def _groups(self, ready: Sequence[Job]) -> list[list[Job]]:
         """What starts together: jobs that can run as one program, up to so many; else each by itself."""
@@ -298,7 +325,7 @@ class Queue:
         groups: dict[int, list[Job]] = {}  # by first job, in the order of `ready`
         held: set[int] = set()
         for key, jobs in by_key.items():
-            most = self.fuse if self._fuses(key) else 1
+            most = min(self.fuse, self._most_fused) if self._fuses(key) else 1
             group: list[Job] = []
             for job in jobs:
                 limits = [other.most_fused for other in [*group, job] if other.most_fused is not None]
@@ -316,18 +343,38 @@ class Queue:
         """What a group asks for: as one job, by the name of its first one."""
         first, size = group[0], len(group)
         signature = group_signature(first, size)
-        known_mib = first.memory_mib and first.memory_mib * size
-        if known_mib is None:
-            known_mib = self.estimates.memory_mib(signature)
-        memory_mib = known_mib if known_mib is not None else self.guess_mib
         duration_s = self.estimates.duration_s(first.duration_signature)
+        if first.memory_mib is not None:
+            is_given = not first.attempts  # later it is a guess, raised because it ran out of memory
+            return Request(first.num, signature, first.memory_mib * size, duration_s, first.alone, is_given)
+        most_mib = self._largest_mib()
+        known_mib = self.estimates.memory_mib(signature, most_mib)
+        if known_mib is not None and most_mib is not None and known_mib > most_mib:
+            # Learned under another limit, or no figure of ours: one of them, alone, shows what they need here.
+            return Request(first.num, signature, None, duration_s, alone=True)
+        memory_mib = known_mib if known_mib is not None else self.guess_mib
         return Request(first.num, signature, memory_mib, duration_s, first.alone)
+
+    def _halve(self, group: Sequence[Job]) -> None:
+        """Has jobs that are too many together start as two groups."""
+        for job in group:
+            job.most_fused = len(group) // 2
+        self._has_changed = True
+
+    def _largest_mib(self) -> int | None:
+        """What the largest device has; None: nobody knows."""
+        totals = [device.total_mib for device in self.devices]
+        known = [total for total in totals if total is not None]
+        return max(known) if known and len(known) == len(totals) else None
 
     def _start(self, group: Sequence[Job], placement: Placement, now_s: float) -> None:
         self._has_told_stuck = False
         if not self.running:
             self._kernel_kills = self.read_kernel_kills()  # kills until now were not ours
-        expected = self._request(group).memory_mib
+        request = self._request(group)
+        for job in group:
+            job.alone = request.alone
+        logs: list[Path] = []
         try:
             numbers = [next_attempt(job.folder) for job in group]
             logs = [RunPaths(job.folder).attempt_log(number) for job, number in zip(group, numbers, strict=True)]
@@ -339,6 +386,9 @@ class Queue:
             is_group = len(group) > 1 or self._fuses(group[0].fuse_key)
             tokens = self.pool.start_group([job.payload for job in group], logs[0], group[0].cwd, env, is_group)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                for log in logs:  # of an attempt that never was
+                    log.unlink(missing_ok=True)
             self._cannot_start(group, placement, now_s, error)
             return
         for job, token, number, log in zip(group, tokens, numbers, logs, strict=True):
@@ -346,7 +396,7 @@ class Queue:
             job.state = "running"
             job.progress = {}
             self.running[token] = Running(
-                job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=expected
+                job, token, placement, number, log, now_s, tokens[0], len(group), expected_mib=request.memory_mib
             )
             values = {"attempt": number, "device": placement.device, "log": str(log)}
             self._events.append(Event("started", job, values))
@@ -359,11 +409,18 @@ class Queue:
                 job.not_before_s = now_s + max(self.backoff_s, _LOOK_AGAIN_S)
             return
         self._has_changed = True  # its place is free for others
+        if error.errno in _OF_SIZE and len(group) > 1:
+            self._most_fused = len(group) // 2
+            _log.warning(
+                "%d jobs cannot be started as one program (%s): %d at once from here on. %s.",
+                *(len(group), error.strerror, self._most_fused, remedy_of(error)),
+            )
+            return
         if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
             for job in group:
                 job.most_fused = 1
             return
-        failure = Failure("crashed" if is_missing else "error", f"it could not be started: {error}")
+        failure = Failure(NOT_STARTED if is_missing else "error", f"could not be started: {error}")
         for job in group:
             number = len(job.attempts) + 1
             job.attempts.append(Attempt(number, placement.device, "", 0.0, group_size=len(group), failure=failure))
@@ -412,10 +469,11 @@ class Queue:
         ready = [job for job in self.waiting if job.not_before_s <= now_s]
         if ready:
             asked = [self._request(group) for group in self._groups(ready)]
-            wait_s = self.scheduler.wait_s(asked, self.running_jobs(), self.devices, now_s)
+            wait_s = self._asked_wait_s(asked, self.running_jobs(), now_s)
             if wait_s is None and not self.running:
                 wait_s = _LOOK_AGAIN_S  # there is no job whose end could bring a place
             waits += [] if wait_s is None else [wait_s]
+            waits += [] if self._chance_s is None else [self._chance_s - now_s]
         for running in self.running.values():
             if self.timeout_s is not None and running.ended_for is None:
                 waits.append(self.timeout_s - self._seconds(running, now_s))
@@ -521,8 +579,8 @@ class Queue:
 
     def _is_too_large(self, memory_mib: int | None) -> bool:
         """True when no device can promise that much: only a device of its own is left to try."""
-        totals = [device.total_mib for device in self.devices if device.total_mib is not None]
-        return memory_mib is not None and bool(totals) and memory_mib > max(totals)
+        most_mib = self._largest_mib()
+        return memory_mib is not None and most_mib is not None and memory_mib > most_mib
 
     def _describe(self, running: Running, ended: Ended) -> End:
         kills = self.read_kernel_kills()
@@ -546,6 +604,7 @@ class Queue:
             total_mib=device.total_mib if device is not None else None,
             is_on_cpu=is_on_cpu,
             note=ended.error,
+            is_refused=ended.is_refused,
         )
 
     def _check_time(self) -> None:

@@ -20,9 +20,11 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from flgo_hydra.record.plain_text import shortened
+from flgo_hydra.record.plain_text import shortened, shown
 
 _STATUSES = (JobStatus.COMPLETED.name, JobStatus.FAILED.name)
+_MOST_OF_ERROR = 2**20
+"""bytes of an exception that travels as itself: the launcher keeps those of a whole sweep"""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ def pack(returned: JobReturn, error: dict[str, Any] | None) -> bytes:
                 value.add_note("In the worker:\n" + traceback)
         name = JobStatus.FAILED.name
     else:
-        text, traceback = _text(value), ""
+        text, traceback = shown(value), ""
     content = {"status": name, "working_dir": returned.working_dir, "task_name": returned.task_name}
     content |= {"traceback": shortened(traceback)}
     if error is None and _is_plain(value):
         content["value"] = value
     else:
-        content |= {"text": shortened(text), "pickle": _pickled(value if error is None else _bare(returned))}
+        content |= {"text": shortened(text), "pickle": _pickled(value) if error is None else _pickled_error(returned)}
         if error is None and content["pickle"] is None:
             kind = type(value).__qualname__
             print(f"The return value, a {kind}, cannot be pickled: the sweeper gets its text.", file=sys.stderr)
@@ -141,6 +143,11 @@ class Returned(JobReturn):
         return config
 
 
+def _pickled_error(returned: JobReturn) -> str | None:
+    content = _pickled(_bare(returned))
+    return content if content is not None and len(content) <= _MOST_OF_ERROR else None
+
+
 def _bare(returned: JobReturn) -> JobReturn:
     """A failed job's return without what does not travel; how its exception is pickled is Hydra's to know."""
     bare = copy.copy(returned)
@@ -173,10 +180,3 @@ def _is_plain(value: Any) -> bool:
             return all(map(_is_plain, value))
         return False
     return value is None or type(value) in (bool, int, float, str)
-
-
-def _text(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception:
-        return f"<{type(value).__qualname__}>"

@@ -86,6 +86,8 @@ class Request:
     duration_s: float | None = None
     # start only on a device without other jobs of ours, as after a second out of memory
     alone: bool = False
+    # the user gave `memory_mib`: only then it can be more than any device has, and the job impossible
+    is_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,10 @@ class Scheduler(ABC):
         return None
 
     def impossible(self, request: Request, devices: Sequence[Device]) -> str | None:
-        """Returns why the job can never start on these devices, or None. Asked before the job's first start.
+        """Returns why the job can never start on these devices, or None. Asked of a figure that the user gave.
 
-        Later its figure is a guess, raised because it ran out of memory: see `capped`.
+        Any other is evidence, not law: what was seen of its like, or a guess, raised because it ran out of memory
+        (see `capped`).
         """
         totals = [device.total_mib for device in devices if device.total_mib is not None]
         if request.alone or request.memory_mib is None or len(totals) < len(devices) or not totals:
@@ -136,8 +139,8 @@ class Scheduler(ABC):
             return None
         where = "this host" if all(device.id == CPU for device in devices) else "the largest GPU"
         return (
-            f"Job {request.job} needs {request.memory_mib} MiB but {where} has {max(totals)} MiB. "
-            "Lower `batch_size` or set `hydra.launcher.job_memory_mib`."
+            f"Job {request.job} needs {request.memory_mib} MiB, says `hydra.launcher.job_memory_mib`, but {where} has "
+            f"{max(totals)} MiB. Lower it, or leave it out: then it is measured."
         )
 
 

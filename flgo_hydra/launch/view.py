@@ -155,7 +155,8 @@ def describe(event: Event, tally: Tally) -> tuple[str, int]:
         how = [f"in {values['after_s']:.3g} s"] if values["after_s"] else []
         how += [f"with {values['memory_mib']} MiB"] if values["memory_mib"] else []
         how += ["alone on its device"] if values["alone"] else []
-        return f"{who}: {_message(failure)}; again {' '.join(how)} (log: {values['log']})", logging.WARNING
+        where = f" (log: {values['log']})" if values["log"] else ""
+        return f"{who}: {' '.join([f'{_message(failure)}; again', *how])}{where}", logging.WARNING
     if event.kind == "stuck":
         return f"{who}: waits, though nothing runs: no device has room for it now", logging.WARNING
     if event.kind != "ended":

@@ -28,7 +28,7 @@ from flgo_hydra.launch import reporter
 from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.messages import OWN_KINDS
 from flgo_hydra.launch.task_reference import TaskReference, load_pickled, load_task
-from flgo_hydra.record.plain_text import shortened
+from flgo_hydra.record.plain_text import message_of, traceback_of
 
 CONTEXT_MIB = 512
 LOOK_S = 1.0
@@ -37,7 +37,6 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 128 + signal.SIGINT
 _EXIT_TERMINATED = 128 + signal.SIGTERM
 _RESERVE_BYTES = 2**20
-_MOST_OF_MESSAGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def tell_end(channel: Channel, returned: Any, failure: BaseException | None) -> 
 
     error: dict[str, Any] | None = None
     if failure is not None:
-        error = describe(failure)
+        error = describe(failure, with_causes=returned is None)
         print(error["traceback"], file=sys.stderr)
         if not hasattr(returned, "_remote_traceback"):
             _log_to_files(error)
@@ -223,33 +222,29 @@ def _env_mib(name: str) -> float | None:
     return float(os.environ[name]) if name in os.environ else None
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """Returns type, message and traceback of an exception as text, and the types and messages of its causes."""
+def describe(error: BaseException, with_causes: bool = False) -> dict[str, Any]:
+    """Returns type, message and traceback of an exception as text, and the types and messages of its causes.
+
+    Args:
+        with_causes: the message tells them too. Of what Python, Hydra or a library did around a job's code, the cause
+            is what its user can mend.
+    """
     chain: list[tuple[str, str]] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 16:
-        chain.append((_type_name(cause), shortened(_text(cause), _MOST_OF_MESSAGE)))
+        chain.append((_type_name(cause), message_of(cause)))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    try:
-        lines = "".join(traceback.format_exception(error))
-    except Exception as failed:
-        lines = f"{_type_name(error)}: {_text(error)}\n(no traceback: {_text(failed)})\n"
+    lines = traceback_of(error)
     # The frames still hold what the job had allocated.
     traceback.clear_frames(error.__traceback__)
-    message = shortened(_text(error), _MOST_OF_MESSAGE)
-    return {"type": _type_name(error), "message": message, "traceback": shortened(lines), "chain": chain}
+    causes = [f"{name}: {text}" for name, text in chain[1:] if text not in chain[0][1]] if with_causes else []
+    message = f"{chain[0][1]} ({'; '.join(causes)})" if causes else chain[0][1]
+    return {"type": _type_name(error), "message": message, "traceback": lines, "chain": chain}
 
 
 def _type_name(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its message cannot be shown)"
 
 
 def _log_to_files(error: dict[str, Any]) -> None:

@@ -127,8 +127,9 @@ def set_aside(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text; what no file takes as text (half a character, of a name that is none in UTF-8) is spelt out."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -8,15 +8,18 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flgo_hydra import machine_errors
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.plain_text import make_plain
 from flgo_hydra.record.schema import Defect, made_of, parse_object, parse_rounds, read_bytes
 
 STATUSES = ("completed", "early_stopped", "pruned", "diverged")
+NOT_STARTED: Literal["not_started"] = "not_started"
+"""kind of a failure: the machine did not let the job start, for want of descriptors, memory, processes"""
 _FORMAT = 2
 """of result.json; 1, which does not say so, may have no hash of its own"""
 
@@ -62,6 +65,9 @@ class RunResult:
     """what the task's source was and returned, see `federated.task.Task`"""
     code: dict[str, Any] = field(default_factory=dict)
     """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
+
+    def __post_init__(self) -> None:
+        make_plain(self, "message", "engine", "warnings")
 
     @property
     def objective(self) -> float:
@@ -238,9 +244,14 @@ class Failure:
     """what happened in each attempt"""
     wanted_memory_mib: int | None = None
 
+    def __post_init__(self) -> None:
+        make_plain(self, "kind", "message", "traceback", "attempts")
+
     @property
-    def is_of_storage(self) -> bool:
-        """Whether it says nothing of the job: the disk was full, or the like."""
+    def is_of_machine(self) -> bool:
+        """Whether it says nothing of the job: the disk was full, too many files were open, or the like."""
+        if self.kind == NOT_STARTED:
+            return True
         # a launcher's record has the error as text, and Hydra's own writes name no file of ours
         return machine_errors.tells_of_storage(f"{self.kind}: {self.message}\n{self.traceback}")
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
-from flgo_hydra.record.plain_text import printable
+from flgo_hydra.record.plain_text import first_line, printable
 from flgo_hydra.record.result import decimals
 
 
@@ -131,4 +131,4 @@ def print_points(rows: Sequence[PointRow], most: int) -> None:
     if without:
         print(f"\nwithout a mean: {len(without)} of {len(rows)} points")
         for row in without[:most]:
-            print(f"  {row.name}  {printable(row.message.partition(chr(10))[0])}")
+            print(f"  {row.name}  {first_line(row.message)}")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
-from flgo_hydra.record.plain_text import csv_cell, printable
+from flgo_hydra.record.plain_text import csv_cell, first_line, printable
 from flgo_hydra.record.result import Failure, RunResult
 
 RETURNED = Monitor("value")
@@ -65,7 +65,7 @@ class Row:
     @property
     def reason(self) -> str:
         """The first line of its message."""
-        return printable(self.message.partition("\n")[0])
+        return first_line(self.message)
 
     @property
     def value(self) -> float:

@@ -19,6 +19,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
 from flgo_hydra.record import files
+from flgo_hydra.record.plain_text import plain
 from flgo_hydra.record.schema import Defect, open_plain
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,12 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
         yield line
     if len(line) == _MOST_LINE:
         raise Damaged(path, f"it has a line of more than {_MOST_LINE} bytes")
+
+
+def _line(entry: dict[str, Any]) -> str:
+    """An entry as a line that can be read again: where it is too long, its texts are not whole."""
+    line = _encode(entry) + "\n"
+    return line if len(line) < _MOST_LINE else _encode(plain(entry)) + "\n"
 
 
 def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:
@@ -141,7 +148,7 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends entries in one write: whole lines, whoever else appends at the same time (a dashboard's notes)."""
-        lines = [_encode(log) + "\n" for log in logs]
+        lines = [_line(log) for log in logs]
         if self._kept is not None:
             self._kept += lines
         else:

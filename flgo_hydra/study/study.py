@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.record.plain_text import plain
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.study.grid import Grid, Value
@@ -397,7 +398,7 @@ class SweepStudy:
             for round_num in (*rounds, *(told if is_whole else ())):
                 self._report(trial, told, round_num, losses.get(round_num, math.nan))
             for name, attribute in attributes.items():
-                trial.set_user_attr(name, attribute)
+                trial.set_user_attr(name, plain(attribute))
             if not is_sampled:  # `Study.tell` would copy the trial, for a sampler that need not hear of it
                 state, values = (otherwise, None) if value is None else (TrialState.COMPLETE, [value])
                 self._study._storage.set_trial_state_values(trial._trial_id, state, values)

@@ -25,6 +25,7 @@ from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.plain_text import shown
 from flgo_hydra.record.result import Failure, RunResult, forget_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report import curves
@@ -211,7 +212,7 @@ class Sweep:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
         if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed or job.outcome.is_of_storage
+            return self._settings.retry_failed or job.outcome.is_of_machine
         if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
             return True
         reason = None if self._pruning is None else self._pruning.reason
@@ -524,11 +525,11 @@ class Sweep:
                 try:
                     job.outcome = float(returned.return_value)
                 except (TypeError, ValueError):
-                    wanted = "A job must return the number to be minimised"
-                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {returned.return_value!r}."))
+                    wanted, value = "A job must return the number to be minimised", shown(returned.return_value)
+                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {value}."))
             else:
                 error = returned._return_value
-                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(str(error)))
+                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(shown(error)))
         self._end(job)
 
     def _end(self, job: Job) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flgo_hydra.machine_errors import refused_by_storage
 from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.record.plain_text import message_of
 from flgo_hydra.record.result import (
     Failure,
     RunResult,
@@ -264,7 +265,7 @@ class Trials:
         failure = read_failure(run)
         if failure is None:
             error = refused_by_storage(error) or error
-            failure = Failure(type(error).__name__, str(error))
+            failure = Failure(type(error).__name__, message_of(error))
             with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
                 run.folder.mkdir(parents=True, exist_ok=True)
                 write_failure(run, failure)

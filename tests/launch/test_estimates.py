@@ -145,3 +145,11 @@ def test_default_path_and_machine_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_path() == Path.home() / ".cache/flgo_hydra/estimates.json"
     assert machine_key("H100", "580.1").endswith(" / driver 580.1 / H100")
     assert machine_key("cpu").endswith(" / driver none / cpu")
+
+
+def test_a_figure_that_no_device_has_counts_only_where_there_is_no_other():
+    estimates = Estimates("m")
+    estimates.learn_memory("s", 30_000)
+    assert estimates.memory_mib("s", 24_000) == 30_000
+    estimates.learn_memory("s", 200)
+    assert (estimates.memory_mib("s", 24_000), estimates.memory_mib("s")) == (200, 30_000)

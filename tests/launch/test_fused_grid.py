@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def told(record):
 """
 
 
-def sweep(folder, name, *arguments):
+def sweep(folder, name, *arguments, most_files=None):
     given = {text.partition("=")[0] for text in arguments}
     grid = [text for text in GRID if text.partition("=")[0] not in given]
     done = subprocess.run(
@@ -40,6 +41,7 @@ def sweep(folder, name, *arguments):
         capture_output=True,
         text=True,
         timeout=100,
+        preexec_fn=most_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))),
     )
     runs = []
     for path in sorted(folder.glob(f"{name}/*/result.json"), key=lambda path: int(path.parent.name)):
@@ -158,3 +160,11 @@ def test_metrics_see_the_config_of_their_own_job(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert [[line["num"] for line in lines] for _, lines in runs] == [[float(i)] * 3 for i in range(4)]
     assert all(result["engine"]["backend"] == "fused" for result, _ in runs)
+
+
+def test_a_group_that_needs_more_files_than_may_be_open_is_smaller(tmp_path):
+    few = ("lr=0.1", "seed=range(0,32)", "num_rounds=1", "model=logistic", "hydra.launcher.fuse=32")
+    done, runs = sweep(tmp_path, "some", *few, most_files=100)
+    assert done.returncode == 0 and len(runs) == 32, done.stderr
+    assert "32 jobs cannot be started as one program (Too many open files): 16 at once" in done.stdout
+    assert "ulimit -n" in done.stdout and not list(tmp_path.glob("some/*/attempt-2.log"))

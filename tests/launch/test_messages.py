@@ -5,6 +5,7 @@ import json
 import pytest
 
 from flgo_hydra.launch.messages import parse
+from flgo_hydra.record.plain_text import MOST
 
 ROUND = {"kind": "round", "round": 3, "num_rounds": 9, "best": 0.5, "metrics": {"valid_loss": 0.5}}
 
@@ -64,7 +65,14 @@ def test_an_error_is_cut_and_spelt_out():
         "chain": [["a", "b" * 10**6], "c", ["d"]],
     }
     told = heard(kind="end", status="failed", error=error)["error"]
-    assert told["type"] == "3" and len(told["message"]) < 11_000 and "characters left out" in told["message"]
+    assert told["type"] == "3" and len(told["message"]) <= MOST and "characters) …" in told["message"]
     assert told["message"].encode().endswith(b"\\udc80") and told["traceback"] == "['x']"
-    assert [name for name, _ in told["chain"]] == ["a"] and len(told["chain"][0][1]) < 11_000
+    assert [name for name, _ in told["chain"]] == ["a"] and len(told["chain"][0][1]) <= MOST
     assert heard(kind="end", status="failed", error="text")["error"] is None
+
+
+def test_texts_are_plain_whatever_says_them():
+    assert heard(kind="mine", text="\udc80", more=["\ud800", {"a": "x" * 10**6}])["text"] == "\\udc80"
+    assert heard(**{**ROUND, "metrics": {"m\udc80": 0.5}})["metrics"] == {"m\\udc80": 0.5}
+    why = heard(kind="end", status="apart", why="w" * 10**6 + "\udc80")["why"]  # into an environment
+    assert len(why) <= 2000 and why.endswith("\\udc80")

@@ -1,16 +1,19 @@
 """Policy over a pretend pool and clock: what is started when, and what becomes of it."""
 
 import errno
+import math
 import os
 import signal
 
 import pytest
 
+from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.failures import Attempt, Failure
+from flgo_hydra.launch.ledger import LedgerScheduler
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.reporter import WHY_APART
-from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Scheduler
+from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, RandomScheduler, Scheduler
 
 HOST = Device("cpu", 10_000, 9_000, slots=2)
 GPU = Device("GPU-1", 80_000, 79_000, slots=4)
@@ -249,6 +252,36 @@ def test_a_job_larger_than_any_device_does_not_start(world):
     assert not world.pool.started
 
 
+@pytest.mark.parametrize("scheduler", [LedgerScheduler, AutoScheduler, BasicScheduler, RandomScheduler])
+@pytest.mark.parametrize("device", [HOST, GPU])
+def test_a_figure_that_was_only_remembered_is_no_law(world, scheduler, device):
+    """One job shows alone what they need; from then on that counts."""
+    world.devices = [device]
+    queue = world.queue(scheduler(), guess_mib=100)
+    queue.estimates.learn_memory("s", 300_000)
+    for num in range(3):
+        queue.submit(world.job(num, signature="s"))
+    first = until(queue, "started").job
+    for _ in range(3):
+        queue.next_event(20.0)
+    assert [running.job for running in queue.running.values()] == [first] and first.alone
+    world.pool.finish(1, peak_mib=200) if device is HOST else world.pool.say(1, kind="memory", memory_mib=200)
+    if device is GPU:
+        world.pool.finish(1)
+    assert until(queue, "ended").job.state == "done"
+    assert until(queue, "started").job.num == 1 and not queue.running[2].job.alone
+    assert queue.running[2].expected_mib == 200
+
+
+def test_jobs_whose_given_memory_is_too_much_together_start_in_halves(world):
+    queue = world.queue(fuse=4)
+    jobs = fused(world, 4, memory_mib=4_000)
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2, 2, 2, 2]
+
+
 def test_time_is_up_over_all_attempts(world):
     queue = world.queue(timeout_s=60.0, backoff_s=0.0)
     job = world.job()
@@ -348,6 +381,52 @@ def test_a_host_without_room_gives_a_job_its_chance_alone(world):
     job = until(queue, "ended").job
     assert (job.num, job.state, job.failure.kind) == (0, "failed", "out_of_memory") and job.failure.wanted_mib >= 9_500
     assert until(queue, "started").job.num == 1
+
+
+class Says(Full):
+    """The same, which says any time."""
+
+    def __init__(self, wait_s):
+        self.said_s = wait_s
+
+    def wait_s(self, waiting, running, devices, now_s):
+        return self.said_s
+
+
+@pytest.mark.parametrize(
+    "scheduler, most_s",
+    [
+        (LedgerScheduler(), 5.0),
+        (AutoScheduler(), 5.0),
+        (BasicScheduler(), 0.0),  # these look at no memory
+        (RandomScheduler(), 0.0),
+        *[(Says(wait_s), 5.0) for wait_s in (None, -1.0, 0.0, 0.3, 1.0, 5.0, math.inf, -math.inf, math.nan)],
+        (Says(7.5), 7.5),
+        (Says(1e9), 60.0),
+    ],
+)
+def test_whatever_the_scheduler_a_job_tries_where_nothing_of_ours_runs(world, scheduler, most_s):
+    world.devices = [Device("cpu", 10_000, 200, slots=2)]
+    queue = world.queue(scheduler, guess_mib=2_500)
+    jobs = [world.job(0), world.job(1)]
+    for job in jobs:
+        queue.submit(job)
+    assert until(queue, "started").job is jobs[0] and world.clock.now == pytest.approx(100.0 + most_s)
+    assert jobs[0].alone == (most_s > 0.0) and len(world.pool.started) == (1 if most_s else 2)
+
+
+def test_the_chance_of_one_job_is_not_the_next_ones(world):
+    """Each waits its time for room, from when it could have started."""
+    queue = world.queue(Full())
+    for num in range(3):
+        job = world.job(num)
+        queue.submit(job)
+        begin = world.clock.now
+        until(queue, "started")
+        assert world.clock.now == begin + 5.0
+        world.pool.finish(num + 1)
+        until(queue, "ended")
+        world.clock.now += 100.0
 
 
 def test_a_gpu_that_others_have_is_waited_for(world):
@@ -643,7 +722,7 @@ def test_a_job_that_can_never_be_started_fails_and_the_next_one_runs(world):
     first, second = world.job(0), world.job(1)
     world.pool.refusals = [errno.EMFILE] * 2
     queue.submit(first)
-    assert until(queue, "retry").values["failure"].kind == "crashed"
+    assert until(queue, "retry").values["failure"].kind == "not_started"
     ended = until(queue, "ended").job
     assert ended is first and first.state == "failed" and "could not be started" in first.failure.message
     queue.submit(second)
@@ -684,3 +763,51 @@ def test_a_folder_that_cannot_be_used_is_its_own_jobs_trouble(world, number):
     until(queue, "started")
     world.pool.finish(1)
     assert until(queue, "ended").job is jobs[1] and jobs[1].state == "done"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_a_group_that_does_not_fit_starts_smaller(world, number, caplog):
+    """What it needs all jobs need: later groups are as small at once, and nothing has failed."""
+    queue = world.queue(fuse=8, max_retries=0)
+    jobs = fused(world, 12)
+    world.pool.refusals = [number] * 2
+    for job in jobs:
+        queue.submit(job)
+    until(queue, "started")
+    assert sizes(queue) == [2] * 4 and not any(job.attempts for job in jobs)
+    assert "8 jobs cannot be started as one program" in caplog.text and "4 at once" in caplog.text
+    for token in range(1, 13):
+        world.pool.finish(token)
+    assert {event.job.state for event in events(queue, "ended")} == {"done"}
+    assert all(job.attempts[0].group_size == 2 for job in jobs)
+
+
+def test_a_group_waits_for_what_others_hold_before_it_starts_smaller(world):
+    queue = world.queue(fuse=2)
+    jobs = fused(world, 4)
+    for job in jobs[:2]:
+        queue.submit(job)
+    until(queue, "started")
+    world.pool.refusals = [errno.EMFILE]
+    for job in jobs[2:]:
+        queue.submit(job)
+    while world.pool.refusals:
+        queue.next_event(1.0)
+    assert not list(jobs[2].folder.glob("*")) and not list(jobs[3].folder.glob("*"))
+    for token in (1, 2):
+        world.pool.finish(token)
+    until(queue, "started")
+    for token in (3, 4):
+        world.pool.finish(token)
+    events(queue)
+    assert [job.attempts[0].group_size for job in jobs] == [2] * 4
+
+
+def test_what_the_forkserver_may_not_fork_is_the_machines(world):
+    queue = world.queue(max_retries=1, backoff_s=0)
+    job = world.job()
+    queue.submit(job)
+    for token in (1, 2):
+        until(queue, "started")
+        world.pool.told.append([Ended(token, None, None, b"", "could not be started: [Errno 11]", is_refused=True)])
+    assert until(queue, "ended").job.failure.kind == "not_started" and len(job.attempts) == 2

@@ -91,3 +91,12 @@ def test_configs_are_there_when_somebody_asks():
     assert none.cfg is None and none.hydra_cfg is None
     with pytest.raises(LookupError):
         _ = none.return_value
+
+
+def test_an_error_that_is_too_large_travels_as_its_text():
+    failed = returned(KeyError("x" * 2**24 + "\udc80"), JobStatus.FAILED)
+    error = {"type": "KeyError", "message": "x" * 2**24 + "\udc80", "traceback": "t" * 2**24}
+    packed = pack(failed, error)
+    assert len(packed) < 2**20
+    arrived = unpack(packed)
+    assert isinstance(arrived.value, RuntimeError) and str(arrived.value).endswith("x\\udc80")

@@ -68,6 +68,12 @@ RETRY = {"failure": FAILURE, "attempt": 1, "after_s": 2.0, "log": "3/attempt-1.l
             "#3 lr=0.1 seed=0: was killed by SIGKILL; again with 1300 MiB alone on its device (log: 3/attempt-1.log)",
         ),
         (
+            "retry",
+            make_job(),
+            RETRY | {"after_s": 0, "log": ""},  # nothing was started
+            "#3 lr=0.1 seed=0: was killed by SIGKILL; again",
+        ),
+        (
             "ended",
             make_job(state="done", progress={"best": 0.25}, attempts=[ENDED]),
             {},

@@ -289,3 +289,32 @@ def test_a_result_of_changed_rounds_goes_with_them(run: RunPaths) -> None:
     (told,) = set_defects_aside(run)
     assert "has been changed since the run ended" in told
     assert not run.result.exists() and not run.rounds.exists()
+
+
+def test_texts_of_others_are_plain_when_they_are_written_and_when_they_are_read(run: RunPaths) -> None:
+    odd = "x" * 2**24 + "\udc80"
+    attempt = {"number": 1, "failure": {"kind": "error", "message": odd, "traceback": odd}}
+    write_failure(run, Failure("Odd\ud800", odd, odd, [attempt]))
+    assert run.failure.stat().st_size < 2**20
+    run.failure.write_text(json.dumps({"kind": "Odd\ud800", "message": odd, "traceback": odd, "attempts": [attempt]}))
+    failure = read_failure(run)
+    assert failure is not None and failure.kind == "Odd\\ud800"
+    for text in (failure.message, failure.traceback, failure.attempts[0]["failure"]["traceback"]):
+        assert len(text) < 70_000 and text.endswith("x\\udc80")
+    result = dataclasses.replace(RESULT, message=odd, warnings=[odd], engine={"why": odd})
+    write_result(run, result)
+    assert read_result(run) == result and len(result.warnings[0]) < 70_000
+
+
+@pytest.mark.parametrize(
+    "failure, is_of_machine",
+    [
+        (Failure("not_started", "Job 3 could not be started: [Errno 24] Too many open files."), True),
+        (Failure("CannotWrite", "x cannot be written"), True),
+        (Failure("OSError", "[Errno 28] No space left on device"), True),
+        (Failure("OSError", "[Errno 24] Too many open files"), False),  # of a job that runs: it may leak them
+        (Failure("crashed", "exited by itself with status 1"), False),
+    ],
+)
+def test_a_failure_that_says_nothing_of_the_job(failure: Failure, is_of_machine: bool) -> None:
+    assert failure.is_of_machine is is_of_machine

@@ -174,3 +174,11 @@ def test_what_is_before_a_damaged_line_counts_and_nothing_is_lost(tmp_path, capl
     journal.close()
     assert path.with_name("study.journal.damaged").read_bytes() == damaged
     assert says in caplog.text and "It is kept as study.journal.damaged" in caplog.text
+
+
+def test_an_entry_is_never_longer_than_can_be_read(tmp_path):
+    path = tmp_path / "study.journal"
+    study = ours(path)
+    study.set_user_attr("a", ["x" * 2**24, {"b": "\udc80" * 2**22}])
+    assert "characters) …" in theirs(path).user_attrs["a"][0] and path.stat().st_size < 2**20
+    assert ours(path).user_attrs == study.user_attrs
