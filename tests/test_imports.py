@@ -31,7 +31,7 @@ LAYERS = {
     "progress": set(),
     "record": {"monitor"},
     "federated": {"config", "reference", "monitor", "own_code", "captured", "record"},
-    "compose": {"config", "reference", "mistakes", "help"},
+    "compose": {"config", "reference", "mistakes", "help", "record"},
     "chosen": {"compose", "help"},
     "help": {"config", "compose"},
     "resume": {"__main__", "compose", "overrides", "streams", "study"},

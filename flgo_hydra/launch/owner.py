@@ -36,8 +36,8 @@ class RunOwner(Callback):
         node: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
         if is_by_the_second(str(node["dir"])):
             folder = free_folder(folder)
-            with flag_override(config.hydra.run, ["readonly", "struct"], [False, False]):
-                config.hydra.run.dir = str(folder)
+            compose.change_hydra(config, {"run.dir": str(folder)})
+        compose.hide_passwords(config)  # before Hydra writes its record
         stack = contextlib.ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
