@@ -321,7 +321,7 @@ class Queue:
             known_mib = self.estimates.memory_mib(signature)
         memory_mib = known_mib if known_mib is not None else self.guess_mib
         duration_s = self.estimates.duration_s(first.duration_signature)
-        return Request(first.num, signature, memory_mib, duration_s, first.alone)
+        return Request(first.num, signature, memory_mib, duration_s, first.alone, first.memory_mib is not None)
 
     def _start(self, group: Sequence[Job], placement: Placement, now_s: float) -> None:
         self._has_told_stuck = False

@@ -86,6 +86,8 @@ class Request:
     duration_s: float | None = None
     # start only on a device without other jobs of ours, as after a second out of memory
     alone: bool = False
+    # the memory is `hydra.launcher.job_memory_mib`, as its user has set it
+    is_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,13 @@ class Scheduler(ABC):
         if request.memory_mib <= max(totals):
             return None
         where = "this host" if all(device.id == CPU for device in devices) else "the largest GPU"
-        return (
-            f"Job {request.job} needs {request.memory_mib} MiB but {where} has {max(totals)} MiB. "
-            "Lower `batch_size` or set `hydra.launcher.job_memory_mib`."
-        )
+        needs = f"Job {request.job} needs {request.memory_mib} MiB"
+        if request.is_given:
+            return (
+                f"{needs}, as `hydra.launcher.job_memory_mib` says, but {where} has {max(totals)} MiB. Lower that "
+                "number, or set it to null: it is then learned from the first job."
+            )
+        return f"{needs} but {where} has {max(totals)} MiB. Lower `batch_size` or set `hydra.launcher.job_memory_mib`."
 
 
 def jobs_on(device: Device, running: Sequence[RunningJob]) -> list[RunningJob]:

@@ -52,6 +52,11 @@ def test_has_slot(device: Device, jobs: list[RunningJob], is_alone: bool, limit:
     [
         (Request(7, "s", 30000), [A, B], "Job 7 needs 30000 MiB but the largest GPU has 24000 MiB. Lower"),
         (Request(7, "s", 30000), [HOST], "Job 7 needs 30000 MiB but this host has 16000 MiB. Lower"),
+        (
+            Request(7, "s", 30000, is_given=True),
+            [HOST],
+            "Job 7 needs 30000 MiB, as `hydra.launcher.job_memory_mib` says, but this host has 16000 MiB. Lower that",
+        ),
         (Request(7, "s", 24000), [A], None),
         (Request(7, "s", None), [A], None),
         (Request(7, "s", 30000, alone=True), [A], None),  # a guess, after it ran out of memory
