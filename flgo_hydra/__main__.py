@@ -115,7 +115,7 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         refused = machine_errors.refused_by_storage(error)
         if refused is None:
-            said = explain.of_plugin(error, arguments) or machine_errors.in_words(error)
+            said = explain.of_overflow(error) or explain.of_plugin(error, arguments) or machine_errors.in_words(error)
         else:
             said = str(refused)
         if said is not None and not wants_traceback:

@@ -38,6 +38,11 @@ def _start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         ),
         (["lr=0.1", "--seed", "3"], 1, "", "error: There is no flag `--seed`. Keys of the config are set without"),
         (["--cfg", "job"], 0, "lr: 0.1\n", ""),
+        (["lr=1e308", "hydra.run.dir=."], 1, "", "error: `lr` must be a number that dtype=float32 holds, at most"),
+        (["-m", "lr=0.1,1e308"], 1, "", "at most 3.4e+38, but got 1e+308. (at the point lr=1e+308)\n"),
+        (["hydra.launcher.timeout_min=" + 400 * "9"], 1, "", "digits, but got one of 400, 99999999…. Write"),
+        (["-m", f"lr=0.1,{5000 * '9'}"], 1, "", "error: `lr` must have numbers of at most 308 digits, but got one of"),
+        (["seed=" + 5000 * "9"], 1, "", "error: `seed` must have numbers of at most 308 digits, but got one of 5000"),
     ],
 )
 def test_process(tmp_path: Path, arguments: list[str], status: int, out: str, err: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from flgo_hydra import run
 from flgo_hydra.explain import explain
 
 
@@ -140,3 +141,13 @@ def test_a_preset_that_does_not_say_where_it_belongs(
 )
 def test_other_errors_say_what_they_say(error: Exception, text: str) -> None:
     assert explain(error, []) == text
+
+
+def test_a_number_of_too_many_digits_in_a_file_or_from_python(command, empty_folder):
+    (empty_folder / "own/option").mkdir(parents=True)
+    (empty_folder / "own/option/big.yaml").write_text(f"# @package _global_\nlr: {400 * '9'}\n")
+    done = command("--config-dir", "own", "option=big")
+    assert done.status == 1 and done.err.startswith("error: ") and "must be one of at most 308 digits" in done.err
+    assert "Traceback" not in done.err
+    with pytest.raises(ValueError, match="^`lr` must have numbers of at most 308 digits, but got one of 400"):
+        run(f"lr={400 * '9'}")

@@ -205,6 +205,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[Any]:
     from hydra.version import VersionBase
     from omegaconf.errors import OmegaConfBaseException
 
+    explain.refuse_endless_numbers(overrides)
     compose.prepare()
     main = compose.hydra_main_arguments()
     base = {key: value for key, value in main.items() if key == "version_base"}
