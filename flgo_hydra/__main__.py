@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.host import num_cores
-from flgo_hydra.record.plain_text import printable, shortened
-from flgo_hydra.streams import keep_going
+from flgo_hydra.record.secrets import masked
+from flgo_hydra.streams import keep_going, tell_error, whole
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i", "--version", "--hydra-help", "--shell-completion", "-sc"}
@@ -25,7 +25,7 @@ def main() -> None:
     keep_going()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        status = _help(arguments)
+        status = whole(_help(arguments))
         if status:
             sys.exit(status)
         return
@@ -38,7 +38,7 @@ def main() -> None:
         if not isinstance(stop.code, int | None):
             raise
         status = stop.code or 0
-    _leave(status)
+    _leave(whole(status) if _only_shows(arguments) else status)
 
 
 def _help(arguments: Sequence[str]) -> int:
@@ -56,8 +56,8 @@ def _help(arguments: Sequence[str]) -> int:
         try:
             composed = explain.composed(arguments)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            return _refuse(explain.explain(error, arguments))
-    print(help_page(config_dirs(arguments), composed=composed))
+            return tell_error(explain.explain(error, arguments))
+    print(masked(help_page(config_dirs(arguments), composed=composed)))
     return 0
 
 
@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
         arguments = flags.in_order(arguments, hydra_flags(), typed_keys())
         explain.refuse_early(arguments)
     except ValueError as error:
-        return _refuse(str(error))
+        return tell_error(str(error))
     sys.argv[1:] = arguments
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra then raises instead of printing and exiting: what is printed is decided here.
@@ -110,33 +110,35 @@ def _run(arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         logging.getLogger("flgo_hydra").debug("", exc_info=True)
         if wants_traceback:
-            traceback.print_exc()
-        return _refuse(str(machine_errors.refused_by_storage(error) or explain.explain(error, arguments)))
+            _print_traceback()
+        return tell_error(str(machine_errors.refused_by_storage(error) or explain.explain(error, arguments)))
     except Exception as error:
         refused = machine_errors.refused_by_storage(error)
         if refused is None:
-            said = explain.of_plugin(error, arguments) or machine_errors.in_words(error)
+            said = explain.of_overflow(error) or explain.of_plugin(error, arguments) or machine_errors.in_words(error)
         else:
             said = str(refused)
         if said is not None and not wants_traceback:
-            return _refuse(said)
-        traceback.print_exc()
+            return tell_error(said)
+        _print_traceback()
         return 1
     return 0
 
 
-def _refuse(why: str) -> int:
-    """Says why nothing came of the command, in one line that no terminal obeys; returns the exit status."""
-    print(f"error: {printable(shortened(why))}", file=sys.stderr)
-    return 1
+def _print_traceback() -> None:
+    print(masked(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _starts_grid(arguments: Sequence[str]) -> bool:
     """True for a command that will most likely start jobs with our launcher."""
     is_grid = not _GRID_FLAGS.isdisjoint(arguments)
-    only_shows = any(text.partition("=")[0] in _SHOWING_FLAGS for text in arguments)
     other_launcher = any(text.startswith("hydra/launcher=") and text != _OUR_LAUNCHER for text in arguments)
-    return is_grid and not only_shows and not other_launcher
+    return is_grid and not _only_shows(arguments) and not other_launcher
+
+
+def _only_shows(arguments: Sequence[str]) -> bool:
+    """Whether a command's product is what it prints."""
+    return any(text.partition("=")[0] in _SHOWING_FLAGS for text in arguments)
 
 
 def _expected_threads(arguments: Sequence[str], cores: int) -> int:

@@ -11,10 +11,11 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError, flag_override
 
 from flgo_hydra import mistakes, reference
 from flgo_hydra.config import SCHEMAS, Conf, TaskConf
+from flgo_hydra.record.secrets import masked
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -60,6 +61,29 @@ def hydra_main_arguments() -> dict[str, Any]:
     version = importlib.metadata.version("hydra-core")
     base = {"version_base": "1.3"} if version.startswith("1.3") else {}
     return {"config_path": str(conf_dir()), "config_name": "config", **base}
+
+
+def change_hydra(config: DictConfig, values: Mapping[str, Any]) -> None:
+    """Sets values in Hydra's node, which Hydra may have closed, by their keys there: `run.dir`."""
+    for key, value in values.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config.hydra, parent)
+        with flag_override(node, ["readonly", "struct"], [False, False]):
+            node[name] = value
+
+
+def hide_passwords(config: DictConfig) -> None:
+    """Takes the password of the study's storage out of Hydra's node, which Hydra writes down and people print.
+
+    One that stands there as `${oc.env:…}` stays as it was typed.
+    """
+    node: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    storage, given = node["sweeper"].get("storage"), node["overrides"]["hydra"]
+    hidden = [masked(text) for text in given]
+    if hidden != given:
+        change_hydra(config, {"overrides.hydra": hidden})
+    if isinstance(storage, str) and masked(storage) != storage:
+        change_hydra(config, {"sweeper.storage": masked(storage)})
 
 
 def choices_alone(hydra: Any, chosen: Mapping[str, str]) -> DictConfig | None:

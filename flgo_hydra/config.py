@@ -9,7 +9,8 @@ grid before the first one trains. Nobody changes one of these objects afterwards
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from flgo_hydra.monitor import Monitor
@@ -46,10 +47,43 @@ MOST_SECONDS = 30 * 86400.0
 """that anything is waited for; the kernel counts no more than 2**31 milliseconds"""
 
 
+MOST_WHOLE = 2**63 - 1
+"""of whole numbers that are counted with: what a machine's word and torch hold"""
+LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
+"""number of a dtype"""
+
+
 def hold(is_true: bool, law: str, got: object) -> None:
     """Raises ValueError with the law and what came, unless the law holds."""
     if not is_true:
         raise ValueError(f"`{law}` must hold, but got {got!r}.")
+
+
+def hold_whole_numbers(part: Any, above: str = "") -> None:
+    """Raises ValueError for a whole number that is beyond what can be counted with, in any field of a schema.
+
+    Seeds are not counted with: NumPy's may have 128 bits.
+
+    Args:
+        above: what comes before a field in its key: `hydra.launcher.`
+    """
+    for name, value in vars(part).items():
+        if is_dataclass(value):
+            hold_whole_numbers(value, f"{above}{name}.")
+        for item in value if isinstance(value, list) else [value]:
+            if type(item) is int and abs(item) > MOST_WHOLE and not name.endswith("seed"):
+                got = str(item) if abs(item) < 10**24 else f"{str(item)[:8]}…, of {len(str(item))} digits"
+                raise ValueError(f"`{above}{name}` must be a whole number below 2**63, but got {got}.")
+
+
+def hold_representable(values: Mapping[str, Any], dtype: str) -> None:
+    """Raises ValueError for a number, by its key, that tensors of a dtype cannot hold; infinity they can."""
+    for key, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int | float) and LARGEST[dtype] < abs(item) < math.inf:
+                raise ValueError(
+                    f"`{key}` must be a number that dtype={dtype} holds, at most {LARGEST[dtype]:.2g}, but got {item}."
+                )
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -496,6 +530,14 @@ class Conf(OptionConf):
     # how it is trained (group algorithm)
     algorithm: Any = MISSING
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hold_whole_numbers(self)
+        own = vars(self.algorithm) if is_dataclass(self.algorithm) else self.algorithm
+        own = own if isinstance(own, dict) else {}  # `compose.to_conf` says what it must be
+        numbers = {key: getattr(self, key) for key in ("lr", "weight_decay", "clip_grad")}
+        hold_representable({**numbers, **{f"algorithm.{key}": value for key, value in own.items()}}, self.dtype)
+
 
 @dataclass
 class SweeperConf:
@@ -537,6 +579,7 @@ class SweeperConf:
     replicate: Any = None
 
     def __post_init__(self) -> None:
+        hold_whole_numbers(self, "hydra.sweeper.")
         size = self.batch_size
         hold(size is None or size >= 1, "hydra.sweeper.batch_size >= 1, or null for automatic", size)
         self._hold_sampler()
@@ -633,6 +676,7 @@ class LauncherConf:
     view: str = "auto"
 
     def __post_init__(self) -> None:
+        hold_whole_numbers(self, "hydra.launcher.")
         slots, threads, memory = self.slots, self.threads, self.job_memory_mib
         hold(slots is None or slots >= 1, "hydra.launcher.slots >= 1, or null for automatic", slots)
         is_threads = threads is None or 1 <= threads <= MOST_THREADS

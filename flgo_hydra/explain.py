@@ -18,7 +18,9 @@ _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 _NO_CHOICE = re.compile(r"Could not find '([^']+)'")
 _NOT_IN = re.compile(r"Could not override '([^']+)'|Key '([^']+)' is not in struct|Key '([^']+)' not in ")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
-_FULL_KEY = re.compile(r"full_key: (\S+)")
+_FULL_KEY = re.compile(r"full_key: *(\S+)")
+_MOST_DIGITS = 308
+_ENDLESS = re.compile(r"\d(?:_?\d){308,}")
 _NO_INDEX = re.compile(r"invalid literal for int\(\) with base 10: '(\w+)'")
 _PART = re.compile(r"(.*?)((?:\[\d+\])+)")
 
@@ -30,6 +32,7 @@ def explain(error: BaseException, arguments: Sequence[str]) -> str:
 
 def refuse_early(arguments: Sequence[str]) -> None:
     """Raises ValueError for overrides that Hydra takes, or breaks at, though nothing good can come of them."""
+    refuse_endless_numbers(arguments)
     for argument in arguments:
         key, _, value = argument.partition("=")
         group = key.replace(".", "/")
@@ -49,6 +52,26 @@ def refuse_early(arguments: Sequence[str]) -> None:
             raise ValueError(f"`hydra` must be Hydra's own keys, but got {value!r}. Set one: `hydra.run.dir=…`.")
         if key in GROUPS and value.startswith("[") and "," not in value:
             raise ValueError(mistakes.unknown_choice(key, value, group_choices(key, config_dirs(arguments))))
+
+
+def refuse_endless_numbers(arguments: Sequence[str]) -> None:
+    """Raises ValueError for an override with a number of more digits than any float has: Python, Hydra and torch would
+    each break at it in their own way."""
+    for argument in arguments:
+        if digits := _ENDLESS.search(argument):
+            raise ValueError(
+                f"`{_key(argument)}` must have numbers of at most {_MOST_DIGITS} digits, but got one of "
+                f"{len(digits[0])}, {digits[0][:8]}…. Write a smaller one."
+            )
+
+
+def of_overflow(error: BaseException) -> str | None:
+    """The sentence for such a number in a file, of which OmegaConf says where it was put; None for other errors."""
+    if not isinstance(error, OverflowError) or "object_type=" not in str(error):
+        return None
+    where = _FULL_KEY.search(str(error))
+    said = f"`{where[1]}` must be a number" if where else "Every number of a config must be one"
+    return f"{said} of at most {_MOST_DIGITS} digits, but one has more. Write a smaller one."
 
 
 def of_plugin(error: BaseException, arguments: Sequence[str]) -> str | None:

@@ -6,13 +6,15 @@ twice.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra import __main__, compose
+from flgo_hydra import __main__, compose, streams
+from flgo_hydra.overrides import as_text
 from flgo_hydra.study.kept_grid import KEEP_RECORD, grow_recorded
 from flgo_hydra.study.recorded import read_hydra
 
@@ -36,6 +38,7 @@ _ONCE = (
 _DIR = {"--config-dir", "-cd"}
 _ONLY = "--only"
 _NAME = {"--config-name", "-cn"}
+_PLAIN_PATH = re.compile(r"[\w/.:+%@-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,16 @@ class Command:
 
 def main() -> None:
     """Runs the command line; exits as `python -m flgo_hydra` does."""
+    streams.keep_going()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
-        sys.exit(0 if arguments else 2)
+        sys.exit(streams.whole(0 if arguments else 2))
     try:
         command = read_command(Path(arguments[0]), arguments[1:])
         enter(command.cwd)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(streams.tell_error(str(error)))
     if _ONLY in arguments:
         os.environ[KEEP_RECORD] = "1"
     sys.argv[1:] = command.arguments
@@ -162,9 +165,7 @@ def _key(override: str) -> str:
 def _quoted(folder: Path) -> str:
     """A path as an override's value: quoted where Hydra's grammar would read more into it."""
     text = str(folder)
-    if all(character.isalnum() or character in "/-_.:+%@" for character in text):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text if _PLAIN_PATH.fullmatch(text) else as_text(text)
 
 
 def _near(folder: Path) -> str:

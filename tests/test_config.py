@@ -12,8 +12,10 @@ from flgo_hydra.config import (
     SCHEMAS,
     ClassesConf,
     CnnConf,
+    Conf,
     DirichletConf,
     FedProxConf,
+    LauncherConf,
     MlpConf,
     OptionConf,
     PartitionConf,
@@ -21,6 +23,7 @@ from flgo_hydra.config import (
     ResNetConf,
     ScaffoldConf,
     ShardsConf,
+    SweeperConf,
     SyntheticConf,
     TaskConf,
 )
@@ -103,6 +106,46 @@ def test_law_and_value_are_named(schema: type, field: str, value: Any, law: str)
         schema(**{field: value})
     assert law in str(raised.value)
     assert f"but got {value!r}." in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"lr": 1e308}, "`lr` must be a number that dtype=float32 holds, at most 3.4e+38, but got 1e+308."),
+        ({"lr": 1e308, "dtype": "float64"}, ""),
+        ({"weight_decay": 1e39}, "`weight_decay` must be a number that dtype=float32 holds"),
+        ({"clip_grad": 1e39}, "`clip_grad` must be a number that dtype=float32 holds"),
+        ({"clip_grad": math.inf}, ""),
+        ({"algorithm": FedProxConf(mu=1e39)}, "`algorithm.mu` must be a number that dtype=float32 holds"),
+        ({"algorithm": {"_target_": "mine.Mine", "beta": [0.5, -1e39]}}, "`algorithm.beta` must be a number that"),
+        ({"num_rounds": 2**63}, "`num_rounds` must be a whole number below 2**63, but got 9223372036854775808."),
+        ({"batch_size": 1e300}, "`batch_size` must be a whole number below 2**63, but got 10000000…, of 301 digits."),
+        ({"task": TaskConf(num_clients=2**63)}, "`task.num_clients` must be a whole number below 2**63"),
+        ({"model": MlpConf(hidden=[10, 2**63])}, "`model.hidden` must be a whole number below 2**63"),
+        ({"task": TaskConf(seed=2**127), "seed": 2**127}, ""),  # as NumPy's generators draw them
+    ],
+)
+def test_numbers_that_no_run_could_hold_are_refused(values: dict[str, Any], said: str) -> None:
+    whole = {"task": TaskConf(), "model": MlpConf(), "algorithm": FedProxConf(), **values}
+    if not said:
+        Conf(**whole)
+        return
+    with pytest.raises(ValueError) as raised:
+        Conf(**whole)
+    assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "schema, values, key",
+    [
+        (LauncherConf, {"slots": 2**63}, "hydra.launcher.slots"),
+        (LauncherConf, {"max_retries": 2**63}, "hydra.launcher.max_retries"),
+        (SweeperConf, {"sampler": "tpe", "n_trials": 2**63}, "hydra.sweeper.n_trials"),
+    ],
+)
+def test_a_sweeps_whole_numbers_can_be_counted_with(schema: type, values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^`{key}` must be a whole number below 2\*\*63"):
+        schema(**values)
 
 
 @pytest.mark.parametrize(

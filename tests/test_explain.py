@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from flgo_hydra import run
 from flgo_hydra.explain import explain
 
 
@@ -24,12 +25,18 @@ from flgo_hydra.explain import explain
         ("num_clients=3", "There is no `num_clients`. Did you mean `task.num_clients`?"),
         ("load_checkpoint=x", "Did you mean `hydra.run.dir`?"),
         # keys of another choice
-        ("algorithm.mu=1", "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox."),
+        (
+            "algorithm.mu=1",
+            "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox or algorithm=moon.",
+        ),
         ("model=resnet model.hidden=3", "it is a key of model=mlp or model=cnn."),
         ("task.partition.alpa=1", "Did you mean `task.partition.alpha` (of task/partition=dirichlet)"),
-        ("+algorithm.mu=1", "it is a key of algorithm=fedprox."),
+        ("+algorithm.mu=1", "it is a key of algorithm=fedprox or algorithm=moon."),
         # choices
-        ("algorithm=fedpox", "It has custom, fedavg, fedprox, flgo, scaffold. Did you mean `algorithm=fedprox`?"),
+        (
+            "algorithm=fedpox",
+            "It has custom, ditto, fedavg, fedprox, fedsam, flgo, moon, scaffold. Did you mean `algorithm=fedprox`?",
+        ),
         ("task/partition=dirichle", "Did you mean `task/partition=dirichlet`?"),
         ("model=null", "`model` has no choice 'null'. It has cnn, custom, flgo, logistic, mlp, resnet."),
         ("task=3", "`task` has no choice '3'. It has cifar10, "),
@@ -140,3 +147,13 @@ def test_a_preset_that_does_not_say_where_it_belongs(
 )
 def test_other_errors_say_what_they_say(error: Exception, text: str) -> None:
     assert explain(error, []) == text
+
+
+def test_a_number_of_too_many_digits_in_a_file_or_from_python(command, empty_folder):
+    (empty_folder / "own/option").mkdir(parents=True)
+    (empty_folder / "own/option/big.yaml").write_text(f"# @package _global_\nlr: {400 * '9'}\n")
+    done = command("--config-dir", "own", "option=big")
+    assert done.status == 1 and done.err.startswith("error: ") and "must be one of at most 308 digits" in done.err
+    assert "Traceback" not in done.err
+    with pytest.raises(ValueError, match="^`lr` must have numbers of at most 308 digits, but got one of 400"):
+        run(f"lr={400 * '9'}")

@@ -8,7 +8,7 @@ from flgo_hydra.overrides import as_text, override
 
 VALUES = [
     None, True, False, 0, -1, 0.1, 1e-30, 1e30, "fedavg", "./mnist_iid", "true", "Null", "1e-3", "", "a b", "it's",
-    'say "x"', "back\\slash", "ends in \\", "\\'", "a,b", "${x", "ü", "[1]",
+    'say "x"', "back\\slash", "ends in \\", "\\'", "a,b", "${x", "ü", "naïve", "[1]",
     [1, "a b", [None]], {"a": 1, "b_c": [0.5, "d e"]},
     [["lr=0.1", "task.path='my data'"]],
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from flgo_hydra.launch.scheduler import Scheduler
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import free_folder
 from flgo_hydra.report.points import sort_points
+from flgo_hydra.streams import going_on
 from flgo_hydra.study import sweeper as sweeper_module
 from flgo_hydra.study.sweep import Outcome
 from flgo_hydra.study.sweeper import StudySweeper
@@ -204,6 +205,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[Any]:
     from hydra.version import VersionBase
     from omegaconf.errors import OmegaConfBaseException
 
+    explain.refuse_endless_numbers(overrides)
     compose.prepare()
     main = compose.hydra_main_arguments()
     base = {key: value for key, value in main.items() if key == "version_base"}
@@ -211,7 +213,11 @@ def _hydra(overrides: Sequence[str]) -> Iterator[Any]:
     GlobalHydra.instance().clear()
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
-        with _logging_as_it_was(), initialize_config_dir(main["config_path"], job_name="flgo_hydra", **base):
+        with (
+            going_on(),
+            _logging_as_it_was(),
+            initialize_config_dir(main["config_path"], job_name="flgo_hydra", **base),
+        ):
             yield GlobalHydra.instance().hydra
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain.explain(error, overrides)) from error

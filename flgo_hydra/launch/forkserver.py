@@ -37,6 +37,7 @@ from typing import Any
 
 from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.task_reference import TaskReference, load_task
+from flgo_hydra.streams import keep_going
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _KILLING_S = 3.0
@@ -299,6 +300,7 @@ class _Server:
             stream.reconfigure(  # type: ignore[union-attr]
                 encoding="utf-8", errors="backslashreplace", line_buffering=True
             )
+        keep_going()
         # What the imports want done at the end is the server's to do: torch's alone takes 20 ms.
         for finalizer in list(getattr(weakref.finalize, "_registry", ())):
             finalizer.atexit = False

@@ -6,7 +6,6 @@ its sweeper.) It is one of Hydra's callbacks, since a job's own code is called w
 
 import contextlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flgo_hydra.record.lock import Held, NoLockFile, holding
 from flgo_hydra.record.paths import RunPaths, free_folder, is_by_the_second
 from flgo_hydra.record.result import read_result
 from flgo_hydra.record.schema import Defect, read_bytes
+from flgo_hydra.streams import tell_error
 
 _OF_SWEEP = re.compile(rb"^  mode: .*MULTIRUN", re.M)
 
@@ -36,30 +36,25 @@ class RunOwner(Callback):
         node: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
         if is_by_the_second(str(node["dir"])):
             folder = free_folder(folder)
-            with flag_override(config.hydra.run, ["readonly", "struct"], [False, False]):
-                config.hydra.run.dir = str(folder)
+            compose.change_hydra(config, {"run.dir": str(folder)})
+        compose.hide_passwords(config)  # before Hydra writes its record
         stack = contextlib.ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # a report may look, for a moment, whether it is held
             stack.enter_context(holding(RunPaths(folder).owner, wait_s=0.5))
         except Held as held:
-            print(
-                f"error: {folder} is in use by the run of process {held.holder or 'unknown'}. Wait for it, or choose "
-                "another `hydra.run.dir`.",
-                file=sys.stderr,
-            )
-            raise SystemExit(1) from None
+            who = held.holder or "unknown"
+            said = f"{folder} is in use by the run of process {who}. Wait for it, or choose another `hydra.run.dir`."
+            raise SystemExit(tell_error(said)) from None
         except NoLockFile as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise SystemExit(tell_error(str(error))) from None
         except OSError:  # Hydra says what is wrong with the folder
             return
         why = why_not(folder, config)
         if why:
             stack.close()
-            print(f"error: {why}", file=sys.stderr)
-            raise SystemExit(1)
+            raise SystemExit(tell_error(why))
         RunOwner.held = stack
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:

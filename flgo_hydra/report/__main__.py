@@ -3,6 +3,7 @@
 import sys
 
 from flgo_hydra.report.command import main
+from flgo_hydra.streams import wholly
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(wholly(lambda: main(sys.argv[1:])))

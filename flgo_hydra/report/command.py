@@ -5,7 +5,6 @@ import contextlib
 import difflib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -43,6 +42,7 @@ from flgo_hydra.report.tables import (
     sentences,
     troubles_table,
 )
+from flgo_hydra.streams import tell_error
 
 _TABLES = ("points", "groups", "comparison")
 _DESCRIPTION = """\
@@ -180,10 +180,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _report(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return tell_error(str(error))
     return 0
 
 

@@ -29,6 +29,7 @@ from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
 from flgo_hydra.record.secrets import masked
+from flgo_hydra.streams import tell_error
 from flgo_hydra.study import recorded
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
@@ -83,14 +84,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         name, number, where = rebuild(given.folder, given.storage, given.study_name, given.force)
     except (ValueError, HydraException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return tell_error(str(error))
     except OSError as error:
         said = machine_errors.in_words(error) if not isinstance(error, machine_errors.CannotWrite) else str(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
-        return 1
+        return tell_error(said)
     print(f"{number} trials in the study {name!r} of {masked(where)}")
     return 0
 

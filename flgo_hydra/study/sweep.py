@@ -32,6 +32,7 @@ from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow
 from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
+from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
@@ -311,7 +312,7 @@ class Sweep:
         """What is missing where, and how to go on."""
         for behind in (self._records, self._behind):
             if behind.is_away:
-                print(f"error: {behind.what} could not be written: {behind.reason}", file=sys.stderr)
+                tell_error(f"{behind.what} could not be written: {behind.reason}")
         command = resume_command(self._paths.folder, compose.is_ours(self._config))
         print(
             f"What has run is in the run folders. To go on, and to make up for what is missing: {command}",

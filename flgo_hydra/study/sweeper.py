@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from flgo_hydra import compose
 from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths, free_folder, is_by_the_second
-from flgo_hydra.record.secrets import masked
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_repeated, refuse_twice, write_axis
 from flgo_hydra.study.objective import Common
@@ -79,7 +79,8 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         # From here on it is only written and printed: who opens the study has the storage from `__init__`.
-        self._config = config = _without_passwords(self._in_a_free_folder(config))
+        self._config = config = self._in_a_free_folder(config).copy()
+        compose.hide_passwords(config)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -148,7 +149,9 @@ class StudySweeper(Sweeper):
         if folder == wanted:
             return config
         given = [*node["overrides"]["hydra"], override("hydra.sweep.dir", str(folder))]
-        return _changed(config, {"sweep.dir": str(folder), "overrides.hydra": given})
+        config = config.copy()
+        compose.change_hydra(config, {"sweep.dir": str(folder), "overrides.hydra": given})
+        return config
 
     def _give_back(self) -> None:
         """Of a sweep that was refused nothing stays."""
@@ -215,27 +218,6 @@ class StudySweeper(Sweeper):
         grid = replace(read_grid(parser.parse_overrides([*written, *arguments])), listed=self._points)
         refuse_twice(grid)
         return grid
-
-
-def _without_passwords(config: DictConfig) -> DictConfig:
-    """The same config; where the storage has a password, a copy in which nobody reads it."""
-    node: Any = OmegaConf.to_container(config.hydra, resolve=False)
-    storage, given = node["sweeper"].get("storage"), node["overrides"]["hydra"]
-    if all(masked(text) == text for text in [storage or "", *given]):
-        return config
-    hidden = [masked(text) for text in given]
-    return _changed(config, {"sweeper.storage": storage and masked(storage), "overrides.hydra": hidden})
-
-
-def _changed(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """A copy with other values in Hydra's node, which Hydra may have closed."""
-    copy = config.copy()
-    for key, value in values.items():
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(copy.hydra, parent)
-        with flag_override(node, ["readonly", "struct"], [False, False]):
-            node[name] = value
-    return copy
 
 
 def _as_plain(value: Any) -> Any:
