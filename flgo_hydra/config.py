@@ -10,7 +10,7 @@ grid before the first one trains. Nobody changes one of these objects afterwards
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from flgo_hydra.monitor import Monitor
@@ -60,19 +60,22 @@ def hold(is_true: bool, law: str, got: object) -> None:
 
 
 def hold_whole_numbers(part: Any, above: str = "") -> None:
-    """Raises ValueError for a whole number that is beyond what can be counted with, in any field of a schema.
+    """Raises ValueError for a whole number that is beyond what can be counted with, in any key of a schema.
 
     Seeds are not counted with: NumPy's may have 128 bits.
 
     Args:
         above: what comes before a field in its key: `hydra.launcher.`
     """
-    for name, value in vars(part).items():
+    for one in fields(part):
+        name, value = one.name, getattr(part, one.name)
         if is_dataclass(value):
             hold_whole_numbers(value, f"{above}{name}.")
+        if one.type is Any:  # it need not be a number, and has a law of its own
+            continue
         for item in value if isinstance(value, list) else [value]:
             if type(item) is int and abs(item) > MOST_WHOLE and not name.endswith("seed"):
-                got = str(item) if abs(item) < 10**24 else f"{str(item)[:8]}…, of {len(str(item))} digits"
+                got = str(item) if abs(item) < 10**40 else f"{str(item)[:8]}…, of {len(str(item))} digits"
                 raise ValueError(f"`{above}{name}` must be a whole number below 2**63, but got {got}.")
 
 
