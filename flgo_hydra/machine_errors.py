@@ -69,11 +69,6 @@ def tells_of_storage(text: str) -> bool:
     return _TELLS.search(text) is not None
 
 
-def remedy_of(error: OSError) -> str:
-    """What its user can do about what the system said."""
-    return _REMEDIES.get(error.errno or 0, ("", _AGAIN))[1]
-
-
 _NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|not enough memory")
 """what torch says of it"""
 

@@ -25,7 +25,6 @@ from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.pool import Ended, Message, Started
 from flgo_hydra.launch.reporter import WHY_APART
 from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
-from flgo_hydra.machine_errors import remedy_of
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import NOT_STARTED, forget_failure
 
@@ -412,8 +411,9 @@ class Queue:
         if error.errno in _OF_SIZE and len(group) > 1:
             self._most_fused = len(group) // 2
             _log.warning(
-                "%d jobs cannot be started as one program (%s): %d at once from here on. %s.",
-                *(len(group), error.strerror, self._most_fused, remedy_of(error)),
+                "%d jobs cannot be started as one program (%s): %d at once from here on%s.",
+                *(len(group), error.strerror, self._most_fused),
+                "" if error.errno == errno.ENOMEM else "; `ulimit -n` allows for more",
             )
             return
         if not is_missing and len(group) > 1:  # the folder of one is no reason for the others
