@@ -129,8 +129,8 @@ class SearchSource:
         self._queue: deque[Job] = deque()
         self._again: deque[_Attempt] = deque()
         self._num_chosen = 0
-        self._asked: tuple[int, Mapping[str, Value], int] | None = None
-        """a trial that the study has, its point and its choice, as long as its jobs are not made"""
+        self._asked: tuple[int, tuple[str, ...], int | None] | None = None
+        """a trial that the study has, its overrides and its choice, as long as its jobs are not made"""
         self._num_tried = 0
         self._num_refused = 0
         self._resume()
@@ -167,29 +167,28 @@ class SearchSource:
     def _begin(self) -> PointTrial | None:
         """The next point, as a RUNNING trial of the study; None: it breaks a law, and has been told so."""
         study, settings = self._all.study, self._settings
-        if self._again:
+        # What fails from here to the end (no descriptors, no disk) is tried again: with the point that was chosen.
+        if self._asked is None and self._again:
             again = self._again[0]
-            trial, choice = self._make(again.overrides), again.choice
-            trial.number = study.ask_again(self._space, again.params, choice)
+            self._asked = study.ask_again(self._space, again.params, again.choice), again.overrides, again.choice
             self._again.popleft()
-        else:
-            # What fails from here to the end (no descriptors, no disk) is tried again: with the point that was chosen.
-            if self._asked is None:
-                choice = self._num_chosen
-                self._asked = (*study.ask(settings.sampler, settings.seed, self._space, choice), choice)
-                self._num_chosen += 1
-            number, values, choice = self._asked
-            overrides = self._space.write(values)
-            try:
-                trial = self._make(overrides)
-            except OtherData:
-                raise
-            except (ValueError, HydraException) as error:
-                self._refuse(number, choice, overrides, error)
-                self._asked = None
-                return None
-            trial.number = number
-        self._annotate(trial.number, {**self._all.attributes(trial), **_numbered(choice)})
+        elif self._asked is None:
+            choice = self._num_chosen
+            number, values = study.ask(settings.sampler, settings.seed, self._space, choice)
+            self._asked = number, self._space.write(values), choice
+            self._num_chosen += 1
+        assert self._asked is not None
+        number, overrides, chosen = self._asked
+        try:
+            trial = self._make(overrides)
+        except OtherData:
+            raise
+        except (ValueError, HydraException) as error:
+            self._refuse(number, chosen, overrides, error)
+            self._asked = None
+            return None
+        trial.number = number
+        self._annotate(trial.number, {**self._all.attributes(trial), **_numbered(chosen)})
         self._asked = None
         return trial
 
@@ -204,7 +203,7 @@ class SearchSource:
                 self._all.harvest(job)
         return trial
 
-    def _refuse(self, number: int, choice: int, overrides: tuple[str, ...], error: Exception) -> None:
+    def _refuse(self, number: int, choice: int | None, overrides: tuple[str, ...], error: Exception) -> None:
         """Every choice and every end of an interval is lawful by itself, but this combination is not."""
         trial = self._refused(overrides)
         trial.number = number

@@ -257,6 +257,28 @@ def test_a_point_that_failed_and_is_tried_again_is_one_choice(parabola):
     assert sorted({trial.user_attrs["choice"] for trial in study().trials}) == list(range(14))
 
 
+def test_a_point_that_is_tried_again_outlives_a_storage_that_is_away(parabola, monkeypatch):
+    """Its trial cannot be opened for a moment: nothing of that attempt is left, and the next one opens it."""
+    arguments = (*search("random", 5), *SPACE)
+    parabola.rule = lambda cfg: None
+    whole = parabola(*arguments, "hydra.sweep.dir=whole")
+    parabola.rule = fail_at(parabola, whole[2]["x"])
+    parabola(*arguments)
+    parabola.rule = lambda cfg: None
+    ask_again, num = SweepStudy.ask_again, iter(range(99))
+
+    def failing(self, *given):
+        if next(num) < 2:
+            raise OSError(errno.ENOSPC, "full", "study.journal")
+        return ask_again(self, *given)
+
+    monkeypatch.setattr(SweepStudy, "ask_again", failing)
+    again = parabola(*arguments, "hydra.sweeper.retry_failed=true")
+    assert parabola.status == 0 and [call["x"] for call in again] == [whole[2]["x"]]
+    assert {trial.state for trial in study().trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert sum(trial.state == TrialState.COMPLETE for trial in study().trials) == 5
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
 def test_a_choice_that_could_not_be_kept_is_made_again(parabola, monkeypatch, sampler):
     """The storage went away when the sampler had chosen: what is lost is the trial, not the point."""
