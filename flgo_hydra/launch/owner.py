@@ -5,6 +5,7 @@ its sweeper.) It is one of Hydra's callbacks, since a job's own code is called w
 """
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def why_not(folder: Path, config: DictConfig) -> str:
         return (
             f"{folder} holds an unfinished run of another config. Choose another folder (`hydra.run.dir=…`), or delete "
             f"{paths.checkpoint.name} to start anew."
+        )
+    own = (paths.result, paths.rounds, paths.failure, paths.checkpoint, record)
+    if os.path.lexists(paths.best_model) and not any(path.exists() for path in own):
+        return (
+            f"{folder} holds a {paths.best_model.name} and no run that wrote it, which would write over it. Choose "
+            "another `hydra.run.dir`."
         )
     return ""
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from flgo_hydra.record.lock import Held, NoLockFile, holding
 from flgo_hydra.record.paths import SweepPaths
+from flgo_hydra.record.schema import Defect, read_bytes
 
 
 @contextlib.contextmanager
@@ -36,7 +39,8 @@ def check_files(paths: SweepPaths) -> None:
     Raises:
         ValueError: there are some.
     """
-    if (paths.folder / "multirun.yaml").exists() or paths.study.exists():
+    record = paths.folder / "multirun.yaml"
+    if paths.study.exists() or (record.exists() and (_is_hydras(record) or next(paths.folder.glob("[0-9]*/"), None))):
         return
     alone = [name for name in (".hydra", "result.json", "rounds.jsonl") if (paths.folder / name).exists()]
     if alone:
@@ -44,13 +48,21 @@ def check_files(paths: SweepPaths) -> None:
             f"{paths.folder} is a single run's (it holds {', '.join(alone)}): reports could not tell the run from the "
             "sweep. Choose another `hydra.sweep.dir`."
         )
-    foreign = [path.name for path in (paths.results, paths.points, paths.best, paths.curves) if path.exists()]
+    foreign = [path.name for path in (paths.results, paths.points, paths.best, paths.curves, record) if path.exists()]
     if foreign:
         them = "it" if len(foreign) == 1 else "them"
         raise ValueError(
             f"{paths.folder} holds {', '.join(foreign)}, and no sweep that wrote {them}: it would write over {them}. "
             "Choose another `hydra.sweep.dir`."
         )
+
+
+def _is_hydras(record: Path) -> bool:
+    """Whether a file is the record of a sweep's command."""
+    try:
+        return re.search(rb"^hydra:", read_bytes(record) or b"", re.MULTILINE) is not None
+    except (Defect, OSError):  # damaged, or no file: what else is there says whose folder it is
+        return False
 
 
 def check_folder(before: str | None, paths: SweepPaths, study: str) -> None:

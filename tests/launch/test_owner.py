@@ -126,3 +126,24 @@ def test_what_is_no_lock_is_refused_and_left_alone(command, tmp_path, form, what
     assert theirs.read_text() == "kept" and os.listdir("run") == [".owner.lock"]
     lock.rmdir() if what == "folder" else lock.unlink()
     assert command(*SMALL, *form).status == 0
+
+
+@pytest.mark.parametrize(
+    "form, name",
+    [
+        (["save_best=true", "hydra.run.dir=run"], "best_model.safetensors"),
+        (["-m", "lr=0.1,0.2", "hydra.sweep.dir=run"], "multirun.yaml"),
+        (["-m", "lr=0.1,0.2", "hydra.sweep.dir=run"], "results.csv"),
+    ],
+)
+def test_files_of_somebody_elses_are_not_written_over(command, form, name):
+    Path("run").mkdir()
+    theirs = Path("run", name)
+    theirs.write_text("theirs: kept\n")
+    done = command(*SMALL, *form)
+    assert done.status == 1 and f"holds {'a ' if 'best' in name else ''}{name}" in done.err
+    assert "write over it. Choose another `hydra." in done.err
+    assert theirs.read_text() == "theirs: kept\n"
+    theirs.unlink()
+    assert command(*SMALL, *form).status == 0
+    assert command(*SMALL, *form).status == 0  # which are now our own
