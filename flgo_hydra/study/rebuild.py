@@ -8,6 +8,7 @@ there, and so not in it.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -363,9 +364,10 @@ def _folders(folder: Path) -> Iterator[Path]:
     """Run folders below a sweep's: they need not lie directly in it (`hydra.sweep.subdir`)."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            if any((path / name).is_file() for name in ("result.json", "failure.json")):
+            # Also what is no file, or a link to nowhere, in the place of one: that run is named as damaged.
+            if any(os.path.lexists(path / name) for name in ("result.json", "failure.json")):
                 # A point that broke a law has no record of Hydra's: it never ran.
-                if (path / "result.json").is_file() or (path / "rounds.jsonl").is_file() or (path / ".hydra").is_dir():
+                if os.path.lexists(path / "result.json") or (path / "rounds.jsonl").is_file() or (path / ".hydra").is_dir():
                     yield path
             else:
                 yield from _folders(path)

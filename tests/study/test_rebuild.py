@@ -98,6 +98,15 @@ def test_what_lies_where_the_study_should_be_is_kept(sweep, tmp_path, what):
     assert os.path.lexists(sweep / "study.journal.damaged")
 
 
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_what_lies_where_a_result_should_be_is_named(sweep, capfd, what):
+    result = sweep / "0" / "result.json"
+    result.unlink()
+    result.mkdir() if what == "folder" else result.symlink_to("nowhere")
+    assert main([str(sweep), "--force"]) == 0
+    assert f"left out: {sweep / '0'}" in capfd.readouterr().err
+
+
 def test_a_disk_that_takes_nothing_is_told(sweep, capfd, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
