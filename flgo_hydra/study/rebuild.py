@@ -367,7 +367,11 @@ def _folders(folder: Path) -> Iterator[Path]:
             # Also what is no file, or a link to nowhere, in the place of one: that run is named as damaged.
             if any(os.path.lexists(path / name) for name in ("result.json", "failure.json")):
                 # A point that broke a law has no record of Hydra's: it never ran.
-                if os.path.lexists(path / "result.json") or (path / "rounds.jsonl").is_file() or (path / ".hydra").is_dir():
+                if (
+                    os.path.lexists(path / "result.json")
+                    or (path / "rounds.jsonl").is_file()
+                    or (path / ".hydra").is_dir()
+                ):
                     yield path
             else:
                 yield from _folders(path)

@@ -43,7 +43,7 @@ def test_any_name_works(command, empty_folder, launcher):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("round", "texts other than valid_loss, valid_accuracy, test_loss, test_accuracy, round, seconds"),
+        ("round", "texts other than valid_loss, valid_accuracy, test_loss, test_accuracy, personal_valid_loss, "),
         ("test_accuracy", "it names one 'test_accuracy'"),
         ("two\nlines", "printable characters in one line"),
         ("\x1b[2J", "printable characters in one line"),

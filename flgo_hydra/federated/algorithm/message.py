@@ -35,6 +35,7 @@ class Messages:
         self._device = next(iter(params.values())).device
         self._exact = torch.float32 if self._device.type == "mps" else torch.float64
         self._is_own = sends_own(algorithm)
+        self._but = " (but those that are `private`)" if algorithm.private else ""
         self._needs_update = type(algorithm).update_server is Algorithm.update_server
         self._update = {name: p.shape for name, p in params.items() if name not in algorithm.private}
         self._kept = _form(states_of_copy(algorithm, params)[1]) if self._is_own else {}
@@ -65,7 +66,7 @@ class Messages:
         if self._needs_update and form["update"] != self._update:
             raise Refused(
                 f"`update` in the message that `finish` of {self._name} returns must have the model's trainable "
-                f"parameters (but those that are `private`) and their shapes, since `update_server` is FedAvg's: "
+                f"parameters{self._but} and their shapes, since `update_server` is FedAvg's: "
                 f"{_difference(self._update, form['update'])}."
             )
         if self._sent is None:
