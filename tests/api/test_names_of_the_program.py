@@ -24,7 +24,7 @@ found = sweep("model=custom", "model._target_=__main__.Missing", "lr=0.1,0.2", *
 """
 
 
-@pytest.mark.parametrize("way", ["script", "pipe"])
+@pytest.mark.parametrize("way", ["script", pytest.param("pipe", marks=pytest.mark.slow)])
 def test_a_class_of_the_program(tmp_path, way):
     (tmp_path / "program.py").write_text(PROGRAM)
     arguments = ["program.py"] if way == "script" else ["-"]

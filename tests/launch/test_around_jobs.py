@@ -60,7 +60,7 @@ class Odd(FedAvg):
 """
 
 
-@pytest.mark.parametrize("fuse", ["off", "2"])
+@pytest.mark.parametrize("fuse", ["2", pytest.param("off", marks=pytest.mark.slow)])
 def test_an_error_of_any_text_is_that_points_failure_and_small(command, empty_folder, fuse):
     (empty_folder / "odd.py").write_text(ODD)
     odd = ("algorithm=custom", "algorithm._target_=odd.Odd", "+algorithm.is_half=false,true")

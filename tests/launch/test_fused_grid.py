@@ -99,6 +99,7 @@ def test_a_killed_group_goes_on_one_by_one_with_the_same_digits(tmp_path):
         assert sorted(path.name for path in run.glob("attempt-*.log")) == ["attempt-1.log", "attempt-2.log"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_batch_runs_one_by_one(tmp_path):
     (tmp_path / "noisy.py").write_text(
         "from torch import nn\n"

@@ -60,6 +60,7 @@ def folders(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_slots_order_kills_and_threads_change_no_digit(folders):
     first = command(
         folders("first"), "-m", "lr=0.1,0.03", "seed=0,1", *SWEEP, "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"

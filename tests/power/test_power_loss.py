@@ -193,6 +193,7 @@ def check_all_of_sweep(command, disk, empty_folder, monkeypatch, ways, most):
         assert (last / "sweeps/one" / name).read_bytes() == (empty_folder / "sweeps/one" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_sweep(command, record, recorder, empty_folder, monkeypatch):
     disk = record(*BASIC)
     check_all_of_sweep(command, disk, empty_folder, monkeypatch, recorder.WAYS, 5)

@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_for_a_while(command, undisturbed, launcher, monkeyp
     assert values("sweep/study.journal", "s") == undisturbed
 
 
-@pytest.mark.parametrize("launcher", ["flgo_hydra", "basic"])
+@pytest.mark.parametrize("launcher", ["flgo_hydra", pytest.param("basic", marks=pytest.mark.slow)])
 def test_sqlite_that_somebody_locks(command, undisturbed, launcher, monkeypatch):
     holder = sqlite3.connect("s.db", check_same_thread=False, isolation_level=None)
     finish, hear = SweepStudy.finish, Behind.hear

@@ -56,6 +56,7 @@ def result(job, root="sweep"):
     return json.loads(Path(root, str(job), "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_are_named_and_run_again_if_asked(run):
     out = run(*SWEEP, "lr=0.1,0.2")
     code = result(0)["code"]
