@@ -89,11 +89,11 @@ def _check_unused(hydra: Any) -> None:
     Raises:
         InstantiationException: launcher or sweeper refuse their values.
     """
-    from hydra.utils import instantiate
+    from hydra.core.plugins import Plugins
 
     for part in ("launcher", "sweeper"):
         if any(text.lstrip("+~").startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
-            instantiate(hydra[part], _recursive_=False)
+            Plugins.instance()._instantiate(hydra[part])  # as Hydra makes it for `-m`
 
 
 def run(conf: Conf, folder: Path) -> RunResult:
