@@ -128,7 +128,7 @@ class ClientProgram:
             given.weights,
             buffers,
             dict(slots),
-            _algorithm=self._algorithm,
+            _loss=self._algorithm.loss,
             _model=self._model,
             _criterion=self._criterion,
             _optimizer=step.optimizer,

@@ -32,18 +32,16 @@ SCAFFOLD take `grads.get(name, 0.0)`, as adding the term to the loss does in PyT
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flgo_hydra.config import OptionConf
+from flgo_hydra.federated.algorithm.local import LocalBatch
+from flgo_hydra.federated.algorithm.tensors import State as State
+from flgo_hydra.federated.algorithm.tensors import Tensors as Tensors
 
-if TYPE_CHECKING:
-    from flgo_hydra.federated.algorithm.local import LocalBatch
-
-Tensors = dict[str, Tensor]
-State = dict[str, Tensors]
 Hyper = Mapping[str, Any]
 """The algorithm's numbers from its YAML, and `lr` of this round: floats, or tensors without dimensions. Nothing else is
 in it: an algorithm's own `momentum` has nothing to do with the optimizer's."""
@@ -126,7 +124,7 @@ class Algorithm:
         """
         return {"model": client.anchor}
 
-    def step(self, carry: State, at: "LocalBatch", client: Client, hyper: Hyper) -> State:
+    def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
         """One local step, from what is carried to what is carried next.
 
         Called under `torch.vmap`, too, where each tensor is that of one client. What it returns must not hang on the

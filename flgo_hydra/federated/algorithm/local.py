@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flgo_hydra.federated.algorithm.base import Algorithm, Tensors
 from flgo_hydra.federated.algorithm.gradients import gradient_of
+from flgo_hydra.federated.algorithm.tensors import Tensors
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
 from flgo_hydra.federated.refused import Refused
 
@@ -46,7 +46,8 @@ class LocalBatch:
     """the optimizer's, by model and parameter; changed by `descend`"""
     next_buffers: Tensors | None = field(default=None, init=False)
     """what the step's first gradient has made of them"""
-    _algorithm: Algorithm = field(kw_only=True)
+    _loss: Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor] = field(kw_only=True)
+    """the algorithm's"""
     _model: nn.Module = field(kw_only=True)
     _criterion: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     _optimizer: Optimizer = field(kw_only=True)
@@ -88,7 +89,7 @@ class LocalBatch:
 
     def loss_of(self, outputs: Tensor) -> Tensor:
         """The same, of outputs that are there already, (B, num_outputs)."""
-        return self._algorithm.loss(outputs, self.y, self._criterion)
+        return self._loss(outputs, self.y, self._criterion)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the batch's samples of `values`, (B, …)."""

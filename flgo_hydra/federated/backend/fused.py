@@ -250,7 +250,8 @@ class FusedBackend:
             lanes = self._lanes_for(chunk)
             runs, most = self._shape
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), self._facts(chunk, most))
+            facts = self._facts(chunk, most) if lanes.reads_facts else {}
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), facts)
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):

@@ -151,8 +151,8 @@ class LaneTensors:
         for state, tensors in self.kept.items():
             for name, tensor in tensors.items():
                 tensor[: len(kept[state][name])] = kept[state][name]
-        for name, tensor in self.facts.items():
-            tensor[: len(facts[name])] = facts[name]
+        for name, rows in facts.items():
+            self.facts[name][: len(rows)] = rows
         self.set_numbers(numbers)
         if self._program is not None:
             self.num_steps.copy_(torch.tensor(num_steps, dtype=self.num_steps.dtype))

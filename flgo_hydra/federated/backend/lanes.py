@@ -197,7 +197,8 @@ class Lanes:
             servers: of each run, P.
             numbers: of each run, P.
             orders: of each lane, H; a lane without a client has another one's.
-            kept, facts: what the clients kept, and what is known of them, (H, …); the last lanes' may be missing.
+            kept: what the clients kept, (H, …); the last lanes' may be missing.
+            facts: what is known of them likewise; nothing where they are not read (`reads_facts`).
         """
         elsewhere = self._dual.names if self._dual is not None else set()
         self.tensors.begin(servers, numbers, kept, facts, [len(order) for order in orders], elsewhere, self._is_read)
@@ -232,6 +233,11 @@ class Lanes:
         """Brings what is kept in another form into the lanes' parameters."""
         if self._dual is not None:
             self._dual.put_weights(self.tensors.start)
+
+    @functools.cached_property
+    def reads_facts(self) -> bool:
+        """Whether steps or messages depend on what is known of the clients. Once the steps are recorded."""
+        return self.tensors.finishes or any(map(self._is_read, self.tensors.facts.values()))
 
     def _is_read(self, tensor: Tensor) -> bool:
         if self._dual is not None and self._dual.reads(tensor):

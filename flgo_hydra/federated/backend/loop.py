@@ -90,7 +90,6 @@ class LoopBackend:
         self.step = step
         self._work = work
         self.facts = Facts(data, next(model.parameters()).dtype)
-        self.program: ClientProgram | None = None
         step.algorithm.bind(model)
         self._runs_program = runs_program(step.algorithm)
         self._bind(model)
@@ -119,7 +118,7 @@ class LoopBackend:
         """what a client's steps change: the working model, or what its algorithm's program carries"""
         self.slots = self.step.start(self.params)
         """what the optimizer keeps of it"""
-        self.program = None
+        self.program: ClientProgram | None = None
 
     def find_program(self, server: ServerState, hyper: Hyper) -> None:
         """Before a first step: what the algorithm's program carries, if it has one."""
