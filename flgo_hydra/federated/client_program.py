@@ -123,19 +123,19 @@ class ClientProgram:
         return LocalBatch(
             given.x,
             given.y,
-            given.count,
-            given.num_steps,
             given.weights,
             buffers,
-            dict(slots),
+            count=given.count,
+            num_steps=given.num_steps,
+            slots=dict(slots),
             _loss=self._algorithm.loss,
             _model=self._model,
             _criterion=self._criterion,
+            _fixed=fixed,
+            _passing=passing,
             _optimizer=step.optimizer,
             _clip_grad=step.clip_grad,
             _lr=given.hyper["lr"],
-            _fixed=fixed,
-            _passing=passing,
         )
 
     def _step(self, carried: Tensors, at: LocalBatch, given: StepInputs) -> Tensors:

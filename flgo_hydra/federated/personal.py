@@ -17,6 +17,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, State, Tensors
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics
+from flgo_hydra.federated.own_buffers import OwnBuffers
 from flgo_hydra.federated.training import ServerState
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Personal:
 
     def __init__(self, model: nn.Module, data: Data, algorithm: Algorithm) -> None:
         self._model, self._data, self._algorithm = model, data, algorithm
+        self._own_buffers = OwnBuffers(algorithm, model)
         sizes = [end - begin for begin, end in zip(data.valid_offsets, data.valid_offsets[1:], strict=False)]
         # Those of like sizes together, since smaller ones are filled up.
         self._clients = sorted((k for k, size in enumerate(sizes) if size), key=lambda k: (-sizes[k], k))
@@ -48,7 +50,7 @@ class Personal:
 
         The mean over clients weighs them as `valid_loss` does; a client without validation samples counts nowhere.
         """
-        if not self._clients or self._algorithm.personal(server.params, clients.get(self._clients[0])) is None:
+        if not self._clients or self._own_model(server, clients.get(self._clients[0])) is None:
             return {}
         was_training = self._model.training
         self._model.eval()
@@ -113,13 +115,21 @@ class Personal:
         return self._sums(server, state, x.clone(), y, self._data.valid.weights.new_full((len(x),), 1 / len(x)))
 
     def _sums(self, server: ServerState, state: State, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        own: Tensors | None = self._algorithm.personal(server.params, state)
+        own = self._own_model(server, state)
         assert own is not None
-        outputs = functional_call(self._model, {**own, **server.buffers}, (x,))
+        outputs = functional_call(self._model, own, (x,))
         loss = (self._data.criterion(outputs, y).to(weights.dtype) * weights).sum()
         if not self._data.is_classification:
             return torch.stack([loss, torch.full_like(loss, torch.nan)])
         return torch.stack([loss, (weights * (outputs.argmax(dim=-1) == y)).sum()])
+
+    def _own_model(self, server: ServerState, kept: State) -> Tensors | None:
+        """Parameters and buffers of the model that a client would use itself; None: the server's."""
+        state, own_buffers = self._own_buffers.apart(kept)
+        own: Tensors | None = self._algorithm.personal(server.params, state)
+        if own is None and not own_buffers:
+            return None
+        return {**(server.params if own is None else own), **server.buffers, **own_buffers}
 
 
 def _named(found: Tensor, weights: Tensor, is_classification: bool) -> Metrics:

@@ -150,7 +150,8 @@ def prepare(
             backend.say_why_plain(why_plain)
         seed_all(torch_seed(conf.seed, Purpose.SERVER), device)  # again: backends have asked for such states too
         server = server_state(model, algorithm)
-        clients = ClientStates(algorithm.init_client(server.params), task.num_clients, paths.folder)
+        first = backend.loop.own_buffers.first(algorithm.init_client(server.params), server.buffers)
+        clients = ClientStates(first, task.num_clients, paths.folder)
         state = RunState(server, clients, patience=Patience(conf.followed))
         hyper = {**numbers, "lr": conf.lr}
         if form is None:
@@ -195,7 +196,7 @@ def prepare(
         watcher.tell_kept(own.keeps)
         return found
 
-    has_own_models = type(algorithm).personal is not Algorithm.personal
+    has_own_models = type(algorithm).personal is not Algorithm.personal or bool(backend.loop.own_buffers.names)
     steps = rounds(
         backend,
         data,

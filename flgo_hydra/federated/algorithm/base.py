@@ -9,17 +9,19 @@ a call may stand for one client of one point of a grid, with its own learning ra
 arithmetic without `.item()`, `if tensor` or in-place changes.
 
 In the order of a round, for each client k of the cohort:
-    `correct`        what the client adds to each local gradient,
-    `finish`         what it sends after its last local step, and what it keeps for the next time,
+    `measure_before`  what is measured on all of its samples with the server's model, if anything,
+    `correct`         what the client adds to each local gradient,
+    `measure_after`   what is measured on all of its samples after its last local step, if anything,
+    `finish`          what it sends then, and what it keeps for the next time,
 and once on the server:
-    `combine`        the weighted mean of what was sent, or another rule over the messages of the cohort,
-    `update_server`  what the server makes of it.
+    `combine`         the weighted mean of what was sent, or another rule over the messages of the cohort,
+    `update_server`   what the server makes of it.
 
 A method that trains more than one model, or takes its gradients elsewhere than at the model's own parameters, runs a
 program on each client instead of `correct`:
-    `begin`          the models (and whatever else) that the client carries through its steps,
-    `step`           one local step of them; it takes gradients as often and where it likes (`local.py`),
-    `end`            as `finish`, of all that was carried.
+    `begin`           the models (and whatever else) that the client carries through its steps,
+    `step`            one local step of them; it takes gradients as often and where it likes (`local.py`),
+    `end`             as `finish`, of all that was carried.
 And one whose clients use a model of their own says which: `personal`.
 
 Tensors of a model are a dict by parameter name; a `State` is a dict of such dicts.
@@ -38,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.federated.algorithm.local import LocalBatch
+from flgo_hydra.federated.algorithm.local import Batch, LocalBatch
 from flgo_hydra.federated.algorithm.tensors import State as State
 from flgo_hydra.federated.algorithm.tensors import Tensors as Tensors
 
@@ -57,7 +59,8 @@ class Client(NamedTuple):
     state: State
     """what this client kept when it last took part; what `init_client` says at first"""
     facts: Tensors = {}
-    """of its training samples: `num_samples`, (), and for classification `label_counts`, (num_classes,)"""
+    """of its training samples: `num_samples`, (), for classification `label_counts`, (num_classes,), and what was
+    measured of them"""
 
 
 class Algorithm:
@@ -70,7 +73,10 @@ class Algorithm:
     """entries of the message whose mean is an even one over the clients that took part, whatever the aggregate"""
 
     private: frozenset[str] = frozenset()
-    """parameters that stay with the clients: they are not in `update`, and the server's never change"""
+    """parameters and buffers that stay with the clients: the server's never change, and `update` has none of them"""
+    fixed_buffers: frozenset[str] = frozenset()
+    """buffers, such as batch statistics, that are the server's alone: what clients make of them is dropped; of all that
+    stand nowhere here, the mean of what they make of them is the server's next"""
 
     def bind(self, model: nn.Module) -> None:
         """Called once, before anything else, with the run's untrained model: what the algorithm must know of its
@@ -105,6 +111,26 @@ class Algorithm:
             criterion: the task's loss of each sample: cross-entropy, or squared error for regression.
         """
         return criterion(outputs, targets)
+
+    def measure_before(self, at: Batch, client: Client, hyper: Hyper) -> Tensors:
+        """What a client measures before its local steps: the mean over all its training samples is then among its
+        `facts`, by the same names, in `begin`, `correct`, `step`, `finish` and `end`.
+
+        It is called for one batch of them after another, plainly and for one client, with the model in evaluation mode.
+        The server's model is `client.anchor`. For example `{"loss": at.mean(at.losses(client.anchor))}`.
+
+        Returns:
+            means over the batch's samples, by name; what is a sum over samples is such a mean times `num_samples`.
+        """
+        return {}
+
+    def measure_after(self, carry: State, at: Batch, client: Client, hyper: Hyper) -> Tensors:
+        """The same after its last local step, for `finish` and `end`.
+
+        Args:
+            carry: what the steps have come to; of an algorithm without a program, its model by the name `model`.
+        """
+        return {}
 
     def correct(self, grads: Tensors, params: Tensors, client: Client, hyper: Hyper) -> Tensors:
         """The direction of a local step, from the gradient of the local objective at `params`.

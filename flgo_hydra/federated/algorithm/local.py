@@ -9,7 +9,7 @@ and what it changes is dropped.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,35 +27,26 @@ Losses = Callable[[Tensors], Tensor]
 
 
 @dataclass
-class LocalBatch:
-    """One local step's batch of B samples."""
+class Batch:
+    """B samples of a client, and the model's losses and gradients on them."""
 
     x: Tensor
     """(B, …)"""
     y: Tensor
     """(B,) of classes, or (B, num_outputs)"""
-    count: Any
-    """the step's number in this round, from 1"""
-    num_steps: Any
-    """of the client in this round"""
     weights: Tensor | None
     """of the samples in the batch's mean, (B,), which sum to 1; None: all count alike"""
     buffers: Tensors
     """of the model"""
-    slots: dict[str, Slots]
-    """the optimizer's, by model and parameter; changed by `descend`"""
     next_buffers: Tensors | None = field(default=None, init=False)
-    """what the step's first gradient has made of them"""
+    """what the first gradient has made of them"""
     _loss: Callable[[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor] = field(kw_only=True)
     """the algorithm's"""
     _model: nn.Module = field(kw_only=True)
     _criterion: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
-    _optimizer: Optimizer = field(kw_only=True)
-    _clip_grad: Number = field(kw_only=True)
-    _lr: Any = field(kw_only=True)
     _fixed: Tensors = field(kw_only=True)
     """the model's parameters that are not trained"""
-    _passing: Callable[[], AbstractContextManager[Any]] = field(kw_only=True)
+    _passing: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext, kw_only=True)
     """open around each forward pass"""
     _changed: Tensors | None = field(default=None, init=False)
 
@@ -115,6 +106,21 @@ class LocalBatch:
         if self.next_buffers is None and changed:
             self.next_buffers = {name: b.detach() for name, b in changed.items()}
         return grads
+
+
+@dataclass
+class LocalBatch(Batch):
+    """One local step's batch, and the optimizer."""
+
+    count: Any = field(kw_only=True)
+    """the step's number in this round, from 1"""
+    num_steps: Any = field(kw_only=True)
+    """of the client in this round"""
+    slots: dict[str, Slots] = field(kw_only=True)
+    """the optimizer's, by model and parameter; changed by `descend`"""
+    _optimizer: Optimizer = field(kw_only=True)
+    _clip_grad: Number = field(kw_only=True)
+    _lr: Any = field(kw_only=True)
 
     def descend(self, model: str, params: Tensors, grads: Tensors, when: Tensor | None = None) -> Tensors:
         """The next parameters after the optimizer's step along `grads`, clipped as `clip_grad` says.

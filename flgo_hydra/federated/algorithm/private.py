@@ -33,7 +33,7 @@ class Partly(Algorithm):
 
     @abstractmethod
     def kept(self, model: nn.Module) -> Iterable[str]:
-        """Names of the parameters that stay with the clients.
+        """Names of the parameters and buffers that stay with the clients.
 
         Raises:
             Refused: the model has none.
@@ -97,19 +97,27 @@ class LGFedAvg(FedPer):
 
 
 class FedBN(Partly):
-    """Scales and shifts of normalisation layers are each client's own, by the layer's type."""
+    """Normalisation layers are each client's own, by their type: scales, shifts and batch statistics."""
 
     def kept(self, model: nn.Module) -> list[str]:
-        found = [
-            f"{prefix}.{name}" if prefix else name
-            for prefix, module in model.named_modules()
-            if isinstance(module, NORMS)
-            for name, p in module.named_parameters(recurse=False)
-            if p.requires_grad
-        ]
-        if not found:
+        found = state_of(model, NORMS)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        if trained.isdisjoint(found):
             raise Refused("FedBN keeps the normalisation layers with the clients, but the model has none to train.")
         return found
+
+
+def state_of(model: nn.Module, types: tuple[type[nn.Module], ...]) -> list[str]:
+    """Names of the trained parameters and of the buffers of modules of these types."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, types)
+        for name in (
+            *(name for name, p in module.named_parameters(recurse=False) if p.requires_grad),
+            *(name for name, _ in module.named_buffers(recurse=False)),
+        )
+    ]
 
 
 def head_of(model: nn.Module, name: str | None) -> list[str]:

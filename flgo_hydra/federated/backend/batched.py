@@ -112,8 +112,11 @@ class VmapBackend:
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                facts = self._loop.facts.of_many(ids) if self._lanes.reads_facts else {}
-                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids), facts)
+                begun = clients.get_many(ids)
+                facts = {}
+                if self._lanes.reads_facts:
+                    facts = self._loop.facts_of_many(ids, server, begun, hyper, round_num)
+                self._lanes.begin([server], [Numbers(hyper)], own, begun, facts, ids)
                 self._lanes.run(own)
                 counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]

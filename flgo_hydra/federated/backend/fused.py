@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper, State, Tensors, takes_all_messages
-from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.batched import extent_of
 from flgo_hydra.federated.backend.habits import copied, one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED
@@ -106,6 +105,11 @@ class _Chunk:
 
     def servers(self) -> list[ServerState]:
         return [work.server for work in self.works]
+
+    def ids(self, most: int) -> list[list[int]]:
+        """Clients of each run, repeated to fill up as many lanes."""
+        every = [work.cohort.clients.tolist() for work in self.works]
+        return [[own[i % len(own)] for i in range(most)] for own in every]
 
     def numbers(self) -> list[Numbers]:
         return [Numbers(work.hyper, member.settings) for work, member in zip(self.works, self.members, strict=True)]
@@ -251,7 +255,8 @@ class FusedBackend:
             runs, most = self._shape
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
             facts = self._facts(chunk, most) if lanes.reads_facts else {}
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), facts)
+            ids = [k for row in chunk.ids(most) for k in row]
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), facts, ids)
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
@@ -343,10 +348,11 @@ class FusedBackend:
             return why_not
         messages = []
         for server in servers:
-            client = chunk.members[0].loop.client_at_trial(server, 0)
+            loop = chunk.members[0].loop
+            client = loop.client_at_trial(server, 0, hypers[0])
             begun = algorithm.begin(client, hypers[0])
             carry = {key: {name: p * 1.01 + 0.01 for name, p in tensors.items()} for key, tensors in begun.items()}
-            sent, _ = Messages(algorithm, server.params).read(algorithm.end(carry, client, 2, hypers[0]))
+            sent, _ = loop.end(0, carry, client, 2, hypers[0], server.buffers)
             if takes_all_messages(algorithm):
                 every = Stack(algorithm, chunk.works[0].cohort, hypers[0])
                 for _ in range(len(chunk.works[0].cohort.clients)):
@@ -375,9 +381,8 @@ class FusedBackend:
     def _kept(self, chunk: _Chunk, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""
         per_run = []
-        for work in chunk.works:
-            ids = work.cohort.clients.tolist()
-            per_run.append(work.clients.get_many([ids[i % len(ids)] for i in range(most)]))
+        for work, ids in zip(chunk.works, chunk.ids(most), strict=True):
+            per_run.append(work.clients.get_many(ids))
         return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
 
     def _combined(self, chunk: _Chunk, sent: State, most: int) -> State:
@@ -395,8 +400,15 @@ class FusedBackend:
 
     def _facts(self, chunk: _Chunk, most: int) -> Tensors:
         """What is known of the lanes' clients."""
-        every = [work.cohort.clients.tolist() for work in chunk.works]
-        return chunk.members[0].loop.facts.of_many([ids[i % len(ids)] for ids in every for i in range(most)])
+        found: dict[int, Tensors] = {}
+        for member, work in zip(chunk.members, chunk.works, strict=True):
+            if id(work) not in found:
+                ids = work.cohort.clients.tolist()
+                kept = work.clients.get_many(ids)
+                found[id(work)] = member.loop.facts_of_many(ids, work.server, kept, work.hyper, work.round_num)
+        every = [found[id(work)] for work in chunk.works]
+        rows = [[i % len(work.cohort.clients) for i in range(most)] for work in chunk.works]
+        return {name: torch.cat([one[name][at] for one, at in zip(every, rows, strict=True)]) for name in every[0]}
 
     def _finish(self, chunk: _Chunk, message: State, changes: Tensors) -> list[ServerState]:
         """The servers' next states, of all runs in one operation each."""

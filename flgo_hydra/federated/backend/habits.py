@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors, takes_all_messages
-from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.calls import Calls
 from flgo_hydra.federated.backend.hooks import refuse_hooks
@@ -133,7 +132,7 @@ class _Trial:
         flags = dict.fromkeys(loop.params, True)
         loop.model.train()
         _refuse_other_flags(loop.model, flags, "its `train()`")
-        client = loop.client_at_trial(server, 0)
+        client = loop.client_at_trial(server, 0, self._hyper)
         before = {key: _cloned(tensors) for key, tensors in client.state.items()}
         loop.find_program(server, self._hyper)
         largest, smallest = max(self._sizes), min(self._sizes)
@@ -195,10 +194,9 @@ class _Trial:
             self._found = _plain(f"the model changes its parameter `{changed}` in its forward pass", self._found)
 
     def _finish(self, loop: "LoopBackend", client: Client) -> tuple[State, State]:
-        algorithm = loop.step.algorithm
         noise = _TorchNoise(loop.data.x_train.device)
         with torch.no_grad():
-            sent, kept = Messages(algorithm, loop.params).read(algorithm.end(loop.carry, client, 2, self._hyper))
+            sent, kept = loop.end(0, loop.carry, client, 2, self._hyper, loop.buffers)
         if noise.has_moved:
             why = "`finish` draws random numbers, each client's from a generator of its own"
             self._found = replace(self._found, why_apart=why)

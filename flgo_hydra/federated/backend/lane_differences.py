@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, State, Tensors
-from flgo_hydra.federated.algorithm.message import Messages, sends_own
+from flgo_hydra.federated.algorithm.message import sends_own
 from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, schedule
@@ -42,6 +42,7 @@ class LaneDifferences:
         self._looked_at = sorted({0, 1 % self._k, lanes.size - 1})
         self._kept = lanes.kept_at_trial()
         self._facts = lanes.facts_at_trial()
+        self._ids = lanes.ids_at_trial()
 
     def of_steps(self, is_rounded: bool) -> Difference | None:
         """The worst difference between steps of every kind, or none.
@@ -57,7 +58,7 @@ class LaneDifferences:
 
     def _of_kind(self, number: int, is_rounded: bool) -> Difference | None:
         orders = self._lanes.orders_at_trial(number)
-        self._lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts)
+        self._lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts, self._ids)
         self._lanes.take(schedule(orders, {number}, number or self._lanes.extent.width))
         for lane in self._looked_at:
             plain, noise = self._plain_ends(lane, orders[lane].batches(), is_rounded)
@@ -89,7 +90,7 @@ class LaneDifferences:
                 size, _ = some[lane % k]
                 weights[lane, :size] = 1.0 / size
             is_active = np.ones(lanes.size, np.bool_)
-            lanes.begin(self._servers, self._numbers, orders, self._kept, facts)
+            lanes.begin(self._servers, self._numbers, orders, self._kept, facts, self._ids)
             lanes.take([StepArrays(MASKED, np.stack([order.rows for order in orders]), weights, is_active)])
             for (run, size), (plain, noise) in ends.items():
                 own = [run * k + i for i, (of_lane, _) in enumerate(some) if of_lane == size]
@@ -134,7 +135,8 @@ class LaneDifferences:
         if not sends_own(algorithm):
             return ""
         with torch.no_grad():
-            lanes.begin(self._servers, self._numbers, lanes.orders_at_trial(lanes.kinds[0]), self._kept, self._facts)
+            orders = lanes.orders_at_trial(lanes.kinds[0])
+            lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts, self._ids)
             for p in lanes.tensors.params.values():  # a step that no weights of zeros would hide
                 p.mul_(1.01).add_(0.01)
             try:
@@ -148,9 +150,8 @@ class LaneDifferences:
                 hyper = self._numbers[lane // self._k].hyper
                 plain = self._plain[0]
                 carry = {"model": params} if plain.program is None else unflat(params)
-                alone = Messages(algorithm, plain.params).read(
-                    algorithm.end(carry, self._client(lane), num_steps[lane], hyper)
-                )
+                buffers = lanes.tensors.buffers_of(lane)
+                alone = plain.end(self._ids[lane], carry, self._client(lane), num_steps[lane], hyper, buffers)
                 theirs, ours = _flat(alone), _flat((_of_lane(found[0], lane), _of_lane(found[1], lane)))
                 if theirs.keys() != ours.keys():
                     return "`finish` of clients side by side sends something else than one after another"

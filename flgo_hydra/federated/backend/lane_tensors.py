@@ -17,6 +17,7 @@ from flgo_hydra.federated.algorithm.message import Messages, sends_own
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_program import unflat
+from flgo_hydra.federated.measured import stacked
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, states_of_copy, to_sum
 from flgo_hydra.federated.transfer import to_device
@@ -54,8 +55,10 @@ class LaneTensors:
     ) -> None:
         self._algorithm = algorithm
         self._messages = Messages(algorithm, like.params)
+        self._measured = like.measured
+        self._ids: Sequence[int] = ()
         self._runs, self._clients, self.size = num_runs, clients_per_run, num_runs * clients_per_run
-        self._program = like.program
+        self._program, self._own_buffers = like.program, like.own_buffers
         some = next(iter(like.params.values()))
         self.device, self.dtype = some.device, some.dtype
         # As exact as a float of Python, which is what the loop uses.
@@ -80,7 +83,7 @@ class LaneTensors:
             }
             at_server, at_client = states_of_copy(algorithm, like.params)
             self.kept = {s: {n: self._stack(t) for n, t in ts.items()} for s, ts in at_client.items()}
-            self.facts = {n: self._stack(t) for n, t in like.facts.of(0).items()}
+            self.facts = {n: self._stack(t) for n, t in like.first_facts.items()}
             self.num_steps = torch.ones(
                 self.size, dtype=self.exact if self.is_shared else self.dtype, device=self.device
             )
@@ -115,6 +118,7 @@ class LaneTensors:
         numbers: Sequence[Numbers],
         kept: State,
         facts: Tensors,
+        ids: Sequence[int],
         num_steps: Sequence[int],
         elsewhere: set[str],
         is_read: Callable[[Tensor], bool],
@@ -125,11 +129,12 @@ class LaneTensors:
             servers: of each run, P.
             numbers: of each run, P.
             kept, facts: what the clients kept, and what is known of them, (H, …); the last lanes' may be missing.
+            ids: whose lanes they are; the last lanes may be nobody's.
             num_steps: of each lane, H.
             elsewhere: parameters that are kept in another form.
             is_read: whether the steps read a tensor that a run's clients share.
         """
-        self._servers = servers
+        self._servers, self._ids = servers, ids
         self.start = {name: self._of_runs([s.params[name] for s in servers]) for name in self.anchor}
         for name, p in self.params.items() if self._program is None else ():
             if name not in elsewhere:
@@ -138,6 +143,9 @@ class LaneTensors:
             self._by_run(b).copy_(self._of_runs([s.buffers[name] for s in servers]).unsqueeze(1))
         for name, tensor in self.frozen.items():
             tensor.copy_(servers[0].buffers[name])
+        kept, own_buffers = self._own_buffers.apart(kept)
+        for name, rows in own_buffers.items():
+            self.buffers[name][: len(rows)] = rows
         for name, slots in self.slots.items():
             for slot in slots if name not in elsewhere else ():
                 slot.zero_()
@@ -176,9 +184,11 @@ class LaneTensors:
         """
         rows = to_device(torch.from_numpy(weights).to(self.exact), self.device)
         of_updates = rows[UPDATE]
-        changed = {name: self._sum(self._buffer_changes(name), rows[MEAN]) for name in self.buffers}
+        averaged = self._own_buffers.averaged(self.buffers)
+        changed = {name: self._sum(self._buffer_changes(name), rows[MEAN]) for name in averaged}
         if self.finishes:
             sent, new = self.finish(num_steps, dual)
+            new = self._own_buffers.joined(new, self.buffers)
             if takes_all_messages(self._algorithm):
                 return sent, changed, new
             sums = {
@@ -193,7 +203,11 @@ class LaneTensors:
                 update[name] = changes[name]
             else:
                 update[name] = self._mean_change(self._by_run(p.detach()), self.start[name], of_updates)
-        return {"update": update}, changed, {}
+        return (
+            {"update": update},
+            changed,
+            self._own_buffers.joined(self.kept, self.buffers) if self._own_buffers.names else {},
+        )
 
     def _buffer_changes(self, name: str) -> Tensor:
         """What each lane changed in a buffer, (H, …)."""
@@ -230,21 +244,43 @@ class LaneTensors:
             return self._messages.read(self._algorithm.end(carry, client, count, numbers))
 
         params = {name: p.detach() for name, p in self.params.items()}
+        more = self._measure_after(params) if self._measured.is_after else {}
         result: tuple[State, State] = self._in_lanes(
-            end, (params, 0), (counts, 0 if isinstance(counts, Tensor) else None)
+            end, (params, 0), (counts, 0 if isinstance(counts, Tensor) else None), more=more
         )
         return result
+
+    def _measure_after(self, params: Tensors) -> Tensors:
+        """What the lanes' clients measure after their steps, (H, …); nobody's lanes have the first one's."""
+        found = []
+        for lane, k in enumerate(self._ids):
+            own = {name: p[lane] for name, p in params.items()}
+            server = self._servers[lane // self._clients]
+            kept = {s: {n: t[lane] for n, t in ts.items()} for s, ts in self.kept.items()}
+            client = Client(server.params, server.state, kept, {name: t[lane] for name, t in self.facts.items()})
+            numbers = self.plain_numbers()
+            hyper = numbers if self.is_shared else {name: t[lane] for name, t in numbers.items()}
+            carry = {"model": own} if self._program is None else unflat(own)
+            found.append(self._measured.after(k, carry, client, hyper, self.buffers_of(lane)))
+        return stacked(found + found[:1] * (self.size - len(found)))
+
+    def buffers_of(self, lane: int) -> Tensors:
+        """The model's state that is not trained, of a lane."""
+        return {**self.frozen, **{name: b[lane] for name, b in self.buffers.items()}}
 
     @property
     def finishes(self) -> bool:
         """Whether what clients send and keep is asked of the algorithm, and not only how far their models have come."""
         return self._program is not None or sends_own(self._algorithm) or takes_all_messages(self._algorithm)
 
-    def _in_lanes(self, of_client: Callable[..., Any], *given: tuple[Any, int | None]) -> Any:
+    def _in_lanes(
+        self, of_client: Callable[..., Any], *given: tuple[Any, int | None], more: Mapping[str, Tensor] = {}
+    ) -> Any:
         """Calls a function of one client, its numbers and what else is given, for all lanes.
 
         Args:
             given: with the dimension of the lanes, if it has one.
+            more: facts beside those that the steps know, (H, …).
         """
         anchor = {name: self._shared([s.params[name] for s in self._servers]) for name in self.anchor}
         server = {
@@ -258,7 +294,7 @@ class LaneTensors:
         shared = None if self.is_shared else 0
         in_dims = (0, shared, shared, 0, shared, *(dim for _, dim in given))
         return torch.vmap(lane, in_dims=in_dims)(
-            self.kept, anchor, server, self.facts, self.plain_numbers(), *(one for one, _ in given)
+            self.kept, anchor, server, {**self.facts, **more}, self.plain_numbers(), *(one for one, _ in given)
         )
 
     def _sum(self, lanes: Tensor, weights: Tensor) -> Tensor:

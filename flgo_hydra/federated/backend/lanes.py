@@ -190,6 +190,7 @@ class Lanes:
         orders: Sequence[Order],
         kept: State,
         facts: Tensors,
+        ids: Sequence[int],
     ) -> None:
         """Puts what the clients start from into the lanes.
 
@@ -199,9 +200,11 @@ class Lanes:
             orders: of each lane, H; a lane without a client has another one's.
             kept: what the clients kept, (H, …); the last lanes' may be missing.
             facts: what is known of them likewise; nothing where they are not read (`reads_facts`).
+            ids: whose lanes they are; the last lanes may be nobody's.
         """
         elsewhere = self._dual.names if self._dual is not None else set()
-        self.tensors.begin(servers, numbers, kept, facts, [len(order) for order in orders], elsewhere, self._is_read)
+        num_steps = [len(order) for order in orders]
+        self.tensors.begin(servers, numbers, kept, facts, ids, num_steps, elsewhere, self._is_read)
         if self._dual is not None:
             self._visited = Visited(orders, self.extent.most_samples)
             self._dual.begin(to_device(torch.from_numpy(self._visited.rows), self._device), self.tensors.start)
@@ -503,7 +506,7 @@ class Lanes:
         kept = self.kept_at_trial()
 
         def restart() -> None:
-            self.begin(servers, numbers, orders, kept, self.facts_at_trial())
+            self.begin(servers, numbers, orders, kept, self.facts_at_trial(), self.ids_at_trial())
             steps = self._to_device(schedule(orders, {number}, number or self.extent.width))
             self._plan_of(number).fill(steps[:1])
 
@@ -529,8 +532,18 @@ class Lanes:
 
     def facts_at_trial(self) -> Tensors:
         """Of each lane's client."""
+        facts = self._trial.facts.of_many(self.ids_at_trial())
+        # What is measured once there is something to train; each lane's differs, or one that is another's went unseen.
+        grows = 1 + torch.arange(self.size, dtype=self.tensors.dtype, device=self._device) / 8
+        for name, t in self._trial.first_facts.items():
+            if name not in facts:
+                facts[name] = grows.to(t.dtype).view(-1, *[1] * t.dim()) * t
+        return facts
+
+    def ids_at_trial(self) -> list[int]:
+        """The lanes' clients."""
         num_clients = len(self._trial.data.offsets) - 1
-        return self._trial.facts.of_many([lane % num_clients for lane in range(self.size)])
+        return [lane % num_clients for lane in range(self.size)]
 
     def orders_at_trial(self, number: int) -> list[Order]:
         """Two steps of a kind in each lane."""

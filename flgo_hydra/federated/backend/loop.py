@@ -38,8 +38,10 @@ from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.facts import Facts
+from flgo_hydra.federated.measured import Measured, stacked
 from flgo_hydra.federated.model import to_dtype
 from flgo_hydra.federated.optimizer import StepCounts, is_zero
+from flgo_hydra.federated.own_buffers import OwnBuffers
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
 from flgo_hydra.federated.training import (
     MEAN,
@@ -91,7 +93,10 @@ class LoopBackend:
         self._work = work
         self.facts = Facts(data, next(model.parameters()).dtype)
         step.algorithm.bind(model)
+        self.own_buffers = OwnBuffers(step.algorithm, model)
         self._runs_program = runs_program(step.algorithm)
+        self.first_facts: Tensors = {}
+        """what client 0 knows, once that has been found (`find_program`)"""
         self._bind(model)
         self._messages = Messages(step.algorithm, self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
@@ -119,9 +124,12 @@ class LoopBackend:
         self.slots = self.step.start(self.params)
         """what the optimizer keeps of it"""
         self.program: ClientProgram | None = None
+        self.measured = Measured(self.step.algorithm, model, self.data)
 
     def find_program(self, server: ServerState, hyper: Hyper) -> None:
-        """Before a first step: what the algorithm's program carries, if it has one."""
+        """Before a first step: what the algorithm's program carries, if it has one, and what its clients know."""
+        if not self.first_facts:
+            self.first_facts = self.client_at_trial(server, 0, hyper).facts
         if self.program is not None or not self._runs_program:
             return
         program = ClientProgram(self.step.algorithm, self.model, self.data.criterion)
@@ -133,7 +141,7 @@ class LoopBackend:
             algorithm = self.step.algorithm
         of_copy = ClientProgram(algorithm, self.model, self.data.criterion)
         x, y = self.data.x_train[:2], self.data.y_train[:2]
-        given = StepInputs(x, y, None, 1, 1, self.client_at_trial(server, 0), hyper)
+        given = StepInputs(x, y, None, 1, 1, self.client_at_trial(server, 0, hyper), hyper)
         self.carried = of_copy.find_form(self.step, given, *self.buffers_and_fixed())
         program.take_form(of_copy)
         self.slots = {name: tuple(slot.clone() for slot in slots) for name, slots in program.slots.items()}
@@ -144,9 +152,49 @@ class LoopBackend:
         fixed: Tensors = {name: b for name, b in self.buffers.items() if isinstance(b, nn.Parameter)}
         return {name: b for name, b in self.buffers.items() if name not in fixed}, fixed
 
-    def client_at_trial(self, server: ServerState, k: int) -> Client:
+    def client_at_trial(self, server: ServerState, k: int, hyper: Hyper) -> Client:
         """Client k, with something else in its state than at first: zeros would hide what is done with them."""
-        return Client(server.params, server.state, kept_at_trial(self.step.algorithm, server.params), self.facts.of(k))
+        state = kept_at_trial(self.step.algorithm, server.params)
+        return self._client(k, server, state, server.buffers, hyper)
+
+    def _client(self, k: int, server: ServerState, state: State, buffers: Tensors, hyper: Hyper) -> Client:
+        client = Client(server.params, server.state, state, self.facts.of(k))
+        found = self.measured.before(k, client, hyper, buffers)
+        return client._replace(facts={**client.facts, **found}) if found else client
+
+    def facts_of_many(
+        self, ids: Sequence[int], server: ServerState, kept: State, hyper: Hyper, round_num: int
+    ) -> Tensors:
+        """What these clients know, stacked.
+
+        Args:
+            kept: what they keep, stacked.
+        """
+        if not self.measured.is_before:
+            return self.facts.of_many(ids)
+        found = []
+        for i, k in enumerate(ids):
+            state, own_buffers = self.own_buffers.apart({s: {n: t[i] for n, t in ts.items()} for s, ts in kept.items()})
+            self._seed(k, round_num)
+            found.append(self._client(k, server, state, {**server.buffers, **own_buffers}, hyper).facts)
+        return stacked(found)
+
+    def end(
+        self, k: int, carry: State, client: Client, num_steps: Any, hyper: Hyper, buffers: Tensors
+    ) -> tuple[State, State]:
+        """What a client sends and what it keeps, after its steps.
+
+        Args:
+            buffers: that it has come to.
+        """
+        if found := self.measured.after(k, carry, client, hyper, buffers):
+            client = client._replace(facts={**client.facts, **found})
+        return self._messages.read(self.step.algorithm.end(carry, client, num_steps, hyper))
+
+    def _seed(self, k: int, round_num: int) -> None:
+        # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
+        seed = seed_all if self._runs_users_code else seed_torch
+        seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
 
     def copy(self, data: Data | None = None, dtype: torch.dtype | None = None) -> "LoopBackend":
         """Plain steps in a copy of the working model, of the algorithm and of what they keep."""
@@ -202,20 +250,22 @@ class LoopBackend:
         self.model.train()
         message: Mean | Stack = Stack(algorithm, cohort, hyper) if takes_all_messages(algorithm) else Mean()
         changes = Mean()
-        # Ours draw from no other generators, and seeding these would be 2 % of a small client's time.
-        seed = seed_all if self._runs_users_code else seed_torch
         for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
-            client = Client(server.params, server.state, clients.get(k), self.facts.of(k))
-            seed(torch_seed(self._work.seed, Purpose.LOCAL_NOISE, round_num, k), self._param_list[0].device)
+            state, own_buffers = self.own_buffers.apart(clients.get(k))
+            if own_buffers:
+                self._buffers.put({**server.buffers, **own_buffers})
+            self._seed(k, round_num)
+            client = self._client(k, server, state, {**server.buffers, **own_buffers}, hyper)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
-                sent, kept = self._messages.read(algorithm.end(self.carry, client, len(steps), hyper))
+                now = self._buffers.now() if self.buffers else {}
+                sent, kept = self.end(k, self.carry, client, len(steps), hyper, now)
                 for entry, tensors in sent.items():
                     message.add({entry: tensors}, weights[row_of(entry, algorithm)])
-                clients.put(k, kept)
-                if self.buffers:
-                    changes.add({"": changes_of(self._buffers.now(), server.buffers)}, weights[MEAN])
+                clients.put(k, self.own_buffers.joined(kept, now))
+                if now:
+                    changes.add({"": changes_of(now, self.own_buffers.averaged(server.buffers))}, weights[MEAN])
         if self._traced is not None:
             self.require_unchanged(round_num)
         with torch.no_grad():
@@ -391,7 +441,7 @@ class LoopBackend:
 
     def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> str:
         """Records a program for each of these batch sizes; says why that cannot be, or nothing."""
-        client = self.client_at_trial(server, 0)
+        client = self.client_at_trial(server, 0, hyper)
         self._traced = TracedSteps(
             self.params,
             self.carried,
@@ -440,7 +490,7 @@ class LoopBackend:
     ) -> Difference | None:
         """The worst difference between our steps and plain ones, two of each size, and of two sizes in turn."""
         hyper = {**hyper, "lr": TRIAL_LR}
-        client = self.client_at_trial(server, 0)
+        client = self.client_at_trial(server, 0, hyper)
         tried = [_batches_of(self.data, size) for size in sizes]
         others = self._all_sizes() - set(sizes)
         if others:  # a client takes recorded steps and plain ones
