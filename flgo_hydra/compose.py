@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError, flag_override
 
 from flgo_hydra import mistakes, reference
-from flgo_hydra.config import SCHEMAS, Conf, TaskConf
+from flgo_hydra.config import SCHEMAS, Conf, FlgoConf, TaskConf
 from flgo_hydra.record.secrets import masked
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -138,7 +138,8 @@ def to_conf(cfg: DictConfig, has_known_keys: bool = False) -> Conf:
             f"but got {conf.task!r}."
         )
     references = {"task.source": conf.task.source, "task.partition": conf.task.partition}
-    for key, part in {**references, "model": conf.model, "algorithm": conf.algorithm}.items():
+    composed = {f"parts.{name}": part for name, part in conf.parts.items()}
+    for key, part in {**references, "model": conf.model, "algorithm": conf.algorithm, **composed}.items():
         target = part.get("_target_") if isinstance(part, dict) else getattr(part, "_target_", None)
         if not isinstance(target, str):
             raise ValueError(f"`{key}._target_` must name a function or a class, but `{key}` is {part!r}.")
@@ -148,6 +149,8 @@ def to_conf(cfg: DictConfig, has_known_keys: bool = False) -> Conf:
             f"`algorithm.lr={own['lr']}`: an algorithm cannot have a number of that name, since it is given the run's "
             "own `lr` of each round under it. Rename it, say to `algorithm.server_lr`."
         )
+    if conf.parts and isinstance(conf.algorithm, FlgoConf):
+        raise ValueError(f"`parts` are of our algorithms, but algorithm={own['name']} is trained by FLGo. Drop them.")
     return conf
 
 
@@ -181,7 +184,9 @@ _TASK_DECIDES_NOTHING = ("cache", "cache_dir", "data_dir")
 def parts(conf: Conf) -> dict[str, Any]:
     """The config as plain values: task, model, algorithm, and the rest as option."""
     values = asdict(conf)
-    named = {key: values.pop(key) for key in ("task", "model", "algorithm")}
+    named = {key: values.pop(key) for key in ("task", "model", "algorithm", "parts")}
+    if not named["parts"]:  # so are configs from before there were any
+        del named["parts"]
     return {**named, "option": values}
 
 

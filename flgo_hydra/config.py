@@ -532,6 +532,9 @@ class Conf(OptionConf):
     model: Any = MISSING
     # how it is trained (group algorithm)
     algorithm: Any = MISSING
+    # what composes with every algorithm, by names of your own: attacks, defences, compression, selection of clients,
+    # each {_target_: …} with its numbers (federated/parts/base.py)
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

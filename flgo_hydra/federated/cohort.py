@@ -62,6 +62,16 @@ def sample_cohort(
         drawn = rng.choice(num_clients, size=size, replace=True, p=num_samples / num_samples.sum())
     else:
         drawn = rng.choice(num_clients, size=size, replace=False)
+    return weigh(drawn, num_samples, sample, aggregate, weighting)
+
+
+def weigh(drawn: np.ndarray, num_samples: np.ndarray, sample: str, aggregate: str, weighting: str) -> Cohort:
+    """A cohort of the clients that were drawn, and how much each counts; see `sample_cohort`.
+
+    Args:
+        drawn: ids, (number of draws,).
+    """
+    num_clients = len(num_samples)
     clients, counts = np.unique(drawn, return_counts=True)
     share = counts * num_samples[clients] / num_samples.sum()
     if aggregate == "other":

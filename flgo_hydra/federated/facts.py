@@ -6,13 +6,18 @@ import torch
 
 from flgo_hydra.federated.algorithm.base import Tensors
 from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.transfer import to_device
 
 
 class Facts:
     """Of all clients, on the device, in the run's dtype. N clients, C classes."""
 
-    def __init__(self, data: Data, dtype: torch.dtype) -> None:
+    def __init__(self, data: Data, dtype: torch.dtype, more: Tensors) -> None:
+        """
+        Args:
+            more: what the algorithm knows of each, (N, …).
+        """
         offsets = torch.tensor(data.offsets)
         sizes = offsets.diff()
         self._device = data.x_train.device
@@ -22,6 +27,11 @@ class Facts:
             of_each = owners * data.num_classes + data.y_train.cpu()
             counts = torch.bincount(of_each, minlength=len(sizes) * data.num_classes)
             self._all["label_counts"] = counts.view(len(sizes), data.num_classes).to(dtype)  # (N, C)
+        for name, t in more.items():
+            if name in self._all or len(t) != len(sizes):
+                why = "is known already" if name in self._all else f"has {len(t)} rows, not one for each client"
+                raise Refused(f"`more_facts` of the algorithm names {name!r}, which {why}.")
+            self._all[name] = t.to(dtype)
         self._all = {name: t.to(self._device) for name, t in self._all.items()}
         self._known: dict[int, Tensors] = {}
 

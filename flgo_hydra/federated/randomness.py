@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     EVALUATION = 5  # what a model draws while it is evaluated
     OWN_METRICS = 6  # a user's own, and the making of their object (round 0)
     SERVER = 7  # an algorithm's draws on the server, and the making of its first state (round 0)
+    PARTS = 8  # which clients are hostile (round 0)
 
 
 def address(seed: int, purpose: Purpose, round_num: int = 0, client: int = 0) -> list[int]:

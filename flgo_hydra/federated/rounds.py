@@ -13,7 +13,7 @@ from torch import nn
 from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
 from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.cohort import Cohort, sample_cohort
+from flgo_hydra.federated.cohort import Cohort, sample_cohort, weigh
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.evaluation import Metrics, metrics_of
 from flgo_hydra.federated.metrics import monitored
@@ -75,6 +75,10 @@ Run = Generator[RoundWork | Evaluation, Any, Status]
 """yields what is to be trained or evaluated, takes the server's next state or the metrics, returns how it ended"""
 
 
+Select = Callable[[np.random.Generator, np.ndarray, float, ServerState], np.ndarray]
+"""(of this round, training samples of every client, `proportion`, the server) -> ids of distinct clients"""
+
+
 class Watcher(Protocol):
     """Who follows a run: the record, a progress line, a launcher."""
 
@@ -120,6 +124,7 @@ def rounds(
     watcher: Watcher,
     own_metrics: Callable[[nn.Module, RunState], Metrics] | None = None,
     personal: Callable[[ServerState, ClientStates], Metrics] | None = None,
+    select: Select | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
     """A run from `state` on, changing it: yields what is to be trained and evaluated, and takes what came of it.
@@ -132,6 +137,7 @@ def rounds(
         numbers: the algorithm's hyper-parameters by name.
         own_metrics: the user's, of the model that `state.last` has our metrics of.
         personal: metrics of the models that clients would use themselves.
+        select: draws the clients of a round, in place of `option.sample`.
     Raises:
         ValueError: the metric to be followed (`option.monitor`) is not computed.
     """
@@ -143,9 +149,11 @@ def rounds(
             return Status.COMPLETED
         if r > 0:
             rng = numpy_generator(option.seed, Purpose.COHORT, r)
-            cohort = sample_cohort(
-                num_samples, option.proportion, option.sample, option.aggregate, algorithm.weighting, rng
-            )
+            how = option.sample, option.aggregate, algorithm.weighting
+            if select is None:
+                cohort = sample_cohort(num_samples, option.proportion, *how, rng)
+            else:
+                cohort = weigh(select(rng, num_samples, option.proportion, state.server), num_samples, *how)
             lr = lr_at(option.lr_schedule, option.lr, option.lr_decay, r, option.num_rounds)
             hyper: dict[str, Any] = {**numbers, "lr": lr}
             state.server = yield RoundWork(state.server, state.clients, cohort, hyper, r)

@@ -37,7 +37,7 @@ def fuse_key(cfg: DictConfig) -> str:
     conf = compose.to_conf(cfg, has_known_keys=True)
     if isinstance(conf.algorithm, FlgoConf):
         return ""
-    if conf.engine.backend != "auto":  # one was asked for
+    if conf.engine.backend != "auto" or conf.parts:  # one was asked for; or a run's data or cohorts are its own
         return ""
     how = {key: value for key, value in compose.not_deciding(conf).items() if key not in _EACH_ITS_OWN}
     values = {**compose.deciding(conf), "how": how}  # one program has one device, its threads, and one task's data

@@ -104,6 +104,9 @@ def prepare(
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import arrange_for_cpu
     from flgo_hydra.federated.optimizer import build_optimizer
+    from flgo_hydra.federated.parts.build import build_parts
+    from flgo_hydra.federated.parts.composed import composed
+    from flgo_hydra.federated.parts.in_a_run import poisoned, require_fitting, selecting
     from flgo_hydra.federated.patience import Patience
     from flgo_hydra.federated.personal import Personal
     from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
@@ -124,6 +127,9 @@ def prepare(
     with nullcontext(Record()) if is_ours else recording() as seen:
         seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
         algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
+        built, of_parts = build_parts(conf.parts)
+        selection = require_fitting(built, conf)
+        algorithm, numbers = composed(algorithm, built, of_parts, conf.seed), {**numbers, **of_parts}
         warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
         warnings += monitor.caveats(conf.monitor, conf.monitor_mode)
         for text in warnings:
@@ -131,7 +137,7 @@ def prepare(
         has_own_loss = type(algorithm).loss is not Algorithm.loss
         fitting = build_fitting_model(compose.parameters(conf.model), task, work, dtype, device, has_own_loss)
         model = fitting.model
-        data = data or to_data(task, device, dtype, fitting.takes_integers)
+        data = data or poisoned(to_data(task, device, dtype, fitting.takes_integers), built, of_parts, conf.seed)
         if conf.initial_weights:
             load_weights(model, conf.initial_weights)
         model.to(device)
@@ -207,6 +213,7 @@ def prepare(
         watcher,
         None if own is None else measure,
         Personal(model, data, algorithm) if has_own_models else None,
+        None if selection is None else selecting(selection, backend.load, data, numbers),
     )
     parts = (model, algorithm, hyper, backend, state, watcher, steps, warnings, own, task.source)
     return ReadyRun(conf, paths, device, data, *parts)
@@ -215,5 +222,5 @@ def prepare(
 def _targets(conf: Conf) -> dict[str, dict[str, Any]]:
     """What the config names of code that computes, with the parameters that it gives it."""
     parts = (compose.parameters(conf.model), compose.parameters(conf.algorithm))
-    found = {str(part["_target_"]): part for part in parts}
+    found = {str(part["_target_"]): part for part in (*parts, *conf.parts.values())}
     return found if conf.metrics is None else {**found, conf.metrics: {}}

@@ -95,6 +95,10 @@ class Algorithm:
         """What the server keeps from round to round beside the model."""
         return {}
 
+    def more_facts(self, num_clients: int) -> Tensors:
+        """What else is known of each client from the start: by name, (num_clients, …), to be among its `facts`."""
+        return {}
+
     def init_client(self, params: Tensors) -> State:
         """What each client keeps from round to round, at first.
 

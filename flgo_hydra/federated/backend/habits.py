@@ -83,7 +83,8 @@ class _Trial:
         self._noticed: list[str] = []
         self._decided: list[str] = []
         self._hyper: Hyper = {
-            name: noticed(value, name, self._noticed, self._decided)
+            # Parts have no say in steps, and runs with parts are never fused: they may do what they like with theirs.
+            name: value if name.startswith("parts.") else noticed(value, name, self._noticed, self._decided)
             for name, value in {**hyper, "lr": TRIAL_LR}.items()
         }
         self._found = Habits()

@@ -91,7 +91,8 @@ class LoopBackend:
         self._offsets = np.array(data.offsets)
         self.step = step
         self._work = work
-        self.facts = Facts(data, next(model.parameters()).dtype)
+        more = step.algorithm.more_facts(len(data.offsets) - 1)
+        self.facts = Facts(data, next(model.parameters()).dtype, more)
         step.algorithm.bind(model)
         self.own_buffers = OwnBuffers(step.algorithm, model)
         self._runs_program = runs_program(step.algorithm)
