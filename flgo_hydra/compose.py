@@ -195,6 +195,8 @@ def deciding(conf: Conf) -> dict[str, Any]:
     values = parts(conf)
     values["option"] = {key: value for key, value in values["option"].items() if key not in _DECIDES_NOTHING}
     values["task"] = {key: value for key, value in values["task"].items() if key not in _TASK_DECIDES_NOTHING}
+    if not values["task"]["local_test"]:  # so are configs from before there was such a key
+        del values["task"]["local_test"]
     return values
 
 

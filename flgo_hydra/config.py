@@ -361,6 +361,8 @@ class TaskConf:
     num_clients: int | None = 20
     # share of each client's samples held out for valid_loss; a client with one sample keeps it for training
     train_holdout: float = 0.1
+    # share of those that are a client's own test samples instead (personal_test_loss, …), at least one of two; 0: none
+    local_test: float = 0.0
     # share of all samples held out for test, for sources without a test set of their own
     test_holdout: float = 0.2
     # subtract the training images' mean and divide by their standard deviation, channel by channel
@@ -381,6 +383,7 @@ class TaskConf:
         clients = self.num_clients
         hold(clients is None or clients >= 1, "task.num_clients >= 1", clients)
         hold(0 < self.train_holdout < 1, "0 < task.train_holdout < 1", self.train_holdout)
+        hold(0 <= self.local_test < 1, "0 <= task.local_test < 1", self.local_test)
         hold(0 < self.test_holdout < 1, "0 < task.test_holdout < 1", self.test_holdout)
         hold(self.seed >= 0, "task.seed >= 0", self.seed)
 

@@ -13,11 +13,12 @@ from typing import Any
 
 OF_SERVER = {"valid_loss": False, "valid_accuracy": True, "test_loss": False, "test_accuracy": True}
 PERSONAL = {
-    f"personal_valid_{name}{of}": name == "accuracy"
+    f"personal_{part}_{name}{of}": name == "accuracy"
+    for part in ("valid", "test")
     for name in ("loss", "accuracy")
     for of in ("", "_worst", "_worst_tenth")
 }
-"""of the models that clients would use themselves, where an algorithm gives them one"""
+"""of the models that clients would use themselves, on their own samples"""
 KNOWN = OF_SERVER | PERSONAL
 """our metrics, and whether more of each is better"""
 MODES = ("min", "max")

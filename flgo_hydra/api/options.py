@@ -80,7 +80,7 @@ def _add(settings: Settings, name: str, value: Any, is_grid: bool) -> None:
     if key not in OWN and "." not in key and "/" not in key:
         raise ValueError(mistakes.unknown_key(name, [*OWN, *_RENAMED, *_WITHOUT_MEANING, "gpu", "no_log_console"]))
     # Keys like model.hidden hold lists themselves: a list of lists varies them.
-    holds_a_list = key not in OWN and key not in ("task.seed", "task.train_holdout") and "." in key
+    holds_a_list = key not in OWN and key not in ("task.seed", "task.train_holdout", "task.local_test") and "." in key
     values = [value]
     if isinstance(value, list | tuple | set | range) or hasattr(value, "tolist"):
         many = value.tolist() if hasattr(value, "tolist") else list(value)
@@ -113,6 +113,11 @@ def _batch_size(name: str, value: Any) -> Any:
     return int(value) if isinstance(value, float) and value >= 1 and value.is_integer() else value
 
 
+def _half(name: str, value: Any) -> Any:
+    """FLGo's default ratio; else what is typed."""
+    return 0.5 if value is True else 0.0 if value is False else value
+
+
 def _optimizer(name: str, value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -130,6 +135,7 @@ _RENAMED: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "batch_size": ("batch_size", _batch_size),
     "optimizer": ("optimizer", _optimizer),
     "train_holdout": ("task.train_holdout", _same),
+    "local_test": ("task.local_test", _half),
     "dataseed": ("task.seed", _same),
     "save_optimal": ("save_best", _same),
     "torch_num_threads": ("num_threads", _same),
@@ -161,8 +167,7 @@ _WITHOUT_MEANING: dict[str, tuple[tuple[Any, ...], bool, str]] = {
     "test_batch_size": ((512,), False, "Samples are evaluated as many at once as fit the device."),
     "server_with_cpu": ((False,), False, "The server's model is on the run's device."),
     "test_holdout": ((0, 0.0), True, "The test set stays whole; validation samples are the clients' (train_holdout)."),
-    "local_test": ((False,), True, "Clients hold out validation samples only (train_holdout)."),
-    "local_test_ratio": ((0.5,), True, "Clients hold out validation samples only (train_holdout)."),
+    "local_test_ratio": ((0.5,), True, "The share itself is `task.local_test`."),
     "drop_last": ((False,), True, "An epoch's last batch is used."),
     "availability": (("IDL",), True, "FLGo's system simulator runs with algorithm=flgo only."),
     "connectivity": (("IDL",), True, "FLGo's system simulator runs with algorithm=flgo only."),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ class Data:
     num_classes: int | None = None
     valid_offsets: Sequence[int] = ()
     """client k holds validation samples valid_offsets[k] to valid_offsets[k + 1]; empty: nobody knows whose they are"""
+    own_test: Samples | None = None
+    """the clients' own test samples, with weights as those for validation; None: there are none"""
+    own_test_offsets: Sequence[int] = ()
 
     def client(self, k: int) -> tuple[Tensor, Tensor]:
         """Training samples of client k, shapes (n_k, *input_shape) and (n_k, …)."""
@@ -43,7 +47,8 @@ class Data:
     @property
     def versions(self) -> tuple[int, ...]:
         """How often each tensor has been changed in place."""
-        tensors = (self.x_train, self.y_train, *(t for s in (self.valid, self.test) for t in (s.x, s.y, s.weights)))
+        held_out = [samples for samples in (self.valid, self.test, self.own_test) if samples is not None]
+        tensors = (self.x_train, self.y_train, *(t for s in held_out for t in (s.x, s.y, s.weights)))
         return tuple(t._version for t in tensors)
 
     def num_samples(self, k: int) -> int:
@@ -87,6 +92,11 @@ def to_data(task: Task, device: torch.device, dtype: torch.dtype, keeps_integers
         return Samples(x_tensor(x), y_tensor(y), torch.from_numpy(weights).to(_weight_dtype(device)).to(device))
 
     num_test = len(task.y_test)
+    own_test: dict[str, Any] = {}
+    if task.x_own_test is not None and task.y_own_test is not None and task.own_test_offsets is not None:
+        weights = valid_weights(task.train_sizes, np.diff(task.own_test_offsets))
+        own_test["own_test"] = samples(task.x_own_test, task.y_own_test, weights)
+        own_test["own_test_offsets"] = task.own_test_offsets.tolist()
     return Data(
         x_tensor(task.x_train),
         y_tensor(task.y_train),
@@ -96,6 +106,7 @@ def to_data(task: Task, device: torch.device, dtype: torch.dtype, keeps_integers
         is_classification=task.num_classes is not None,
         num_classes=task.num_classes,
         valid_offsets=task.valid_offsets.tolist(),
+        **own_test,
     )
 
 

@@ -103,6 +103,7 @@ def flgo_option(option: OptionConf, task: TaskConf, algorithm: FlgoConf, device:
         "clip_grad": option.clip_grad,
         "eval_interval": option.eval_interval,
         "train_holdout": task.train_holdout,
+        **({"local_test": True, "local_test_ratio": task.local_test} if task.local_test else {}),
         "seed": option.seed,
         "dataseed": task.seed,
         "gpu": [] if device == "cpu" else [-1] if device == "mps" else [int(device.partition(":")[2] or 0)],

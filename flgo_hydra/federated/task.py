@@ -48,6 +48,7 @@ class Task:
             one); int64, shape (num_clients + 1,).
         x_valid, y_valid, valid_offsets: the clients' validation samples likewise; a client may have none, not all.
         x_test, y_test: the test samples, which belong to no client.
+        x_own_test, y_own_test, own_test_offsets: the clients' own test samples likewise; None: there are none.
         num_classes: one more than the largest label; None of a regression.
         data_sha256: of the content of all these arrays, wherever they came from.
         source: a hash of which source was called and how, a colon, and the hash of what it returned: tasks that split
@@ -66,6 +67,9 @@ class Task:
     num_classes: int | None
     data_sha256: str = ""
     source: str = ""
+    x_own_test: Array | None = None
+    y_own_test: Array | None = None
+    own_test_offsets: Ints | None = None
 
     @property
     def num_clients(self) -> int:
@@ -114,8 +118,8 @@ def build_task(conf: TaskConf) -> Task:
     plan = _plan(conf)
     folder = task_cache.find_folder(conf.cache_dir) if conf.cache else None
     build = functools.partial(_build, conf, plan)
-    made = task_cache.load_or_build(folder, conf.name, _content(conf, plan), build, _ARRAYS)
-    targets = [made.arrays[key] for key in ("y_train", "y_valid", "y_test")]
+    made = task_cache.load_or_build(folder, conf.name, _content(conf, plan), build, _arrays(conf))
+    targets = [array for key, array in made.arrays.items() if key.startswith("y_") and len(array)]
     is_regression = targets[0].dtype.kind == "f"
     num_classes = None if is_regression else max(int(labels.max()) for labels in targets) + 1
     source = f"{_source_key(plan)}:{made.source_sha256}"
@@ -183,6 +187,7 @@ def _content(conf: TaskConf, plan: _Plan) -> dict[str, Any]:
         "params": plan.params,
         "min_samples": plan.min_samples,
         "split": [conf.num_clients, conf.train_holdout, conf.test_holdout, conf.standardize, conf.seed],
+        **({"local_test": conf.local_test} if conf.local_test else {}),
     }
 
 
@@ -200,9 +205,14 @@ def _identify(function: Callable[..., Any]) -> list[Any]:
     return [name, file, text, hash_of(function), own_code.hash_files([name])]
 
 
-_ARRAYS = tuple(f"{kind}_{part}" for part in ("train", "valid") for kind in ("x", "y")) + ("x_test", "y_test")
-_ARRAYS += ("train_offsets", "valid_offsets")
-"""what an entry of the cache must have: the arrays of a `Task`"""
+def _arrays(conf: TaskConf) -> tuple[str, ...]:
+    """What an entry of the cache must have: the arrays of a `Task`."""
+    of_clients = ("train", "valid", *(["own_test"] if conf.local_test else []))
+    return (
+        *(f"{kind}_{part}" for part in (*of_clients, "test") for kind in ("x", "y")),
+        *(f"{part}_offsets" for part in of_clients),
+    )
+
 
 _depended: dict[Any, dependencies.Record] = {}
 """What each source and partition of this process has depended on: a source may keep what it has read once."""
@@ -267,7 +277,9 @@ def _make(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], str]:
     train, train_offsets, held_out, valid_offsets = split_clients(
         client_of, conf.train_holdout, _rng(conf, VALID_SPLIT), valid
     )
+    is_valid, valid_offsets, own_test_offsets = split_held_out(valid_offsets, conf.local_test)
     train, held_out = keep[train], keep[held_out]
+    own_test, held_out = held_out[~is_valid], held_out[is_valid]
     arrays = {
         "x_train": _scale(given.x_train[train], conf.standardize),
         "y_train": given.y_train[train],
@@ -278,8 +290,14 @@ def _make(conf: TaskConf, plan: _Plan) -> tuple[dict[str, Array], str]:
         "x_test": _scale(x_test, conf.standardize),
         "y_test": y_test,
     }
+    if conf.local_test:
+        arrays |= {
+            "x_own_test": _scale(given.x_train[own_test], conf.standardize),
+            "y_own_test": given.y_train[own_test],
+            "own_test_offsets": own_test_offsets,
+        }
     if conf.standardize:
-        standardize(*(arrays[key] for key in ("x_train", "x_valid", "x_test")))
+        standardize(*(array for key, array in arrays.items() if key.startswith("x_")))
     return arrays, source_sha256
 
 
@@ -320,6 +338,25 @@ def split_clients(
         )
     offsets = [np.concatenate(([0], np.cumsum(counts))).astype(np.int64) for counts in (sizes - num_valid, num_valid)]
     return order[~is_held], offsets[0], order[is_held], offsets[1]
+
+
+def split_held_out(offsets: Ints, share: float) -> tuple[NDArray[np.bool_], Ints, Ints]:
+    """Splits what each client holds out, which lies in random order, into validation and its own test samples.
+
+    Of v >= 2 samples max(int(v * share), 1) are for test, of a single one none (FLGo's rule).
+
+    Args:
+        offsets: client k holds the samples offsets[k] to offsets[k + 1] - 1.
+        share: 0: all are for validation.
+    Returns:
+        whether a sample is for validation; offsets of these; offsets of the others.
+    """
+    sizes = np.diff(offsets)
+    num_test = np.where(sizes >= 2, _num_held(sizes, share), 0) if share else np.zeros_like(sizes)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    is_valid = np.arange(offsets[-1]) - offsets[owner] >= num_test[owner]
+    ends = [np.concatenate(([0], np.cumsum(counts))).astype(np.int64) for counts in (sizes - num_test, num_test)]
+    return is_valid, ends[0], ends[1]
 
 
 def _num_held(sizes: Ints, share: float) -> Ints:

@@ -203,6 +203,7 @@ def prepare(
         return found
 
     has_own_models = type(algorithm).personal is not Algorithm.personal or bool(backend.loop.own_buffers.names)
+    has_own_models = has_own_models or data.own_test is not None
     steps = rounds(
         backend,
         data,

@@ -1,6 +1,7 @@
 """The clients' own models on their own validation samples, by hand and against each alone."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.evaluation import metrics_of
 from flgo_hydra.federated.personal import Personal
 from flgo_hydra.federated.task import Task
 from flgo_hydra.federated.training import ServerState, server_state
@@ -45,6 +47,31 @@ class Looks(nn.Module):
 
     def forward(self, x):
         return self.line(x) if float(x.sum()) < 1e9 else x
+
+
+class Half(Algorithm):
+    """Every client uses the server's model."""
+
+
+@pytest.mark.parametrize("algorithm", [Own, Half])
+def test_their_own_test_samples(algorithm):
+    """Where clients have some, the server's model counts as everyone's that has none of its own."""
+    whole = task((3, 1, 0, 7, 2))
+    more = task((2, 1, 0, 4, 1), seed=5)
+    own = replace(whole, x_own_test=more.x_valid, y_own_test=more.y_valid, own_test_offsets=more.valid_offsets)
+    data, made = to_data(own, torch.device("cpu"), torch.float64), algorithm()
+    model = nn.Linear(4, 3).double()
+    server = server_state(model, made)
+    clients = ClientStates(made.init_client(server.params), 5)
+    found = Personal(model, data, made)(server, clients)
+    as_valid = Personal(model, replace(data, valid=data.own_test, valid_offsets=data.own_test_offsets), made)
+    for name, value in as_valid(server, clients).items():
+        if name.startswith("personal_valid"):
+            assert found[name.replace("valid", "test")] == value
+    assert len(found) == 12
+    if algorithm is Half:
+        assert found["personal_valid_loss"] == pytest.approx(metrics_of(model, data)["valid_loss"], rel=1e-12)
+        assert Personal(model, to_data(whole, torch.device("cpu"), torch.float64), made)(server, clients) == {}
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(4, 3), Looks], ids=["side by side", "one by one"])

@@ -107,6 +107,34 @@ def test_held_out_of_a_client(size, share, held):
     assert (client_of[train] == np.repeat([0, 1], np.diff(train_offsets))).all()
 
 
+@pytest.mark.parametrize("sizes, share, test", [((4, 1, 0, 2, 10), 0.5, (2, 0, 0, 1, 5)), ((4, 1, 3), 0.1, (1, 0, 1))])
+def test_held_out_samples_are_split_again(sizes, share, test):
+    """FLGo's rule: of one sample nothing is taken, of more at least one."""
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    is_valid, valid_offsets, test_offsets = task.split_held_out(offsets, share)
+    assert tuple(np.diff(test_offsets)) == test and (np.diff(valid_offsets) + np.diff(test_offsets) == sizes).all()
+    for k, num_test in enumerate(test):
+        own = is_valid[offsets[k] : offsets[k + 1]]
+        assert not own[:num_test].any() and own[num_test:].all()
+
+
+def test_clients_own_test_samples_are_taken_from_validation(with_arrays):
+    """All else is as without them, and so is its place in the cache."""
+    rng = np.random.default_rng(0)
+    made = with_arrays(x_train=rng.normal(size=(200, 3)).astype(np.float32), y_train=rng.integers(0, 3, 200))
+    made = replace(made, num_clients=4, train_holdout=0.3, standardize=True)
+    plain, split = task.build_task(made), task.build_task(replace(made, local_test=0.4))
+    assert plain.x_own_test is None and plain.data_sha256 == task.build_task(made).data_sha256 != split.data_sha256
+    for name in ("x_train", "y_train", "train_offsets", "x_test", "y_test"):
+        assert (getattr(plain, name) == getattr(split, name)).all(), name
+    for k in range(4):
+        offsets = [getattr(split, f"{part}_offsets")[k : k + 2] for part in ("own_test", "valid")]
+        parts = [x[slice(*at)] for x, at in zip((split.x_own_test, split.x_valid), offsets, strict=True)]
+        assert len(parts[0]) == int(0.4 * sum(map(len, parts)))
+        held_out = plain.x_valid[plain.valid_offsets[k] : plain.valid_offsets[k + 1]]
+        np.testing.assert_array_equal(np.concatenate(parts), held_out)
+
+
 def test_valid_says_which_are_held_out(with_arrays):
     valid = X.ravel() < 12
     conf = with_arrays(x_train=X, y_train=Y, x_test=X, y_test=Y, client=Y, valid=valid)
