@@ -31,7 +31,8 @@ LAYERS = {
     "machine_errors": {"installed"},
     "progress": set(),
     "record": {"machine_errors", "monitor"},
-    "federated": {"config", "reference", "monitor", "own_code", "captured", "record"},
+    "recorder": set(),
+    "federated": {"config", "reference", "monitor", "own_code", "captured", "record", "recorder"},
     "compose": {"config", "reference", "mistakes", "help", "record"},
     "chosen": {"compose", "help"},
     "help": {"config", "compose"},
@@ -101,7 +102,7 @@ LAYERS = {
 
 # Packages with the files and folders that may import them.
 ANYWHERE = {
-    "torch": ("federated/", "record/checkpoint.py", "launch/worker.py"),
+    "torch": ("federated/", "recorder/", "record/checkpoint.py", "launch/worker.py"),
     "optuna": tuple(
         f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
     ),

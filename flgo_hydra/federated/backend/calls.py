@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from flgo_hydra.federated.backend.tape import readers_noticed
+from flgo_hydra.recorder.tape import readers_noticed
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.linear import Factor, Product, Sum, Term
-from flgo_hydra.federated.backend.needed import needed, producers_of
-from flgo_hydra.federated.backend.operations import geometry, is_view, storage
-from flgo_hydra.federated.backend.tape import Op
+from flgo_hydra.recorder.linear import Factor, Product, Sum, Term
+from flgo_hydra.recorder.needed import needed, producers_of
+from flgo_hydra.recorder.operations import geometry, is_view, storage
+from flgo_hydra.recorder.tape import Op
 
 _ATEN = torch.ops.aten
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.graph import Graph
-from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.transfer import to_device
+from flgo_hydra.recorder.graph import Graph
+from flgo_hydra.recorder.writer import Program
 
 _PLAN_BYTES = 2**25
 """Of the steps that lie ready on a GPU."""

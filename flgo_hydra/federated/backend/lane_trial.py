@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_schedule import MASKED
@@ -23,6 +22,7 @@ from flgo_hydra.federated.backend.trial import Differs, few, is_wide, verdict, w
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
+from flgo_hydra.recorder.graph import exact_convolutions
 
 MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, bool, bool], Lanes]
 """(model, data, one that has a client's parameters, P, K, compiles, dual) -> lanes"""

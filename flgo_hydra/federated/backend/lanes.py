@@ -28,9 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
-from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
-from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, schedule
@@ -38,15 +36,17 @@ from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
-from flgo_hydra.federated.backend.program import compile_program
-from flgo_hydra.federated.backend.tape import CannotRecord, MayRaise, ReadsNumbers, record
 from flgo_hydra.federated.backend.watch import Watch
-from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.client_program import ClientProgram, StepInputs, apart
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState, kept_at_trial
 from flgo_hydra.federated.transfer import to_device
+from flgo_hydra.recorder.arena import Arena
+from flgo_hydra.recorder.graph import Graph
+from flgo_hydra.recorder.program import compile_program
+from flgo_hydra.recorder.tape import CannotRecord, MayRaise, ReadsNumbers, record
+from flgo_hydra.recorder.writer import Program
 
 _log = logging.getLogger(__name__)
 _DUAL_PAYS = 0.7
@@ -482,7 +482,8 @@ class Lanes:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
         _first_vmap()
         ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
-        return compile_program(ops, results, self._scalars, self._arena, samples) if self._compiles else None
+        rewrite = samples.rewrite if samples is not None else None
+        return compile_program(ops, results, self._scalars, self._arena, rewrite) if self._compiles else None
 
     def _add_again(self, numbers: Sequence[int]) -> str:
         self._kinds.clear()

@@ -26,7 +26,6 @@ from flgo_hydra.federated.algorithm.base import (
 )
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
-from flgo_hydra.federated.backend.graph import exact_convolutions
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.python_state import outside_kept
@@ -57,6 +56,7 @@ from flgo_hydra.federated.training import (
     weights_of,
 )
 from flgo_hydra.federated.transfer import to_device
+from flgo_hydra.recorder.graph import exact_convolutions
 
 KEPT_BY_PYTHON = "kept by Python"
 """In a run's `form`: what no checkpoint has."""
@@ -93,11 +93,11 @@ class LoopBackend:
         self._work = work
         more = step.algorithm.more_facts(len(data.offsets) - 1)
         self.facts = Facts(data, next(model.parameters()).dtype, more)
+        self.first_facts = self.facts.of(0)
+        """what client 0 knows; of what is measured, since `find_program`"""
         step.algorithm.bind(model)
         self.own_buffers = OwnBuffers(step.algorithm, model)
         self._runs_program = runs_program(step.algorithm)
-        self.first_facts: Tensors = {}
-        """what client 0 knows, once that has been found (`find_program`)"""
         self._bind(model)
         self._messages = Messages(step.algorithm, self.params)
         # What a plain FedAvg client does in place, without the general step's copies.
@@ -129,7 +129,7 @@ class LoopBackend:
 
     def find_program(self, server: ServerState, hyper: Hyper) -> None:
         """Before a first step: what the algorithm's program carries, if it has one, and what its clients know."""
-        if not self.first_facts:
+        if self.measured.is_before and len(self.first_facts) == len(self.facts.of(0)):
             self.first_facts = self.client_at_trial(server, 0, hyper).facts
         if self.program is not None or not self._runs_program:
             return

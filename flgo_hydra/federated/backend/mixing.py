@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Algorithm
-from flgo_hydra.federated.backend.dependence import follows
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
-from flgo_hydra.federated.backend.tape import tensors_in
 from flgo_hydra.federated.training import ServerState
+from flgo_hydra.recorder.dependence import follows
+from flgo_hydra.recorder.tape import tensors_in
 
 if TYPE_CHECKING:
     from flgo_hydra.federated.backend.loop import LoopBackend

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
-from flgo_hydra.federated.backend.arena import Arena
 from flgo_hydra.federated.backend.buffers import Buffers
-from flgo_hydra.federated.backend.graph import Graph
-from flgo_hydra.federated.backend.program import compile_program
-from flgo_hydra.federated.backend.tape import CannotRecord, record
-from flgo_hydra.federated.backend.writer import Program
 from flgo_hydra.federated.client_program import StepInputs
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
 from flgo_hydra.federated.training import LocalStep, ServerState
+from flgo_hydra.recorder.arena import Arena
+from flgo_hydra.recorder.graph import Graph
+from flgo_hydra.recorder.program import compile_program
+from flgo_hydra.recorder.tape import CannotRecord, record
+from flgo_hydra.recorder.writer import Program
 
 
 @dataclass(frozen=True)

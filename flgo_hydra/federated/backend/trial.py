@@ -146,7 +146,7 @@ def few(data: Data, most: int) -> Data:
 
 def is_wide(model: nn.Module, x: Tensor) -> bool:
     """Whether the model, which is in float64, computes in float64 throughout."""
-    from flgo_hydra.federated.backend.tape import record
+    from flgo_hydra.recorder.tape import record
 
     is_training = model.training
     try:

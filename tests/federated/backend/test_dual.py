@@ -64,7 +64,7 @@ def test_the_mean_change_is_that_of_the_weights(ragged, make_mlp, algorithm, num
     hyper = {"lr": 0.1, **numbers}
     assert_ready(made, server, hyper, loop)
     with torch.no_grad():
-        made.begin([server], [Numbers(hyper)], orders, {}, made.facts_at_trial())
+        made.begin([server], [Numbers(hyper)], orders, {}, made.facts_at_trial(), made.ids_at_trial())
         made.run(orders)
         message, _, _ = made.mean(np.stack([weights] * 3), [len(order) for order in orders])
         made.put_weights()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flgo_hydra.federated.backend.tape import Op
+from flgo_hydra.recorder.tape import Op
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.arena import Arena
-from flgo_hydra.federated.backend.in_place import stages
-from flgo_hydra.federated.backend.linear import Factor, Sum, Term
-from flgo_hydra.federated.backend.needed import is_constant, mutated_by, producers_of
-from flgo_hydra.federated.backend.operations import (
+from flgo_hydra.recorder.arena import Arena
+from flgo_hydra.recorder.in_place import stages
+from flgo_hydra.recorder.linear import Factor, Sum, Term
+from flgo_hydra.recorder.needed import is_constant, mutated_by, producers_of
+from flgo_hydra.recorder.operations import (
     fills_with_zeros,
     geometry,
     in_place_form,
@@ -23,7 +23,7 @@ from flgo_hydra.federated.backend.operations import (
     plain_call,
     storage,
 )
-from flgo_hydra.federated.backend.tape import Op, tensors_in
+from flgo_hydra.recorder.tape import Op, tensors_in
 
 
 class Program:

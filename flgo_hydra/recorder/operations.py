@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.tape import Op
+from flgo_hydra.recorder.tape import Op
 
 _FILLS = (
     *("ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full"),

@@ -9,19 +9,19 @@ straight into them (`linear.py`).
 Intermediates share memory when they are not alive together; programs that run one at a time share an `Arena`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from flgo_hydra.federated.backend.arena import Arena
-from flgo_hydra.federated.backend.in_place import split
-from flgo_hydra.federated.backend.needed import needed, without_copies
-from flgo_hydra.federated.backend.tape import Op
-from flgo_hydra.federated.backend.writer import Program, Writer
+from flgo_hydra.recorder.arena import Arena
+from flgo_hydra.recorder.in_place import split
+from flgo_hydra.recorder.linear import Sum
+from flgo_hydra.recorder.needed import needed, without_copies
+from flgo_hydra.recorder.tape import Op
+from flgo_hydra.recorder.writer import Program, Writer
 
-if TYPE_CHECKING:
-    from flgo_hydra.federated.backend.dual import VisitedSamples
+Rewrite = Callable[[Sequence[Op], Sequence[Sum], Sequence[Tensor]], tuple[list[Op], list[Sum]]]
+"""(operations, sums, what else is needed of the operations) -> both in another form"""
 
 
 def compile_program(
@@ -29,7 +29,7 @@ def compile_program(
     results: Sequence[tuple[Tensor, Tensor]],
     scalars: Mapping[str, Tensor],
     arena: Arena,
-    samples: "VisitedSamples | None" = None,
+    rewrite: Rewrite | None = None,
 ) -> Program:
     """Makes a program of recorded operations.
 
@@ -37,7 +37,7 @@ def compile_program(
         results: pairs of a state tensor, read by the operations, and the recorded tensor of its next value.
         scalars: hyper-parameters by name, as the tensors without dimensions that stood for them. `Program.run` takes
             their values in this order; whoever calls it also fills the tensors, where the program `reads` them.
-        samples: keeps the weights of layers on the samples themselves in another form (`dual.py`).
+        rewrite: gives operations and sums another form.
     Raises:
         CannotRecord: the operations cannot be replayed in place.
     """
@@ -46,8 +46,8 @@ def compile_program(
     results = [(state, value) for state, value in results if value is not state]
     ops = needed(ops, [value for _, value in results])
     sums, copies = split(ops, results, {id(t): name for name, t in scalars.items()})
-    if samples is not None:
-        ops, sums = samples.rewrite(ops, sums, [value for _, value in copies])
+    if rewrite is not None:
+        ops, sums = rewrite(ops, sums, [value for _, value in copies])
     late = [t for one in sums for t in one.reads] + [value for _, value in copies]
     ops = needed(ops, late)
     return Writer(ops, sums, copies, late, list(scalars), arena).write()

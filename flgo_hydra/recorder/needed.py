@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flgo_hydra.federated.backend.operations import (
+from flgo_hydra.recorder.operations import (
     fills_with_zeros,
     geometry,
     is_fill,
@@ -13,7 +13,7 @@ from flgo_hydra.federated.backend.operations import (
     is_times_one,
     storage,
 )
-from flgo_hydra.federated.backend.tape import Op
+from flgo_hydra.recorder.tape import Op
 
 
 def mutated_by(ops: Sequence[Op]) -> set[int]:

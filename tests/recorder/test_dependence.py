@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from flgo_hydra.federated.backend.dependence import follows
+from flgo_hydra.recorder.dependence import follows
 
 SIZE = 3
 """of a batch of 5; the other two samples fill it up"""

@@ -10,7 +10,6 @@ from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
-from flgo_hydra.federated.backend.graph import Graph
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
@@ -18,6 +17,7 @@ from flgo_hydra.federated.data import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import Evaluation, RoundWork
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+from flgo_hydra.recorder.graph import Graph
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 CUDA = torch.device("cuda")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.federated.backend.arena import Arena
-from flgo_hydra.federated.backend.program import compile_program
-from flgo_hydra.federated.backend.tape import CannotRecord, record
+from flgo_hydra.recorder.arena import Arena
+from flgo_hydra.recorder.program import compile_program
+from flgo_hydra.recorder.tape import CannotRecord, record
 
 CPU = torch.device("cpu")
 
@@ -165,7 +165,7 @@ def test_recording_imports_no_compiler():
     import sys
 
     code = (
-        "import sys, torch\nfrom flgo_hydra.federated.backend.tape import record\n"
+        "import sys, torch\nfrom flgo_hydra.recorder.tape import record\n"
         "x = torch.ones(2, requires_grad=True)\n"
         "record(lambda: torch.autograd.grad((x * x).sum(), x))\n"
         "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from flgo_hydra.federated.backend.linear import Sum, as_sum
-from flgo_hydra.federated.backend.needed import mutated_by, producers_of
-from flgo_hydra.federated.backend.operations import storage
-from flgo_hydra.federated.backend.tape import CannotRecord, Op
+from flgo_hydra.recorder.linear import Sum, as_sum
+from flgo_hydra.recorder.needed import mutated_by, producers_of
+from flgo_hydra.recorder.operations import storage
+from flgo_hydra.recorder.tape import CannotRecord, Op
 
 
 def split(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.backend.operations import storage
+from flgo_hydra.recorder.operations import storage
 
 _ALIGN = 64
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flgo_hydra.federated.backend.operations import is_view
-from flgo_hydra.federated.backend.tape import Op, changed_by, tensors_in
+from flgo_hydra.recorder.operations import is_view
+from flgo_hydra.recorder.tape import Op, changed_by, tensors_in
 
 _SIZES = (1e-3, 1.0, 30.0, 1e4, 1e12)
 """Of the numbers that stand in for others: e^1e4 is not finite, which is another number too."""
