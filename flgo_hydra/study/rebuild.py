@@ -266,7 +266,7 @@ def _fill(
     choices = read_choices([trial.overrides for trial in made], composer.group_options)
     if command.settings.sampler == "grid":
         study.declare(choices)
-    for choice, trial in enumerate(made):
+    for choice, trial in _numbered(made, max(1, len(command.replicates))):
         if command.settings.sampler == "grid":
             trials.open(trial, choices)
         else:
@@ -277,6 +277,24 @@ def _fill(
         study.describe({_UNFINISHED: False})
     study.close()
     return len(made)
+
+
+def _numbered(made: Sequence[PointTrial], jobs_each: int) -> list[tuple[int, PointTrial]]:
+    """The trials with the number of the choice that each was: its jobs were numbered as they were chosen. Where runs are
+    lost there are holes, which a search fills.
+
+    Args:
+        jobs_each: jobs of a point.
+    """
+    used: set[int] = set()
+    found = []
+    for trial in made:
+        number = min(job.number for job in trial.jobs) // jobs_each
+        while number in used:
+            number += 1
+        used.add(number)
+        found.append((number, trial))
+    return found
 
 
 def _trials(jobs: Sequence[Job], command: _Recorded) -> list[PointTrial]:

@@ -128,7 +128,9 @@ class SearchSource:
         self._is_again = is_again
         self._queue: deque[Job] = deque()
         self._again: deque[_Attempt] = deque()
-        self._num_chosen = 0
+        self._chosen: set[int] = set()
+        """numbers of the choices that there are"""
+        self._next_choice = 0
         self._asked: tuple[int, tuple[str, ...], int | None] | None = None
         """a trial that the study has, its overrides and its choice, as long as its jobs are not made"""
         self._num_tried = 0
@@ -173,10 +175,11 @@ class SearchSource:
             self._asked = study.ask_again(self._space, again.params, again.choice), again.overrides, again.choice
             self._again.popleft()
         elif self._asked is None:
-            choice = self._num_chosen
+            # One whose run has been lost with the study leaves a hole: its point is chosen again.
+            choice = self._first_free()
             number, values = study.ask(settings.sampler, settings.seed, self._space, choice)
             self._asked = number, self._space.write(values), choice
-            self._num_chosen += 1
+            self._chosen.add(choice)
         assert self._asked is not None
         number, overrides, chosen = self._asked
         try:
@@ -191,6 +194,11 @@ class SearchSource:
         self._annotate(trial.number, {**self._all.attributes(trial), **_numbered(chosen)})
         self._asked = None
         return trial
+
+    def _first_free(self) -> int:
+        while self._next_choice in self._chosen:
+            self._next_choice += 1
+        return self._next_choice
 
     def _annotate(self, number: int, attributes: Mapping[str, object]) -> None:
         self._all.tell(lambda: self._all.study.annotate(number, attributes))
@@ -221,12 +229,12 @@ class SearchSource:
         by_point: dict[tuple[str, ...], dict[object, list[StoredTrial]]] = {}
         for stored in self._all.stored:
             if stored.choice is not None:
-                self._num_chosen = max(self._num_chosen, stored.choice + 1)
+                self._chosen.add(stored.choice)
             if stored.params.keys() == names and stored.overrides:
                 key = stored.choice if stored.choice is not None else f"trial {stored.number}"
                 by_point.setdefault(stored.overrides, {}).setdefault(key, []).append(stored)
-        # A study made anew from run folders has no numbers.
-        self._num_chosen = max(self._num_chosen, sum(map(len, by_point.values())))
+        for _ in range(sum(isinstance(key, str) for by_choice in by_point.values() for key in by_choice)):
+            self._chosen.add(self._first_free())  # of trials without a number
         again: list[_Attempt] = []
         for overrides, by_choice in by_point.items():
             try:

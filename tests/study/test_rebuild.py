@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,31 @@ def test_trial_by_trial_whatever_the_sweep(command, empty_folder, commands):
 
 def distributions(study):
     return {trial.user_attrs["job"]: trial.distributions for trial in study.trials}
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_a_search_chooses_again_what_is_lost_with_its_study(command, empty_folder, sampler):
+    """The points are those of the first time: no other one stands twice in its place."""
+    search = (f"hydra.sweeper.sampler={sampler}", "hydra.sweeper.n_trials=5", "lr=tag(log,interval(0.001,0.5))", BASIC)
+    assert command("-m", *SMALL, *search, "hydra.sweep.dir=sweep").status == 0
+    folder = empty_folder / "sweep"
+    name = "_".join(folder.parts[-2:])
+
+    def points():
+        return sorted(
+            float(next(text for text in line["overrides"] if text.startswith("lr=")).partition("=")[2])
+            for line in (trial.user_attrs for trial in open_study(str(folder / "study.journal"), name).trials)
+        )
+
+    before = points()
+    assert len(set(before)) == 5
+    (folder / "study.journal").unlink()
+    shutil.rmtree(folder / "1")
+    shutil.rmtree(folder / "3" / ".hydra")
+    (folder / "3" / "result.json").unlink()
+    done = command("-m", *SMALL, *search, "hydra.sweep.dir=sweep")
+    assert done.status == 0, done.err
+    assert points() == before
 
 
 def test_a_run_that_does_not_say_which_point_it_is(command, empty_folder, capfd):
