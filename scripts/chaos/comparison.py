@@ -217,10 +217,13 @@ def _pruned(found: Found, alone: Found) -> list[str]:
     best = min((float(found.rows[point]["best_valid_loss"]) for point in ended), default=None)
     if best != found.best["best_valid_loss"]:
         told.append(f"best.yaml has {found.best['best_valid_loss']}, the best row {best}")
-    # The last of each point: one whose folder was damaged has run again, and what a study has ended stays in it.
-    states = Counter({trial["point"]: trial["state"] for trial in found.trials}.values())
-    if states != Counter("COMPLETE" if point in ended else "PRUNED" for point in found.rows):
-        told.append(f"the study has {dict(states)}, results.csv {len(ended)} of {len(found.rows)} completed")
+    # One whose folder was damaged has run again: what a study has ended stays in it beside.
+    there = {(trial["point"], trial["state"]) for trial in found.trials}
+    told += [
+        f"the study has no {state} trial of {point}"
+        for point in found.rows
+        if (point, state := "COMPLETE" if point in ended else "PRUNED") not in there
+    ]
     return told
 
 
