@@ -280,8 +280,8 @@ def _fill(
 
 
 def _numbered(made: Sequence[PointTrial], jobs_each: int) -> list[tuple[int, PointTrial]]:
-    """The trials with the number of the choice that each was, in whose order jobs are numbered. Where runs are lost there
-    are holes, which a search fills.
+    """The trials with the number of the choice that each was: jobs are numbered in that order. Where runs are lost
+    there are holes, which a search fills.
 
     Args:
         jobs_each: jobs of a point.

@@ -218,12 +218,11 @@ def _pruned(found: Found, alone: Found) -> list[str]:
     if best != found.best["best_valid_loss"]:
         told.append(f"best.yaml has {found.best['best_valid_loss']}, the best row {best}")
     # One whose folder was damaged has run again: what a study has ended stays in it beside.
-    there = {(trial["point"], trial["state"]) for trial in found.trials}
-    told += [
-        f"the study has no {state} trial of {point}"
-        for point in found.rows
-        if (point, state := "COMPLETE" if point in ended else "PRUNED") not in there
-    ]
+    there = {(frozenset(trial["point"].split()), trial["state"]) for trial in found.trials}
+    for point in found.rows:
+        state = "COMPLETE" if point in ended else "PRUNED"
+        if (frozenset(_name(point).split()), state) not in there:
+            told.append(f"the study has no {state} trial of {_name(point)}")
     return told
 
 
