@@ -113,7 +113,8 @@ class VmapBackend:
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
                 facts = self._loop.facts.of_many(ids) if self._lanes.reads_facts else {}
-                self._lanes.begin([server], [Numbers(hyper)], own, clients.get_many(ids), facts)
+                kept = clients.get_many(ids, self._lanes.kept)
+                self._lanes.begin([server], [Numbers(hyper)], own, kept, facts)
                 self._lanes.run(own)
                 counted = np.zeros((len(weights), self._lanes.size))
                 counted[:, : len(chosen)] = weights[:, chosen]

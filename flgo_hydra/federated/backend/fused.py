@@ -251,7 +251,7 @@ class FusedBackend:
             runs, most = self._shape
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
             facts = self._facts(chunk, most) if lanes.reads_facts else {}
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), facts)
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, lanes, most), facts)
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
@@ -372,13 +372,13 @@ class FusedBackend:
                 return f"`update_server` of several runs at once: {wrong}"
         return ""
 
-    def _kept(self, chunk: _Chunk, most: int) -> State:
+    def _kept(self, chunk: _Chunk, lanes: Lanes, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""
-        per_run = []
-        for work in chunk.works:
-            ids = work.cohort.clients.tolist()
-            per_run.append(work.clients.get_many([ids[i % len(ids)] for i in range(most)]))
-        return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
+        for row, work in enumerate(chunk.works):
+            ids, at = work.cohort.clients.tolist(), slice(row * most, (row + 1) * most)
+            into = {s: {n: t[at] for n, t in ts.items()} for s, ts in lanes.kept.items()}
+            work.clients.get_many([ids[i % len(ids)] for i in range(most)], into)
+        return lanes.kept
 
     def _combined(self, chunk: _Chunk, sent: State, most: int) -> State:
         """What each run makes of all its clients' messages, (P, …).

@@ -150,7 +150,8 @@ class LaneTensors:
                     self._share(tensor, [s.state[state][name] for s in servers])
         for state, tensors in self.kept.items():
             for name, tensor in tensors.items():
-                tensor[: len(kept[state][name])] = kept[state][name]
+                rows = kept[state][name]
+                tensor[: len(rows)].copy_(rows)  # nothing where they were read into it
         for name, rows in facts.items():
             self.facts[name][: len(rows)] = rows
         self.set_numbers(numbers)
