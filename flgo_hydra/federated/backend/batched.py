@@ -122,7 +122,8 @@ class VmapBackend:
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
                 if asks_for_all:
-                    all_sent.append({s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in sent.items()})
+                    # Copies: what was kept or trained may be sent as it is, from where the next chunk will lie.
+                    all_sent.append({s: {n: t[: len(ids)].clone() for n, t in ts.items()} for s, ts in sent.items()})
                     order += chosen
                 for state, tensors in sent.items() if not asks_for_all else ():
                     _add(message.setdefault(state, {}), tensors)
