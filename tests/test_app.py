@@ -236,7 +236,7 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def half_done(make_conf, tmp_path, monkeypatch):
+def half_done(make_conf, tmp_path, monkeypatch, request):
     """A run that has ended after round 4, with a checkpoint of round 3 and a better model since."""
     from flgo_hydra.job.watcher import Watcher
 
@@ -248,7 +248,7 @@ def half_done(make_conf, tmp_path, monkeypatch):
             raise Stop
         return asked
 
-    conf = make_conf(*SMALL, "num_rounds=6", "checkpoint_interval=3", "save_best=true")
+    conf = make_conf(*SMALL, "num_rounds=6", "checkpoint_interval=3", "save_best=true", *getattr(request, "param", ()))
     app.run(conf, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Watcher, "finished_round", finish_or_stop)
@@ -285,6 +285,41 @@ def test_what_an_unfinished_run_goes_on_from_is_as_it_was_written(half_done, tmp
     assert best[0].read_bytes() == best[1].read_bytes()
     if file == "checkpoint.pt":
         assert (tmp_path / "run" / "checkpoint.pt.damaged").read_bytes() == b"mine"
+
+
+def as_before(path: Path) -> None:
+    """Writes a checkpoint as version 5 did, which had what clients keep as tensors in its content."""
+    import numpy as np
+    import torch
+
+    from flgo_hydra.record.checkpoint import reading_rows
+
+    content = torch.load(path, weights_only=True)
+    ids, layout = content["clients"]["clients"], content["clients"]["layout"]
+    with reading_rows(path) as rows:
+        table = np.frombuffer(rows.read(), np.float32).reshape(len(ids), -1)
+    kept: dict = {}
+    begin = 0
+    for state, name, dtype, shape in layout:
+        assert dtype == "torch.float32"
+        end = begin + math.prod(shape)
+        kept.setdefault(state, {})[name] = torch.tensor(table[np.argsort(ids), begin:end]).view(-1, *shape)
+        begin = end
+    torch.save({**content, "version": 5, "clients": {"clients": sorted(ids), "rows": kept}}, path)
+
+
+@pytest.mark.parametrize("half_done", [["algorithm=scaffold", "proportion=0.6"]], indirect=True)
+@pytest.mark.parametrize("change", [lambda path: None, as_before], ids=["ours", "version 5"])
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+def test_what_clients_keep_goes_on(half_done, tmp_path, caplog, monkeypatch, change, in_memory):
+    from flgo_hydra.federated import client_state
+
+    monkeypatch.setattr(client_state, "IN_MEMORY", in_memory)
+    change(tmp_path / "run" / "checkpoint.pt")
+    with caplog.at_level("INFO"):
+        app.run(half_done, tmp_path / "run")
+    assert "going on after round 3" in caplog.text
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])

@@ -1,29 +1,31 @@
 """What every client keeps from round to round: one row a client.
 
-On a GPU, rows that are small altogether lie there; else they lie on the host, and those of a cohort travel.
-SCAFFOLD keeps a model's worth for each client: with many clients that is the largest thing of a run. Rows that no
-client has used yet take no memory (the pages of a zeroed array are given out when they are first written). More than
-`IN_MEMORY` lies in a file of the run's folder: the process then holds the pages that it used last, whatever the number
-of clients.
+SCAFFOLD and personalised methods keep one to three models' worth for each client: with many clients that is the largest
+thing of a run. On a GPU, rows that are small altogether lie there; else they lie on the host, and those of a cohort
+travel: in memory up to `IN_MEMORY`, beyond it in a file of the run's folder (`row_file.py`), from where they are read
+into the lanes' own tensors. A client has a row from its first time on, in the order of these: who has never taken part
+takes no memory, has what `init_client` says, and is in no checkpoint.
 """
 
-import mmap
-import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flgo_hydra.federated.algorithm.base import State, Tensors
+from flgo_hydra.federated.algorithm.base import State
+from flgo_hydra.federated.row_file import RowFile
 from flgo_hydra.federated.transfer import to_device
 
 IN_MEMORY = 2**30
-"""Largest size in bytes of all rows that is kept in memory."""
+"""Largest size in bytes of all rows that is kept in memory: a file costs little more, but its pages are written to the
+disk sooner or later."""
 ON_GPU = 2**26
 """Largest size in bytes of all rows that is kept on a GPU: many runs may share one."""
-_HELD = 2**28
-"""Bytes of a file's pages that are used before they are given back to the kernel, which writes them when it must."""
+_AT_ONCE = 2**20
+"""Bytes of rows that go to a checkpoint at once, and come from it."""
 
 
 class ClientStates:
@@ -35,122 +37,187 @@ class ClientStates:
             template: a client's state at first.
             folder: where a file may be made, which has no name and goes with the process; None: memory only.
         """
-        self._row_bytes = sum(t.numel() * t.element_size() for ts in template.values() for t in ts.values())
-        self._device = next((t.device for ts in template.values() for t in ts.values()), torch.device("cpu"))
-        is_on_gpu = self._device.type == "cuda" and self._row_bytes * num_clients <= ON_GPU
+        self._first = {s: {n: t.detach().clone() for n, t in ts.items()} for s, ts in template.items()}
+        tensors = [t for ts in self._first.values() for t in ts.values()]
+        self._device = tensors[0].device if tensors else torch.device("cpu")
+        self._row_bytes = sum(t.nbytes for t in tensors)
+        size = self._row_bytes * num_clients
+        is_on_gpu = self._device.type == "cuda" and size <= ON_GPU
         self._home = self._device if is_on_gpu else torch.device("cpu")
-        self._map: mmap.mmap | None = None
-        self._is_file = folder is not None and not is_on_gpu and self._row_bytes * num_clients > IN_MEMORY
-        size = _size(template, num_clients)
-        if self._is_file:
-            assert folder is not None
-            self._map = _sparse_file(folder, size)
-        elif size > 0 and not is_on_gpu:
-            # Not numpy's zeros, whose huge pages a visit to one client has to clear.
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._begin = 0
-        self._rows = {
-            state: {name: self._zeros(num_clients, tensor) for name, tensor in tensors.items()}
-            for state, tensors in template.items()
-        }
-        self._used: set[int] = set()
-        self._held = 0
-        is_zero = all(not bool(t.any()) for tensors in template.values() for t in tensors.values())
-        # Rows are zeros until they are used; what else a client has at first is kept once.
-        self._first = None if is_zero else {s: {n: t.clone() for n, t in ts.items()} for s, ts in template.items()}
+        self._file: RowFile | None = None
+        self._rows: State = {}
+        if folder is not None and not is_on_gpu and size > IN_MEMORY:
+            self._file = RowFile(folder, self._row_bytes)
+        else:
+            self._rows = {
+                s: {n: _empty(t, num_clients, self._home) for n, t in ts.items()} for s, ts in self._first.items()
+            }
+        self._row_of: dict[int, int] = {}
+        """of each client that has taken part"""
 
-    def _zeros(self, num_clients: int, template: Tensor) -> Tensor:
-        shape = (num_clients, *template.shape)
-        if self._home.type != "cpu":
-            return template.new_zeros(shape, device=self._home)
-        dtype = _numpy_dtype(template)
-        if self._map is None:  # no client, or nothing to keep
-            return torch.zeros(shape, dtype=template.dtype)
-        array = np.frombuffer(self._map, dtype, num_clients * template.numel(), self._begin)
-        self._begin += _aligned(array.nbytes)
-        return torch.from_numpy(array.reshape(shape))
-
-    def _touched(self, num_clients: int) -> None:
-        """Gives the pages of a file back after a while; what was written stays in the file."""
-        self._held += self._row_bytes * num_clients
-        if self._is_file and self._map is not None and self._held > _HELD:
-            self._held = 0
-            self._map.madvise(mmap.MADV_DONTNEED)
+    @property
+    def used(self) -> list[int]:
+        """The clients that have taken part, in the order of their first times."""
+        return list(self._row_of)
 
     def get(self, client: int) -> State:
         """The client's state on the device. Not to be changed in place."""
-        if self._first is not None and client not in self._used:
+        if client not in self._row_of:
             return self._first
-        self._touched(1)
-        return {
-            state: {name: rows[client].to(self._device) for name, rows in tensors.items()}
-            for state, tensors in self._rows.items()
-        }
+        if self._file is not None:
+            return {s: {n: t[0] for n, t in ts.items()} for s, ts in self.get_many([client]).items()}
+        row = self._row_of[client]
+        # Copies: what is put may be made of them.
+        return {s: {n: t[row].to(self._device, copy=True) for n, t in ts.items()} for s, ts in self._rows.items()}
 
     def put(self, client: int, state: State) -> None:
-        for name, tensors in self._rows.items():
-            for parameter, rows in tensors.items():
-                rows[client].copy_(state[name][parameter])
-        if self._rows:
-            self._used.add(client)
-            self._touched(1)
+        """Keeps a copy of the client's state."""
+        shaped = {s: {n: state[s][n].expand_as(t) for n, t in ts.items()} for s, ts in self._first.items()}
+        self.put_many([client], {s: {n: t.unsqueeze(0) for n, t in ts.items()} for s, ts in shaped.items()})
 
-    def get_many(self, clients: list[int]) -> State:
-        """The clients' states, stacked in the order given."""
-        self._touched(len(clients))
-        at = self._index(clients)
-        found = {
-            state: {name: to_device(rows.index_select(0, at), self._device) for name, rows in tensors.items()}
-            for state, tensors in self._rows.items()
-        }
-        if self._first is not None and (new := [i for i, client in enumerate(clients) if client not in self._used]):
-            places = to_device(torch.tensor(new), self._device)
-            for state, tensors in found.items():
-                for name, rows in tensors.items():
-                    rows[places] = self._first[state][name]
+    def get_many(self, clients: Sequence[int], into: State | None = None) -> State:
+        """The clients' states, stacked in the order given.
+
+        Args:
+            into: tensors with at least so many rows, into whose first ones they are read; None: new ones on the device.
+        """
+        into = into if into is not None else self._new(len(clients), self._device)
+        found = {s: {n: t[: len(clients)] for n, t in ts.items()} for s, ts in into.items()}
+        new = [i for i, client in enumerate(clients) if client not in self._row_of]
+        if len(new) < len(clients):
+            rows = [self._row_of.get(client) for client in clients]
+            if self._file is not None:
+                self._read(self._file, rows, found)
+            else:
+                self._select([row or 0 for row in rows], found)
+        for state, tensors in found.items() if new else ():
+            for name, t in tensors.items():
+                t[to_device(torch.tensor(new), t.device)] = self._first[state][name].to(t.device)
         return found
 
-    def put_many(self, clients: list[int], state: State) -> None:
-        at = self._index(clients)
-        for name, tensors in self._rows.items():
-            for parameter, rows in tensors.items():
-                rows.index_copy_(0, at, state[name][parameter].to(rows.device, rows.dtype))
-        if self._rows:
-            self._used.update(clients)
-            self._touched(len(clients))
+    def put_many(self, clients: Sequence[int], state: State) -> None:
+        """Keeps copies of the clients' states, stacked in the order given."""
+        if not self._row_bytes:
+            return
+        new = [client for client in dict.fromkeys(clients) if client not in self._row_of]
+        row_of_new = {client: len(self._row_of) + i for i, client in enumerate(new)}
+        rows = [self._row_of[client] if client in self._row_of else row_of_new[client] for client in clients]
+        if self._file is not None:
+            self._write(self._file, rows, state)
+        else:
+            at = to_device(torch.tensor(rows), self._home)
+            for name, tensors in self._rows.items():
+                for parameter, own in tensors.items():
+                    own.index_copy_(0, at, state[name][parameter].to(own.device, own.dtype))
+        self._row_of |= row_of_new  # only now: what was raised above has left them without a row
 
-    def _index(self, clients: list[int]) -> Tensor:
-        return to_device(torch.tensor(clients, dtype=torch.int64), self._home)
+    def _select(self, rows: list[int], found: State) -> None:
+        at = to_device(torch.tensor(rows), self._home)
+        for state, tensors in found.items():
+            for name, t in tensors.items():
+                if t.device == self._home:
+                    torch.index_select(self._rows[state][name], 0, at, out=t)
+                else:
+                    t.copy_(to_device(self._rows[state][name].index_select(0, at), t.device))
 
-    def export(self) -> dict[str, object]:
-        """What a checkpoint keeps: the rows that were used, and whose they are."""
-        clients = sorted(self._used)
-        rows = {s: {name: rows[clients].cpu() for name, rows in tensors.items()} for s, tensors in self._rows.items()}
-        return {"clients": clients, "rows": rows}
+    def _read(self, file: RowFile, rows: Sequence[int | None], found: State) -> None:
+        """Reads the rows that there are of the file's."""
+        device = _device_of(found)
+        is_pinned = device.type == "cuda"
+        on_host = found if device.type == "cpu" else self._new(len(rows), torch.device("cpu"), is_pinned)
+        parts = self._parts(on_host)
+        for i, row in enumerate(rows):
+            if row is not None:
+                file.read(row, [part[i * n : (i + 1) * n] for part, n in parts])
+        for state, tensors in found.items() if on_host is not found else ():
+            for name, t in tensors.items():
+                t.copy_(on_host[state][name], non_blocking=is_pinned)
 
-    def restore(self, exported: dict[str, object]) -> None:
-        clients: list[int] = exported["clients"]  # type: ignore[assignment]
-        rows: dict[str, Tensors] = exported["rows"]  # type: ignore[assignment]
-        for state, tensors in self._rows.items():
-            for name, own in tensors.items():
-                own[clients] = rows[state][name].to(own.device)
-        self._used = set(clients)
+    def _write(self, file: RowFile, rows: Sequence[int], state: State) -> None:
+        plain = {s: {n: _plain(state[s][n], t.dtype) for n, t in ts.items()} for s, ts in self._first.items()}
+        parts = self._parts(plain)
+        for i, row in enumerate(rows):
+            file.write(row, [part[i * n : (i + 1) * n] for part, n in parts])
+
+    def _parts(self, stacked: State) -> list[tuple[memoryview, int]]:
+        """The bytes of each tensor, and how many of them are one client's."""
+        tensors = [(stacked[s][n], t.nbytes) for s, ts in self._first.items() for n, t in ts.items()]
+        return [(t.detach().view(-1).view(torch.uint8).numpy().data, size) for t, size in tensors]
+
+    def _new(self, num_rows: int, device: torch.device, is_pinned: bool = False) -> State:
+        return {
+            s: {
+                n: torch.empty((num_rows, *t.shape), dtype=t.dtype, device=device, pin_memory=is_pinned)
+                for n, t in ts.items()
+            }
+            for s, ts in self._first.items()
+        }
+
+    # Checkpoints.
+
+    def export(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the rows: whose they are, in their order, and what is in each."""
+        return {"clients": self.used, "layout": self._layout()}
+
+    def rows(self) -> Iterator[memoryview]:
+        """The rows that were used as bytes, some at a time: each client's tensors one after the other."""
+        clients = self.used
+        at_once = max(1, _AT_ONCE // max(1, self._row_bytes))
+        into = self._new(at_once, torch.device("cpu"))
+        for begin in range(0, len(clients), at_once):
+            some = self.get_many(clients[begin : begin + at_once], into)
+            parts = [t.flatten(1) if t.dim() > 1 else t.unsqueeze(1) for ts in some.values() for t in ts.values()]
+            yield torch.cat([part.view(torch.uint8) for part in parts], dim=1).numpy().data
+
+    def restore(self, exported: dict[str, Any], rows: BinaryIO | None) -> None:
+        """Puts what a checkpoint has kept.
+
+        Args:
+            rows: where the rows are read from; None: a version before has kept them as tensors in `exported`.
+        Raises:
+            ValueError: clients keep something else now.
+        """
+        clients = exported["clients"]
+        if rows is None:
+            self.put_many(clients, exported["rows"])
+            return
+        if exported["layout"] != self._layout():
+            raise ValueError(
+                f"What the algorithm's clients keep must be as it was when the run's checkpoint was written, "
+                f"{exported['layout']}, but is {self._layout()} now. Put the code back, or delete the checkpoint to "
+                "start anew."
+            )
+        at_once = max(1, _AT_ONCE // max(1, self._row_bytes))
+        for begin in range(0, len(clients), at_once):
+            some = clients[begin : begin + at_once]
+            block = torch.frombuffer(bytearray(rows.read(len(some) * self._row_bytes)), dtype=torch.uint8)
+            self.put_many(some, self._unpacked(block.view(len(some), -1)))
+
+    def _layout(self) -> list[list[Any]]:
+        return [[s, n, str(t.dtype), list(t.shape)] for s, ts in self._first.items() for n, t in ts.items()]
+
+    def _unpacked(self, block: Tensor) -> State:
+        sizes = [t.nbytes for ts in self._first.values() for t in ts.values()]
+        columns = iter(torch.split(block, sizes, dim=1))
+        return {
+            s: {n: next(columns).clone().view(-1).view(t.dtype).view(len(block), *t.shape) for n, t in ts.items()}
+            for s, ts in self._first.items()
+        }
 
 
-def _sparse_file(folder: Path, size: int) -> mmap.mmap:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(size)
-        return mmap.mmap(file.fileno(), size)
+def _empty(template: Tensor, num_rows: int, device: torch.device) -> Tensor:
+    """Memory that is given out where it is first written."""
+    if device.type != "cpu" or not template.nbytes:
+        return template.new_empty((num_rows, *template.shape), device=device)
+    # Not torch's, which may be asked to fill what it gives.
+    rows = torch.from_numpy(np.empty(num_rows * template.nbytes, np.uint8))
+    return rows.view(template.dtype).view(num_rows, *template.shape)
 
 
-def _size(template: State, num_clients: int) -> int:
-    tensors = [tensor for tensors in template.values() for tensor in tensors.values()]
-    return sum(_aligned(num_clients * t.numel() * t.element_size()) for t in tensors)
+def _plain(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same on the host, as its bytes are read."""
+    return t.detach().to("cpu", dtype).resolve_conj().resolve_neg().contiguous()
 
 
-def _aligned(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _numpy_dtype(template: Tensor) -> np.dtype:
-    return torch.empty(0, dtype=template.dtype).numpy().dtype
+def _device_of(state: State) -> torch.device:
+    return next(t.device for ts in state.values() for t in ts.values())

@@ -112,16 +112,25 @@ class _Part:
         sample_bytes = self._samples.x[:1].numel() * self._samples.x.element_size()
         width = max(1, _BYTES // max(1, 2 * model_bytes + 8 * sample_bytes * self._sizes[self._clients[0]]))
         parts = []
+        kept: State | None = None
         for begin in range(0, len(self._clients), width):
             some = self._clients[begin : begin + width]
-            parts.append(self._together(some, server, clients) if not self._why_apart else None)
+            if not self._why_apart:
+                kept = clients.get_many(some, kept)  # into the same memory: the first are the most
+                parts.append(self._together(some, kept, server, clients))
+            else:
+                parts.append(None)
             if parts[-1] is None:
                 parts[-1] = torch.stack([self._alone(k, server, clients.get(k)) for k in some])
         # One tensor, so that the device is waited for once.
         return torch.cat([part for part in parts if part is not None]).cpu()
 
-    def _together(self, some: Sequence[int], server: ServerState, clients: ClientStates) -> Tensor | None:
-        """The same of these clients at once, (n, 2); None where a model does not take that."""
+    def _together(self, some: Sequence[int], kept: State, server: ServerState, clients: ClientStates) -> Tensor | None:
+        """The same of these clients at once, (n, 2); None where a model does not take that.
+
+        Args:
+            kept: what they keep.
+        """
         most = self._sizes[some[0]]
         rows = torch.tensor([[self._offsets[k] + min(i, self._sizes[k] - 1) for i in range(most)] for k in some])
         counts = torch.tensor(
@@ -133,9 +142,7 @@ class _Part:
             return self._sums(server, state, x, y, weights)
 
         try:
-            found: Tensor = torch.vmap(one)(
-                clients.get_many(list(some)), self._samples.x[rows], self._samples.y[rows], weights
-            )
+            found: Tensor = torch.vmap(one)(kept, self._samples.x[rows], self._samples.y[rows], weights)
             if not self._is_tried:
                 for place in {0, len(some) - 1}:
                     alone = self._alone(some[place], server, clients.get(some[place]))

@@ -72,7 +72,7 @@ class Watcher:
         """Goes on from the folder's checkpoint, if there is one: rounds recorded after it are run again."""
         from flgo_hydra.federated.patience import Patience
         from flgo_hydra.federated.training import ServerState
-        from flgo_hydra.record.checkpoint import load_checkpoint
+        from flgo_hydra.record.checkpoint import load_checkpoint, reading_rows
 
         files.remove_leftovers(self._paths.checkpoint)
         files.remove_leftovers(self._paths.best_model)
@@ -91,7 +91,8 @@ class Watcher:
             saved = None
         if saved is not None:
             state.server = ServerState(**saved["server"])
-            state.clients.restore(saved["clients"])
+            with reading_rows(self._paths.checkpoint) as rows:
+                state.clients.restore(saved["clients"], rows)
             state.round_num = saved["round_num"]
             state.patience = Patience(state.patience.monitor, **saved["patience"])
             state.best, state.last, state.seconds = saved["best"], saved["last"], saved["seconds"]
@@ -186,7 +187,7 @@ class Watcher:
             "data_sha256": self.data_sha256,
             "code": self.code,
         }
-        save_checkpoint(self._paths.checkpoint, self._fingerprint, content)
+        save_checkpoint(self._paths.checkpoint, self._fingerprint, content, state.clients.rows())
 
     def _best_model(self) -> "torch.Tensor | None":
         """The file of the best model so far, as bytes: before the run goes on, a later round may replace it."""

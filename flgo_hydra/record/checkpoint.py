@@ -1,33 +1,60 @@
 """The state of an unfinished run on disk: what a run that is started again in the same folder goes on from.
 
-A checkpoint holds tensors and plain values only, and is read with `weights_only`: reading it runs no code.
+A checkpoint holds tensors and plain values only, and is read with `weights_only`: reading it runs no code. What the
+clients keep may be larger than memory: it is a part of the file for itself, written and read a piece at a time.
 """
 
 import logging
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from flgo_hydra.record.files import replacing, set_aside
 
-_VERSION = 5
+_VERSION = 6
+_BEFORE = 5
+"""The version before, which has what the clients keep among the content."""
+_ROWS = "client_rows"
 _COST_SHARE = 0.01
 _log = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: Path, fingerprint: str, content: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, fingerprint: str, content: dict[str, Any], rows: Iterable[memoryview] = ()) -> None:
     """Writes `content` (tensors, numbers, strings, dicts and lists of them); what was there before stays until then.
 
     What it refers to must be on disk already: after a loss of power it is there itself.
 
+    Args:
+        rows: what the clients keep, for `reading_rows`, some at a time.
     Raises:
         CannotWrite: the storage refused.
     """
     with replacing(path) as file:
         torch.save({"version": _VERSION, "fingerprint": fingerprint, **_without_the_rest(content)}, file)
+        with zipfile.ZipFile(file, "a") as archive:
+            with archive.open(zipfile.ZipInfo(_name_in(archive)), "w", force_zip64=True) as part:
+                for some in rows:
+                    part.write(some)
+
+
+@contextmanager
+def reading_rows(path: Path) -> Iterator[BinaryIO | None]:
+    """What the clients keep, as `save_checkpoint` was given it; None where the version before has written the file."""
+    with zipfile.ZipFile(path) as archive:
+        if _name_in(archive) not in archive.namelist():
+            yield None
+            return
+        with archive.open(_name_in(archive)) as part:
+            yield part  # type: ignore[misc]  # it reads as a binary file does
+
+
+def _name_in(archive: zipfile.ZipFile) -> str:
+    """In the folder in which torch wants everything."""
+    return f"{archive.namelist()[0].partition('/')[0]}/{_ROWS}"
 
 
 def _without_the_rest(value: Any) -> Any:
@@ -66,7 +93,11 @@ def load_checkpoint(
     except Exception as error:  # what a damaged pickle makes its reader raise may be anything
         _set_aside(path, f"cannot be read ({str(error).partition(chr(10))[0]})")
         return None
-    if not isinstance(content, dict) or content.get("version") != _VERSION or "fingerprint" not in content:
+    if (
+        not isinstance(content, dict)
+        or content.get("version") not in (_BEFORE, _VERSION)
+        or "fingerprint" not in content
+    ):
         _set_aside(path, "is no checkpoint of this version")
         return None
     if content["fingerprint"] != fingerprint and is_of_sweep:

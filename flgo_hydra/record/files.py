@@ -50,7 +50,7 @@ def replacing(path: Path, is_durable: bool = True) -> Iterator[BinaryIO]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "xb") as file:
+            with open(temporary, "x+b") as file:
                 yield file
                 file.flush()
                 if is_durable:

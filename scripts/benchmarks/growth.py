@@ -1,19 +1,19 @@
 """How time and memory grow with clients, cohort, model and the points of a grid that train as one program.
 
 Every client holds 10 samples of 784 random features and takes 20 local steps on all 10, so that a client costs the same
-in every row. Blocks: `clients` and `cohort` (FedAvg and SCAFFOLD), `model` (dense ones, and the FedAvg paper's CNN),
-`points`: that many points of a grid, learning rates times seeds, each 10 of 100 clients a round, trained all at once
-(`FusedBackend`) and each evaluated after every round, on one sample of each client and one test sample. The other rows
-evaluate nothing.
+in every row. Blocks: `clients` and `cohort` (FedAvg, and SCAFFOLD and Ditto, whose clients keep a model's worth),
+`model` (dense ones, and the FedAvg paper's CNN), `points`: that many points of a grid, learning rates times seeds, each
+10 of 100 clients a round, trained all at once (`FusedBackend`) and each evaluated after every round, on one sample of
+each client and one test sample. The other rows evaluate nothing.
 
 Each row runs in a process of its own, which reports its largest resident memory; training data are counted in it
-(31 MiB for 1,000 clients), and so are pages of a file that the kernel may take back. Times are CPU time, evaluation
-included, which with one thread is the time on an idle machine, and steadier on a busy one: the median of `--rounds`
-rounds, and of as many more as take a second, after a first one, which also records the step. `rounds/s` is points times
-rounds; `of first` compares the time of a client's local step with the algorithm's first row of the block; `kernel` is
-the share of the time that the kernel took, which gives SCAFFOLD the pages for what a client keeps when it takes part
-for the first time. On the CPU a point needs its lanes' memory: the block ends before it would need more than
-`--most-gib`, by what the rows before it have needed.
+(31 MiB for 1,000 clients). Times are CPU time, evaluation included, which with one thread is the time on an idle
+machine, and steadier on a busy one: the median of `--rounds` rounds, and of as many more as take a second, after a
+first one, which also records the step. `rounds/s` is points times rounds; `of first` compares the time of a client's
+local step with the algorithm's first row of the block; `wall` is a step on the clock, where a disk may be waited for,
+in the fastest round; `kernel` is the share of the time that the kernel took, which finds a place for what a client
+keeps when it takes part for the first time. On the CPU a point needs its lanes' memory: the block ends before it would
+need more than `--most-gib`, by what the rows before it have needed.
 
     python scripts/benchmarks/growth.py [--rounds 3] [--threads 1] [--block clients|cohort|model|points …]
         [--backend auto] [--most-gib 8]
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 FEATURES, SAMPLES, STEPS = 784, 10, 20
 # Rates that keep random labels from diverging, so that no point of a grid ends early.
 RATES = (0.05, 0.04, 0.03, 0.02, 0.01, 0.008, 0.006, 0.004, 0.002, 0.001)
+ALGORITHMS: dict[str, tuple[str, dict[str, float]]] = {
+    "fedavg": ("fedavg.FedAvg", {}),
+    "scaffold": ("scaffold.Scaffold", {"eta": 1.0}),
+    "ditto": ("ditto.Ditto", {"lam": 1.0}),
+}
+"""Where each is, and its numbers."""
 FOREVER = 10**9
 LEAST_S = 1.0
 """Time that a row is measured for, at least: a round of a small one takes 5 ms, and a few of them tell little."""
@@ -61,8 +67,10 @@ class Row:
 
 
 BLOCKS = {
-    "clients": [Row(a, n, 10) for a in ("fedavg", "scaffold") for n in (10, 100, 1000, 10_000)],
-    "cohort": [Row(a, 10_000, k) for a in ("fedavg", "scaffold") for k in (1, 10, 100, 1000)],
+    "clients": [
+        Row(a, n, k) for a in ALGORITHMS for n, k in ((10, 10), (100, 10), (1000, 10), (10_000, 10), (10_000, 100))
+    ],
+    "cohort": [Row(a, 10_000, k) for a in ALGORITHMS for k in (1, 10, 100, 1000)],
     "model": [Row("fedavg", 100, 10, model) for model in ("mlp", "mlp 50", "mlp 200", "mlp 800", "mlp 800 800", "cnn")],
     "points": [Row("fedavg", 100, 10, points=n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)],
 }
@@ -77,19 +85,21 @@ def measure(row: Row, rounds: int, threads: int, backend: str) -> dict[str, Any]
 
     torch.set_num_threads(threads)
     data = make_data(row.num_clients)
-    seconds = []
+    seconds, wall = [], []
     with tempfile.TemporaryDirectory() as folder:
         program = train_points(row, data) if row.points else train(row, data, backend, Path(folder))
         for _ in range(2):  # where it begins, and after the first round
             note = next(program)
         before = os.times()
         while len(seconds) < rounds or sum(seconds) < LEAST_S:
-            begin = time.process_time()
+            begin, begin_wall = time.process_time(), time.perf_counter()
             note = next(program)
             seconds.append(time.process_time() - begin)
+            wall.append(time.perf_counter() - begin_wall)
         after = os.times()
     return {
         "seconds": statistics.median(seconds),
+        "wall": min(wall),
         "kernel": (after.system - before.system) / sum(seconds),
         "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parameters": sum(p.numel() for p in make_model(row.model, 0).parameters()),
@@ -141,8 +151,8 @@ def train(row: Row, data: "Data", backend_name: str, folder: Path) -> Iterator[d
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
-    target = {"fedavg": "fedavg.FedAvg", "scaffold": "scaffold.Scaffold"}[row.algorithm]
-    algorithm, numbers = build_algorithm({"_target_": f"flgo_hydra.federated.algorithm.{target}", "eta": 1.0})
+    target, given = ALGORITHMS[row.algorithm]
+    algorithm, numbers = build_algorithm({"_target_": f"flgo_hydra.federated.algorithm.{target}", **given})
     model = make_model(row.model, 0)
     step, work = LocalStep(algorithm, build_optimizer("sgd")), LocalWork(SAMPLES, STEPS, None, 0)
     backend = build_backend(EngineConf(backend_name), model, data, step, work, row.cohort, float("inf"))
@@ -227,9 +237,10 @@ def main() -> None:
         f"{'algorithm':10}{'points':>7}{'clients':>8}{'cohort':>7}  {'model':12}{'parameters':>11}{'rounds/s':>10}",
         end="",
     )
-    print(f"{'us/step':>9}{'of first':>9}{'kernel':>8}{'MiB':>7}  {'backend':8}{'at once':>8}  in the dual form")
+    print(f"{'us/step':>9}{'of first':>9}{'wall':>9}{'of first':>9}{'kernel':>8}{'MiB':>7}", end="")
+    print(f"  {'backend':8}{'at once':>8}  in the dual form")
     for block in given.block:
-        first: dict[str, float] = {}
+        first: dict[str, tuple[float, float]] = {}
         used: list[tuple[int, float]] = []
         for row in BLOCKS[block]:
             points = row.points or 1
@@ -238,13 +249,14 @@ def main() -> None:
                 break
             got = measure_apart(row, given)
             used.append((points, got["memory_mib"]))
-            per_step = got["seconds"] / (points * row.cohort * STEPS)
-            ratio = per_step / first.setdefault(row.algorithm, per_step)
+            num_steps = points * row.cohort * STEPS
+            cpu, wall = got["seconds"] / num_steps, got["wall"] / num_steps
+            first_cpu, first_wall = first.setdefault(row.algorithm, (cpu, wall))
             print(
                 f"{row.algorithm:10}{points:>7,}{row.num_clients:>8,}{row.cohort:>7,}  {row.model:12}"
-                f"{got['parameters']:>11,}{points / got['seconds']:>10.2f}{per_step * 1e6:>9.1f}{ratio:>9.2f}"
-                f"{got['kernel']:>8.0%}{got['memory_mib']:>7.0f}  {got['backend']:8}{got['clients_at_once']:>8,}"
-                f"  {', '.join(got['dual_layers']) or '-'}",
+                f"{got['parameters']:>11,}{points / got['seconds']:>10.2f}{cpu * 1e6:>9.1f}{cpu / first_cpu:>9.2f}"
+                f"{wall * 1e6:>9.1f}{wall / first_wall:>9.2f}{got['kernel']:>8.0%}{got['memory_mib']:>7.0f}"
+                f"  {got['backend']:8}{got['clients_at_once']:>8,}  {', '.join(got['dual_layers']) or '-'}",
                 flush=True,
             )
         print()

@@ -112,7 +112,7 @@ class VmapBackend:
                 ids = cohort.clients[chosen].tolist()
                 own = [orders[i] for i in chosen]
                 own += [own[0]] * (self._lanes.size - len(own))
-                begun = clients.get_many(ids)
+                begun = clients.get_many(ids, self._lanes.kept)
                 facts = {}
                 if self._lanes.reads_facts:
                     facts = self._loop.facts_of_many(ids, server, begun, hyper, round_num)
@@ -124,7 +124,8 @@ class VmapBackend:
                 if kept:
                     clients.put_many(ids, {s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in kept.items()})
                 if asks_for_all:
-                    all_sent.append({s: {n: t[: len(ids)] for n, t in ts.items()} for s, ts in sent.items()})
+                    # Copies: what was kept or trained may be sent as it is, from where the next chunk will lie.
+                    all_sent.append({s: {n: t[: len(ids)].clone() for n, t in ts.items()} for s, ts in sent.items()})
                     order += chosen
                 for state, tensors in sent.items() if not asks_for_all else ():
                     _add(message.setdefault(state, {}), tensors)

@@ -256,7 +256,7 @@ class FusedBackend:
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
             facts = self._facts(chunk, most) if lanes.reads_facts else {}
             ids = [k for row in chunk.ids(most) for k in row]
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, most), facts, ids)
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, lanes, most), facts, ids)
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
@@ -378,12 +378,12 @@ class FusedBackend:
                 return f"`update_server` of several runs at once: {wrong}"
         return ""
 
-    def _kept(self, chunk: _Chunk, most: int) -> State:
+    def _kept(self, chunk: _Chunk, lanes: Lanes, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""
-        per_run = []
-        for work, ids in zip(chunk.works, chunk.ids(most), strict=True):
-            per_run.append(work.clients.get_many(ids))
-        return {s: {n: torch.cat([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
+        for row, (work, ids) in enumerate(zip(chunk.works, chunk.ids(most), strict=True)):
+            at = slice(row * most, (row + 1) * most)
+            work.clients.get_many(ids, {s: {n: t[at] for n, t in ts.items()} for s, ts in lanes.kept.items()})
+        return lanes.kept
 
     def _combined(self, chunk: _Chunk, sent: State, most: int) -> State:
         """What each run makes of all its clients' messages, (P, …).

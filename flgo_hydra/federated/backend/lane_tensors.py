@@ -83,6 +83,9 @@ class LaneTensors:
             }
             at_server, at_client = states_of_copy(algorithm, like.params)
             self.kept = {s: {n: self._stack(t) for n, t in ts.items()} for s, ts in at_client.items()}
+            own = {n: self._stack(self.buffers[n][0]) for n in like.own_buffers.names}
+            self.to_read = like.own_buffers.joined(self.kept, own)
+            """where what clients kept is read into, their own buffers with it"""
             self.facts = {n: self._stack(t) for n, t in like.first_facts.items()}
             self.num_steps = torch.ones(
                 self.size, dtype=self.exact if self.is_shared else self.dtype, device=self.device
@@ -158,7 +161,8 @@ class LaneTensors:
                     self._share(tensor, [s.state[state][name] for s in servers])
         for state, tensors in self.kept.items():
             for name, tensor in tensors.items():
-                tensor[: len(kept[state][name])] = kept[state][name]
+                rows = kept[state][name]
+                tensor[: len(rows)].copy_(rows)  # nothing where they were read into it
         for name, rows in facts.items():
             self.facts[name][: len(rows)] = rows
         self.set_numbers(numbers)

@@ -151,6 +151,11 @@ class Lanes:
         """H."""
         return self.tensors.size
 
+    @property
+    def kept(self) -> State:
+        """What the lanes' clients kept, (H, …), to be read into."""
+        return self.tensors.to_read
+
     def _make_dual(self, params: Tensors) -> DualLayers | None:
         if not self._data.x_train.is_floating_point():  # ids: what has as many columns as they are looks them up
             return None

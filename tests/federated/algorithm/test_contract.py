@@ -23,6 +23,7 @@ from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+from flgo_hydra.record.checkpoint import load_checkpoint, reading_rows, save_checkpoint
 
 
 class Decaying(Algorithm):
@@ -171,7 +172,7 @@ def test_backends_give_the_same_rounds(
     plain = ends.pop("plain")
     for end in ends.values():
         assert difference(plain.server.params, end.server.params) < 1e-12
-        rows = [one.clients.export()["rows"] for one in (plain, end)]
+        rows = [one.clients.get_many(sorted(one.clients.used)) for one in (plain, end)]
         assert all(difference(rows[0][state], rows[1][state]) < 1e-11 for state in rows[0])
 
 
@@ -188,11 +189,13 @@ def test_state_survives_saving(ragged, make_mlp, name, tmp_path):
     whole = Federation(ragged, make_mlp(), name).run(range(1, 5))
     first = Federation(ragged, make_mlp(), name)
     first.run(range(1, 3))
-    torch.save({"server": vars(first.server), "clients": first.clients.export()}, tmp_path / "state.pt")
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    content = {"server": vars(first.server), "clients": first.clients.export()}
+    save_checkpoint(tmp_path / "state.pt", "", content, first.clients.rows())
+    saved = load_checkpoint(tmp_path / "state.pt", "")
     second = Federation(ragged, make_mlp(seed=9), name)  # another model: everything must come from the file
     second.server = type(second.server)(**saved["server"])
-    second.clients.restore(saved["clients"])
+    with reading_rows(tmp_path / "state.pt") as rows:
+        second.clients.restore(saved["clients"], rows)
     assert difference(whole, second.run(range(3, 5))) == 0.0
 
 

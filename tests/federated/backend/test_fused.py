@@ -112,11 +112,12 @@ def assert_same(one, other, atol=1e-12):
     ):
         for name, tensor in tensors.items():
             torch.testing.assert_close(others[name], tensor, rtol=0, atol=atol, equal_nan=True)
-    mine, theirs = state.clients.export(), other_state.clients.export()
-    assert mine["clients"] == theirs["clients"]
-    for kind, tensors in mine["rows"].items():
+    used = sorted(state.clients.used)
+    assert used == sorted(other_state.clients.used)
+    theirs = other_state.clients.get_many(used)
+    for kind, tensors in state.clients.get_many(used).items():
         for name, rows in tensors.items():
-            torch.testing.assert_close(theirs["rows"][kind][name], rows, rtol=0, atol=atol)
+            torch.testing.assert_close(theirs[kind][name], rows, rtol=0, atol=atol)
 
 
 def has_dual_form(algorithm, shared):

@@ -21,6 +21,7 @@ from flgo_hydra.federated.parts.build import build_parts
 from flgo_hydra.federated.parts.composed import composed, hostile_clients
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
+from flgo_hydra.record.checkpoint import load_checkpoint, reading_rows, save_checkpoint
 
 HERE = "flgo_hydra.federated.parts"
 TOP = {"_target_": f"{HERE}.top_k.TopK", "share": 0.3}
@@ -65,9 +66,10 @@ def test_whoever_trains(ragged, make_mlp, algorithm, numbers, config):
         assert ("why_not_compiled" in backend.note) == ("plain" in name)
         for key, p in plain.params.items():
             torch.testing.assert_close(server.params[key], p, rtol=0, atol=1e-12)
-        for state, tensors in kept.export()["rows"].items():
+        theirs = clients.get_many(range(4))
+        for state, tensors in kept.get_many(range(4)).items():
             for key, rows in tensors.items():
-                torch.testing.assert_close(clients.export()["rows"][state][key], rows, rtol=0, atol=1e-12)
+                torch.testing.assert_close(theirs[state][key], rows, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("algorithm, numbers", [(FedAvg, {}), (Scaffold, {"eta": 0.9}), (Ditto, {"lam": 0.5})])
@@ -114,14 +116,16 @@ def test_what_is_remembered_survives_a_checkpoint(ragged, make_mlp, tmp_path):
     config = {"top": TOP, "flip": FLIP}
     whole, _, _ = train(ragged, make_mlp(), Scaffold(), config, num_rounds=4, eta=0.9)
     server, clients, _ = train(ragged, make_mlp(), Scaffold(), config, num_rounds=2, eta=0.9)
-    torch.save({"server": vars(server), "clients": clients.export()}, tmp_path / "state.pt")
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    content = {"server": vars(server), "clients": clients.export()}
+    save_checkpoint(tmp_path / "state.pt", "", content, clients.rows())
+    saved = load_checkpoint(tmp_path / "state.pt", "")
     parts, numbers = build_parts(config)
     algorithm = composed(Scaffold(), parts, numbers, 0)
     backend = LoopBackend(make_mlp(9), ragged, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(5, 2, None, 5))
     server = type(server)(**saved["server"])
     clients = ClientStates(algorithm.init_client(server.params), 4)
-    clients.restore(saved["clients"])
+    with reading_rows(tmp_path / "state.pt") as rows:
+        clients.restore(saved["clients"], rows)
     for r in (3, 4):
         sizes = np.diff(ragged.offsets)
         cohort = sample_cohort(sizes, 0.75, "uniform", "other", algorithm.weighting, np.random.default_rng(r))

@@ -188,12 +188,7 @@ def _listen(run: preparation.ReadyRun) -> list[tuple[float, float]]:
 
 
 def _end(run: preparation.ReadyRun, losses: list[tuple[float, float]]) -> End:
-    exported = run.state.clients.export()
-    rows: Any = exported["rows"]
-    kept = {
-        k: {s: {n: t[row] for n, t in ts.items()} for s, ts in rows.items()}
-        for row, k in enumerate(exported["clients"])  # type: ignore[arg-type, var-annotated]
-    }
+    kept = {k: run.state.clients.get(k) for k in sorted(run.state.clients.used)}
     server = run.state.server
     return End(server.params, server.buffers, server.state, kept, losses, run.model, run.backend.note)
 
