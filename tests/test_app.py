@@ -340,10 +340,11 @@ def test_the_weights_a_run_began_with_are_known_by_their_content(make_conf, tmp_
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(RunPaths(tmp_path / "first").best_model.read_bytes())
     result = app.run(make_conf(*SMALL, f"initial_weights={weights}"), tmp_path / "next")
-    assert list(result.code["files"]) == [str(weights)] and ChangedCode().of(result) == []
+    assert list(result.code["files"]) == [str(weights)]
+    assert ChangedCode().of(ChangedCode().take(result)) == []
     app.run(make_conf(*SMALL, "save_best=true", "seed=1"), tmp_path / "other")
     weights.write_bytes(RunPaths(tmp_path / "other").best_model.read_bytes())
-    assert ChangedCode().of(result) == [str(weights)]
+    assert ChangedCode().of(ChangedCode().take(result)) == [str(weights)]
 
 
 @pytest.mark.parametrize("changed", ["", "engine.backend=loop", "engine.dual=off", "num_threads=2"])

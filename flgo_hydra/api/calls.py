@@ -166,16 +166,16 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _collect(outcome: Outcome) -> Sweep:
-    runs: dict[tuple[str, ...], Run] = {}
-    for written, job in outcome.jobs.items():
-        row = outcome.rows.get(job)
-        runs[written] = read_run(outcome.folders[job], written, job, row)
+    rows = {row.job: row for row in outcome.rows()}
+    runs = {
+        written: read_run(outcome.folders[job], written, job, rows.get(job)) for written, job in outcome.jobs.items()
+    }
     by_job = {run.job: run for run in runs.values()}
     points = []
     for point in sort_points(outcome.points() if outcome.points is not None else []):
         if any(job in by_job for job in point.jobs):  # of this call
             for job in point.jobs:
-                row = outcome.rows[job]
+                row = rows[job]
                 by_job[job] = by_job.get(job) or read_run(row.folder, row.overrides, job, row)
             points.append(Point(point.overrides, point.mean, point.std, [by_job[job] for job in point.jobs]))
     return Sweep(runs, outcome.paths.folder, outcome.storage, outcome.study_name, outcome.monitor, points)

@@ -74,7 +74,7 @@ class Estimates:
         self._lock = lock
         self.path = path
         self._figures = _read(path).get(machine, {})
-        self._unsaved: list[tuple[str, str, float]] = []
+        self._unsaved: Figures = {}
 
     def memory_mib(self, signature: str, most_mib: int | None = None) -> int | None:
         """Returns the expected peak, without a margin; None where no job of this signature has reported one.
@@ -109,8 +109,10 @@ class Estimates:
             with self._lock(self.path.with_suffix(".lock"), _WAIT_S):
                 machines = _read(self.path)
                 figures = machines.setdefault(self.machine, {})
-                for kind, signature, value in self._unsaved:
-                    _add(figures, kind, signature, value)
+                for kind, of_kind in self._unsaved.items():
+                    for signature, values in of_kind.items():
+                        for value in values:
+                            _add(figures, kind, signature, value)
                 write_text(self.path, json.dumps(machines, indent=1, allow_nan=False))
         except Held as held:
             log.warning("What jobs need is not remembered for now: %s.", held)
@@ -119,14 +121,14 @@ class Estimates:
             log.debug("Estimates are not remembered: %s", error)
         else:
             self._figures = figures
-        self._unsaved = []
+        self._unsaved = {}
 
     def _learn(self, kind: str, signature: str, value: float) -> None:
         if not _is_figure(value):
             return
         is_first = signature not in self._figures.get(kind, {})
         _add(self._figures, kind, signature, value)
-        self._unsaved.append((kind, signature, value))
+        _add(self._unsaved, kind, signature, value)
         if is_first:
             self.save()
 

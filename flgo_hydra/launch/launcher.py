@@ -1,8 +1,10 @@
 """Hydra's launcher of flgo_hydra: jobs of a sweep side by side on this machine's GPUs or cores, none lost.
 
 `launch` is Hydra's contract, for any sweeper and any app: one `JobReturn` a job, in order, whatever became of it.
-A sweeper that knows this launcher uses `watching`, `submit`, `next_event` and `job_return` instead: a slot is filled
+A sweeper that knows this launcher uses `watching`, `submit`, `next_event` and `arrived` instead: a slot is filled
 again as soon as it is free, not when a batch has ended. `launch` itself is a loop over them.
+
+Nothing here keeps a job that has ended and been told of; what has come from it is whoever's who asks for it.
 
 Jobs are composed here, one at a time while others run, and travel to their workers by pickle: composing needs
 Hydra's singletons, and `${now:}` must mean the same in every job. Processes, devices and retries are the queue's.
@@ -85,8 +87,6 @@ class PackingLauncher(Launcher):
         self._queue: Queue | None = None
         self._interrupts = 0
         self._view: View | None = None
-        self._overrides: dict[int, list[str]] = {}
-        self._configs: dict[int, bytes] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._config = config
@@ -105,6 +105,8 @@ class PackingLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs a batch and returns what became of each job, in order.
+
+        All of it is the caller's, as Hydra has it: each `JobReturn` holds its job's value and its config, packed.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C (or SIGTERM), when everything has stopped.
@@ -128,7 +130,8 @@ class PackingLauncher(Launcher):
                 # With jobs still to compose, only look at what has happened meanwhile.
                 event = self.next_event(timeout_s=0.0 if to_submit and may_submit else None)
                 if event is not None and event.kind == "ended":
-                    returns[event.job.num] = self.job_return(event.job)
+                    overrides = job_overrides[event.job.num - initial_job_idx]
+                    returns[event.job.num] = self._job_return(event.job, overrides)
         if queue.stop_level:
             raise KeyboardInterrupt(f"stopped with {len(returns)} of {len(job_overrides)} jobs looked at")
         return [returns[initial_job_idx + i] for i in range(len(job_overrides))]
@@ -178,7 +181,6 @@ class PackingLauncher(Launcher):
             name: what people call the job; None: its overrides.
         """
         queue = self._open_queue()
-        self._overrides[num] = list(overrides)
         name = " ".join(filter_overrides(list(overrides))) if name is None else name
         try:
             composed = self._compose(overrides, num) if config is None else number_config(config, num)
@@ -187,7 +189,7 @@ class PackingLauncher(Launcher):
             assignment = Assignment(
                 task=self._task,
                 context=self._context,
-                config=(content := pickle.dumps(composed)),
+                config=pickle.dumps(composed),
                 job_name=str(composed.hydra.job.name),
                 num_threads=self._num_threads,
                 fuse=queue.fuse,
@@ -207,11 +209,9 @@ class PackingLauncher(Launcher):
         except Exception as error:
             folder = Path(str(self._config.hydra.sweep.dir)) / str(num) if self._config is not None else Path(str(num))
             job = Job(num=num, payload=b"", folder=folder.absolute(), name=name)
-            self._configs.pop(num, None)
             queue.refuse(job, _refusal(error, job.folder))
             return job
         forget_failure(RunPaths(folder))  # of an earlier sweep
-        self._configs[num] = content
         queue.submit(job)
         return job
 
@@ -243,11 +243,9 @@ class PackingLauncher(Launcher):
         """Asks a running job to end for good, with a result, at its next round boundary."""
         self._open_queue().prune(job, reason)
 
-    def job_return(self, job: Job) -> JobReturn:
-        """Returns what Hydra's sweepers expect of an ended job. May be asked once."""
+    def arrived(self, job: Job) -> Arrived:
+        """Returns what has come from an ended job; from one without a result `JobFailed`, which says why."""
         assert job.is_ended
-        overrides, config = self._overrides.pop(job.num, []), self._configs.pop(job.num, b"")
-        overrides = list(filter_overrides(overrides)) if config else overrides
         arrived: Arrived | None = None
         if job.result:
             try:
@@ -255,15 +253,16 @@ class PackingLauncher(Launcher):
             except ValueError as error:
                 job.failure = Failure("error", f"its result cannot be read: {error}")
         if arrived is None or (job.state != "done" and arrived.status is not JobStatus.FAILED):
-            why = JobFailed(explain(job))
-            return Returned(config, job.folder, overrides, JobStatus.FAILED, why, str(job.folder))
-        where = arrived.working_dir or str(job.folder)
-        returned = Returned(config, job.folder, overrides, arrived.status, arrived.value, where)
-        returned.task_name = arrived.task_name
-        vars(returned).update(arrived.remote)
-        return returned
+            return Arrived(JobStatus.FAILED, JobFailed(explain(job)))
+        return arrived
 
     # inside
+
+    def _job_return(self, job: Job, overrides: Sequence[str]) -> JobReturn:
+        """What Hydra's sweepers expect of an ended job."""
+        config = pickle.loads(job.payload).config if job.payload else b""
+        overrides = filter_overrides(list(overrides)) if config else overrides
+        return Returned(config, job.folder, overrides, self.arrived(job))
 
     def _open_queue(self) -> Queue:
         if self._queue is None:

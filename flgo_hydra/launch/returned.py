@@ -13,7 +13,7 @@ import pickle
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ class Arrived:
 
     status: JobStatus
     value: Any
-    working_dir: str
-    task_name: str | None
-    remote: dict[str, Any]
+    working_dir: str = ""
+    """empty: its folder"""
+    task_name: str | None = None
+    remote: dict[str, Any] = field(default_factory=dict)
     """what Hydra 1.4 has noted of an exception, to show it as it was raised; attributes of its `JobReturn`"""
 
 
@@ -101,20 +102,19 @@ class Returned(JobReturn):
     """What Hydra's sweepers expect of an ended job. Its configs are read when somebody asks for them: a sweep has ten
     thousand of these, and each config is a quarter of a MiB."""
 
-    def __init__(
-        self, config: bytes, folder: Path, overrides: Sequence[str], status: JobStatus, value: Any, working_dir: str
-    ) -> None:
+    def __init__(self, config: bytes, folder: Path, overrides: Sequence[str], arrived: Arrived) -> None:
         """Args:
         config: the job's, with Hydra's node, pickled; empty: it was never composed.
         folder: where it ran.
         """
         self._config = zlib.compress(config, 1)
         self._folder = str(folder)
-        self.status = status
-        self.return_value = value
-        self.working_dir = working_dir
+        self.status = arrived.status
+        self.return_value = arrived.value
+        self.working_dir = arrived.working_dir or self._folder
         self.overrides = list(overrides)
-        self.task_name = None
+        self.task_name = arrived.task_name
+        vars(self).update(arrived.remote)
 
     @property
     def cfg(self) -> DictConfig | None:  # type: ignore[override]

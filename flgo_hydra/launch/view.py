@@ -10,11 +10,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flgo_hydra.launch.failures import Failure
-from flgo_hydra.launch.queue import Event, Job, Queue, Running
+from flgo_hydra.launch.queue import Event, Queue, Running
 from flgo_hydra.launch.scheduler import CPU, Device
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.progress import duration
@@ -41,12 +41,12 @@ class Tally:
     # cancelled, or stopped with the sweep
     num_stopped: int = 0
     num_retried: int = 0
-    # seconds of each job that is done
-    seconds: list[float] = field(default_factory=list)
-    # the best `best` of any job, of which metric it is, and which job's
+    # of all jobs that are done
+    seconds: float = 0.0
+    # the best `best` of any job, of which metric it is, and what people call the job
     best: float | None = None
     monitor: Monitor = VALID_LOSS
-    best_job: Job | None = None
+    best_job: str = ""
 
     @property
     def num_ended(self) -> int:
@@ -59,32 +59,30 @@ class Tally:
         elif event.kind == "report":
             best, monitor = event.values.get("best"), Monitor.from_json(event.values.get("monitor"))
             if isinstance(best, int | float) and monitor.is_better(best, math.nan if self.best is None else self.best):
-                self.best, self.monitor, self.best_job = best, monitor, event.job
+                self.best, self.monitor = best, monitor
+                self.best_job = f"#{event.job.num} {_shorten(event.job.name, _NAME_CELLS)}"
         elif event.kind == "ended":
             self.num_done += event.job.state == "done"
             self.num_failed += event.job.state == "failed"
             self.num_stopped += event.job.state in ("cancelled", "stopped")
             if event.job.state == "done":
-                self.seconds.append(sum(attempt.seconds for attempt in event.job.attempts))
+                self.seconds += sum(attempt.seconds for attempt in event.job.attempts)
 
 
-def time_left_s(
-    seconds: Sequence[float], running_s: Sequence[float], num_waiting: int, num_at_once: int
-) -> float | None:
+def time_left_s(mean_s: float | None, running_s: Sequence[float], num_waiting: int, num_at_once: int) -> float | None:
     """Returns how long the sweep may still take; None while no job is done.
 
     Args:
-        seconds: durations of the jobs that are done; the others are expected to take their mean.
+        mean_s: what the jobs that are done took; the others are expected to take as long.
         running_s: seconds for which the running jobs have run.
         num_waiting: jobs that have not started.
         num_at_once: jobs that run side by side from now on.
     """
-    if not seconds:
+    if mean_s is None:
         return None
-    mean = sum(seconds) / len(seconds)
-    left = [max(0.0, mean - passed) for passed in running_s]
+    left = [max(0.0, mean_s - passed) for passed in running_s]
     # Work shared evenly, but never less than the longest that runs.
-    return max([*left, (sum(left) + num_waiting * mean) / max(1, num_at_once)])
+    return max([*left, (sum(left) + num_waiting * mean_s) / max(1, num_at_once)])
 
 
 class View:
@@ -255,6 +253,7 @@ class Table(Lines):
         for title in ("job", "", "device", "round", "loss", "best", "time", "left"):
             table.add_column(title, justify="left" if title in ("", "device") else "right", no_wrap=True)
         running = list(self._queue.running.values())
+        self._paces = {item.token: self._paces[item.token] for item in running if item.token in self._paces}
         num_shown = max(1, self._console.height - len(self._queue.devices) - 8)
         for item in running[:num_shown]:
             table.add_row(*self._row(item))
@@ -299,12 +298,12 @@ class Table(Lines):
         parts = [f"{num_queued} queued", f"{num_running} running", f"{tally.num_done} done"]
         parts += [f"{tally.num_retried} retried"] if tally.num_retried else []
         parts += [f"{tally.num_failed} failed"] if tally.num_failed else []
-        if tally.best is not None and tally.best_job is not None:
+        if tally.best is not None:
             what = "best" if tally.monitor == VALID_LOSS else f"best {tally.monitor.metric}"
-            whose = f"#{tally.best_job.num} {_shorten(tally.best_job.name, _NAME_CELLS)}"
-            parts.append(f"{what} {tally.best:.6g} ({whose})")
+            parts.append(f"{what} {tally.best:.6g} ({tally.best_job})")
         passed = [now - running.started_s for running in queue.running.values()]
-        left = time_left_s(tally.seconds, passed, num_queued, num_running)
+        mean_s = tally.seconds / tally.num_done if tally.num_done else None
+        left = time_left_s(mean_s, passed, num_queued, num_running)
         parts += [f"{duration(left)} left"] if left is not None else []
         if queue.stop_level:
             parts.append("stopping")

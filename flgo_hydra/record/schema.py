@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -157,7 +158,8 @@ def _checked(path: Path, where: str, hint: Any, value: Any) -> Any:
     if hint is float:
         return _number(path, where, value)
     if origin is dict and isinstance(value, dict):
-        return {key: _checked(path, f"{where}, `{key}`", arguments[1], one) for key, one in value.items()}
+        # Interned: a sweep keeps the metrics of all its jobs.
+        return {sys.intern(key): _checked(path, f"{where}, `{key}`", arguments[1], one) for key, one in value.items()}
     if origin is list and isinstance(value, list):
         return [_checked(path, where, arguments[0], one) for one in value]
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):

@@ -23,9 +23,9 @@ NOT_VALID = ("pruned", "diverged", "failed", "running", "interrupted", DAMAGED)
 """statuses of runs that cannot be the optimum: a pruned or unfinished one might have come lower, and is not compared"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """What a table shows of a job."""
+    """What became of a job: what a table shows of it, and all that a sweep keeps of one that has ended."""
 
     job: int
     overrides: tuple[str, ...]

@@ -5,7 +5,9 @@ model, algorithm and metrics were seen to read. When a sweep goes on, these are 
 or runs again (`hydra.sweeper.rerun_changed=true`).
 """
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flgo_hydra import own_code
@@ -14,22 +16,41 @@ from flgo_hydra.record.result import RunResult
 _MOST_NAMED = 10
 
 
+@dataclass(frozen=True, eq=False)
+class RunCode:
+    """The user's own code that a run was of. Runs of the same code share one."""
+
+    content: Mapping[str, Any]
+    """as result.json has it"""
+    parts: Mapping[str, Any]
+    """what of the run's config leads to it"""
+
+
 class ChangedCode:
-    """Compares results with the code as it is now; of each combination of parts the files are read once."""
+    """Compares runs with the code as it is now; of each combination of parts the files are read once."""
 
     def __init__(self) -> None:
+        self._known: dict[str, RunCode] = {}
         self._now: dict[str, dict[str, str]] = {}
 
-    def of(self, result: RunResult) -> list[str]:
-        """The files that have changed since the run, or within it; none where nothing is known."""
+    def take(self, result: RunResult) -> RunCode | None:
+        """The code that a run was of; None where nothing is known."""
         if "files" not in result.code:
-            return []
-        config = {"task": result.task, "model": result.model, "algorithm": result.algorithm, "option": result.option}
-        option = [result.option.get(key) for key in ("metrics", "initial_weights")]
-        key = repr([_targets(config["task"]), result.model.get("_target_"), result.algorithm, option])
+            return None
+        parts = {
+            "task": {name: _only(result.task.get(name), "_target_") for name in ("source", "partition")},
+            "model": _only(result.model, "_target_"),
+            "algorithm": _only(result.algorithm, "_target_", "module"),
+            "option": _only(result.option, "metrics", "initial_weights"),
+        }
+        return self._known.setdefault(json.dumps([result.code, parts]), RunCode(result.code, parts))
+
+    def of(self, run: RunCode) -> list[str]:
+        """The files that have changed since the run, or within it."""
+        key = json.dumps(run.parts)
         if key not in self._now:
-            self._now[key] = own_code.behind(config)["files"]
-        versions = [result.code, *result.code.get("before", [])]
+            self._now[key] = own_code.behind(run.parts)["files"]
+        versions = [run.content, *run.content.get("before", [])]
         return sorted({name for code in versions for name in own_code.changed_since(code, self._now[key])})
 
 
@@ -50,11 +71,15 @@ def sentence(changed: Mapping[int, Iterable[str]], how: str) -> str:
     )
 
 
-def several_versions(results: Mapping[int, RunResult]) -> str:
-    """What is said where a file has changed while its sweep ran; nothing where none has."""
+def several_versions(runs: Mapping[int, RunCode]) -> str:
+    """What is said where a file has changed while its sweep ran; nothing where none has.
+
+    Args:
+        runs: by number.
+    """
     versions: dict[str, dict[str, list[str]]] = {}
-    for number, result in sorted(results.items()):
-        for name, sha256 in {**result.code.get("files", {}), **result.code.get("reads", {})}.items():
+    for number, run in sorted(runs.items(), key=lambda one: one[0]):
+        for name, sha256 in {**run.content["files"], **run.content.get("reads", {})}.items():
             versions.setdefault(name, {}).setdefault(sha256, []).append(str(number))
     several = {name: list(jobs.values()) for name, jobs in versions.items() if len(jobs) > 1}
     if not several:
@@ -67,6 +92,5 @@ def several_versions(results: Mapping[int, RunResult]) -> str:
     )
 
 
-def _targets(task: Mapping[str, Any]) -> list[Any]:
-    parts = (task.get("source"), task.get("partition"))
-    return [part.get("_target_") if isinstance(part, Mapping) else None for part in parts]
+def _only(part: Any, *keys: str) -> dict[str, Any] | None:
+    return {key: part[key] for key in keys if key in part} if isinstance(part, Mapping) else None

@@ -7,8 +7,9 @@ several trials: a sampler may choose the same point twice, and a point that gets
 import os
 from dataclasses import dataclass, field
 
-from flgo_hydra.record.paths import SweepPaths
-from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.report.table import Row
+from flgo_hydra.study.changed_code import RunCode
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.points import Point
 
@@ -21,13 +22,17 @@ class Job:
     point: Point
     folder: str = ""
     """its run folder, from the sweep folder"""
-    outcome: RunResult | Failure | float | None = None
-    """the float is what an app that is not ours has returned; None: it has not ended, or was stopped"""
+    outcome: Row | None = None
+    """all that is kept of what became of it; None: it has not ended, or was stopped"""
+    code: RunCode | None = None
+    """the user's own, where it has a result"""
     is_submitted: bool = False
     is_outdated: bool = False
     """its run folder's outcome does not count any more"""
     is_stopped: bool = False
     trials: list["PointTrial"] = field(default_factory=list)
+    run: RunPaths | None = None
+    """its run folder, once that has been asked for (`Trials.run`)"""
 
     @property
     def live_trial(self) -> int | None:
@@ -39,6 +44,15 @@ class Job:
     def is_settled(self) -> bool:
         """Whether there is nothing to wait for."""
         return self.outcome is not None or self.is_stopped
+
+    @property
+    def has_failed(self) -> bool:
+        return self.outcome is not None and self.outcome.status == "failed"
+
+    def forget(self) -> None:
+        """What became of it does not count: it is to run again."""
+        self.outcome = self.code = None
+        self.is_outdated = True
 
 
 @dataclass(eq=False)

@@ -258,10 +258,12 @@ def _fill(
         if value:
             study.describe({name: value})
     jobs = [
-        Job(run.job, point, str(run.paths.folder.relative_to(paths.folder)), run.ended)
+        Job(run.job, point, str(run.paths.folder.relative_to(paths.folder)))
         for run, point in zip(runs, points, strict=True)
     ]
     trials = Trials(study, paths, RunFolders(composer, composer.config, paths, ()))
+    for job, run in zip(jobs, runs, strict=True):
+        trials.note(job, run.ended)
     made = _trials(jobs, command)
     choices = read_choices([trial.overrides for trial in made], composer.group_options)
     if command.settings.sampler == "grid":

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from flgo_hydra.record.result import Failure, RunResult
+from flgo_hydra.report.table import Row
 from flgo_hydra.study.grid import Grid
 
 
@@ -47,22 +47,10 @@ def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str = "v
     return {number: statistics.fmean(curve[number] for curve in by_round) for number in sorted(common)}
 
 
-def reason_of(outcome: RunResult | Failure | float | None) -> str | None:
-    """Why a job has no value; None where it has one."""
-    if isinstance(outcome, RunResult):
-        if outcome.status == "diverged":
-            return f"diverged: {outcome.message}"
-        is_finite = math.isfinite(outcome.score)
-    elif isinstance(outcome, Failure):
-        return f"{outcome.kind}: {outcome.message}"
-    else:
-        is_finite = outcome is not None and math.isfinite(outcome)
-    return None if is_finite else "its value is not finite"
-
-
-def value_of(outcome: RunResult | Failure | float | None) -> float:
-    """A job's value; nan where it has none."""
-    if reason_of(outcome) is not None:
-        return math.nan
-    assert isinstance(outcome, RunResult | float)
-    return outcome.score if isinstance(outcome, RunResult) else outcome
+def reason_of(outcome: Row) -> str | None:
+    """Why a job that has ended has no value to compare; None where it has one."""
+    if outcome.status == "failed":
+        return outcome.message
+    if outcome.status == "diverged":
+        return f"diverged: {outcome.message}"
+    return None if math.isfinite(outcome.score) else "its value is not finite"

@@ -74,8 +74,7 @@ class GridSource:
             if not (trials.harvest(job) or trials.take_failure(job)):
                 trials.tell_lost(job)
             elif is_again(job):
-                job.outcome = None
-                job.is_outdated = True
+                job.forget()
         self._queue = deque(job for job in self._jobs if not job.is_settled)
 
     def next(self, is_stopped: Callable[[], bool] = lambda: False) -> Job | None:
@@ -269,8 +268,8 @@ class SearchSource:
                 self._all.tell_lost(job)
                 is_again = True
             elif self._is_again(job):
-                job.outcome = None
-                job.is_outdated = is_again = True
+                job.forget()
+                is_again = True
         return is_again
 
 

@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra.monitor import VALID_LOSS, Monitor
 from flgo_hydra.record.plain_text import plain
-from flgo_hydra.record.result import RunResult
 from flgo_hydra.record.secrets import masked
+from flgo_hydra.report.table import RETURNED, Row
 from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.journal import SingleWriterJournal
-from flgo_hydra.study.replicates import mean_and_std, value_of
+from flgo_hydra.study.replicates import mean_and_std
 from flgo_hydra.study.storage import open_storage, refuse_foreign
 from flgo_hydra.study.widening import compatible, distributions, widen_database, widen_journal
 
@@ -92,6 +92,8 @@ class SweepStudy:
         self._declared: dict[str, Sequence[Value]] = {}
         self._distributions: dict[str, BaseDistribution] = {}
         self._space: Grid | None = None
+        self._same_kinds: dict[str, BaseDistribution] = {}  # those of the last trial
+        self._nothing: dict[Any, Any] = {}  # one for all trials
         self._open(name)
 
     def _open(self, name: str) -> None:
@@ -288,8 +290,8 @@ class SweepStudy:
         """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
         self._report(self._trials[number], self._curves.setdefault(number, {}), round_num, loss)
 
-    def finish(self, number: int, result: RunResult, rounds: Sequence[Mapping[str, float]]) -> None:
-        """Closes a trial with its run's result and curve.
+    def finish(self, number: int, result: Row, rounds: Sequence[Mapping[str, float]]) -> None:
+        """Closes a trial with what its run came to, and its curve.
 
         COMPLETE with its score (the best valid_loss, or what `monitor` names; the negative of what is maximised),
         PRUNED when other runs were better, FAIL when it diverged.
@@ -305,13 +307,12 @@ class SweepStudy:
         }
         if result.message:
             attributes["reason"] = result.message
-        is_valid = result.status != "pruned" and math.isfinite(result.score)
         self._close(
             number,
             losses,
-            _thinned(list(losses), result.best_round, result.option.get("num_rounds")),
+            _thinned(list(losses), result.best_round or 0, result.num_rounds),
             attributes,
-            result.score if is_valid else None,
+            result.score if result.is_valid else None,
             otherwise=TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL,
             is_whole=True,
         )
@@ -322,21 +323,20 @@ class SweepStudy:
             return self.fail(number, f"the job returned {value}", status="diverged")
         self._close(number, {}, (), {}, value)
 
-    def finish_mean(self, number: int, outcomes: Sequence[RunResult | float], curve: Mapping[int, float]) -> None:
+    def finish_mean(self, number: int, outcomes: Sequence[Row], curve: Mapping[int, float]) -> None:
         """Closes a trial of replicates, all of which have a value: COMPLETE with the mean."""
-        values = [value_of(outcome) for outcome in outcomes]
+        values = [outcome.score for outcome in outcomes]
         mean, std = mean_and_std(values)
-        results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
         attributes: dict[str, Any] = {"status": "completed", "replicates": values, "num_replicates": len(values)}
         if std is not None:
             attributes["std"] = std
         num_rounds = None
-        if len(results) == len(outcomes):
-            attributes["best_rounds"] = [result.best_round for result in results]
-            attributes["seconds"] = sum(result.seconds for result in results)
-            num_rounds = results[0].option.get("num_rounds")
-            for name in results[0].best:
-                metrics = [result.best.get(name, math.nan) for result in results]
+        if all(outcome.monitor != RETURNED for outcome in outcomes):
+            attributes["best_rounds"] = [outcome.best_round for outcome in outcomes]
+            attributes["seconds"] = sum(outcome.seconds or 0.0 for outcome in outcomes)
+            num_rounds = outcomes[0].num_rounds
+            for name in outcomes[0].best:
+                metrics = [outcome.best.get(name, math.nan) for outcome in outcomes]
                 if all(map(math.isfinite, metrics)):
                     attributes[self._monitor.at_best(name)] = mean_and_std(metrics)[0]
         best_round = min(curve, key=lambda r: VALID_LOSS.rank(curve[r]), default=0)  # a curve is of scores
@@ -389,6 +389,7 @@ class SweepStudy:
             rounds: those that the study keeps.
             is_whole: what was told of other rounds does not count: after a crash they came out differently, or not.
         """
+        is_own = number in self._trials
         taken = self._take(number)
         if taken is None:
             return
@@ -406,6 +407,22 @@ class SweepStudy:
             self._study.tell(number, value, state=otherwise if value is None else None)
         if self._journal is not None:
             self._journal.commit()
+            if is_own:
+                self._slim(trial._trial_id)
+
+    def _slim(self, trial_id: int) -> None:
+        """Takes from an ended trial what nobody asks for again: Optuna keeps all trials of a journal in memory.
+
+        A sampler looks at trials and their curves. What earlier calls have left is asked for by `stored_trials`.
+        """
+        trial = self._backend.get_trial(trial_id)  # Optuna's own, not a copy
+        if self._sampler is None:
+            trial.user_attrs = trial.intermediate_values = self._nothing
+        else:
+            trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name == "choice"}
+        if trial.distributions == self._same_kinds:
+            trial.distributions = self._same_kinds
+        self._same_kinds = trial.distributions
 
     def _take(self, number: int) -> tuple[Trial, dict[int, float]] | None:
         """The trial to close and its curve: of this process, or one that a killed sweep left RUNNING; None: a storage

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +26,7 @@ from flgo_hydra.monitor import Monitor
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.plain_text import shown
-from flgo_hydra.record.result import Failure, RunResult, forget_failure
+from flgo_hydra.record.result import forget_failure, read_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report import curves
 from flgo_hydra.report.points import PointRow
@@ -35,7 +35,7 @@ from flgo_hydra.report.table import Row
 from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.behind import Behind
-from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
+from flgo_hydra.study.changed_code import RunCode, sentence, several_versions
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, description, give_axes, read_choices
@@ -44,7 +44,7 @@ from flgo_hydra.study.kept_grid import KEEP_RECORD
 from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
 from flgo_hydra.study.points import Point, PointChecker, tell_apart
-from flgo_hydra.study.replicates import reason_of, value_of
+from flgo_hydra.study.replicates import reason_of
 from flgo_hydra.study.search import GridSource, SearchSettings, SearchSource, Source
 from flgo_hydra.study.tables import SweepTables
 from flgo_hydra.study.trials import Trials
@@ -65,8 +65,8 @@ _MOST_AHEAD = 64
 class Outcome:
     """What a Python program is told of a sweep."""
 
-    rows: dict[int, Row]
-    """by job number; a job that did not run has none"""
+    rows: Callable[[], list[Row]]
+    """of the jobs that have ended"""
     jobs: dict[tuple[str, ...], int]
     """job numbers by swept overrides, however a point was written"""
     folders: dict[int, Path]
@@ -167,7 +167,6 @@ class Sweep:
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning, behind=self._behind)
         self._choices: dict[str, list[Value]] = {}
-        self._code = ChangedCode()
         run_folders = RunFolders(composer, config, paths, self._space.fixed)
         self._trials = insist(lambda: Trials(self._study, paths, run_folders, self._behind.tell))
         self._adopt()
@@ -212,12 +211,14 @@ class Sweep:
     def _is_again(self, job: Job) -> bool:
         """Whether a job that has ended is to run again: it failed, its code has changed, or with this pruner it might
         go on."""
-        if isinstance(job.outcome, Failure):
-            return self._settings.retry_failed or job.outcome.is_of_machine
-        if self._settings.rerun_changed and isinstance(job.outcome, RunResult) and self._code.of(job.outcome):
+        assert job.outcome is not None
+        if job.has_failed:
+            failure = read_failure(self._trials.run(job))
+            return self._settings.retry_failed or (failure is not None and failure.is_of_machine)
+        if self._settings.rerun_changed and job.code is not None and self._trials.code.of(job.code):
             return True
         reason = None if self._pruning is None else self._pruning.reason
-        return isinstance(job.outcome, RunResult) and job.outcome.status == "pruned" and job.outcome.message != reason
+        return job.outcome.status == "pruned" and job.outcome.message != reason
 
     def outcome(self) -> Outcome:
         """What has come out so far; it grows while the sweep runs."""
@@ -242,27 +243,26 @@ class Sweep:
     def close(self) -> None:
         self._study.close()
 
-    def run(self) -> list[JobReturn]:
-        returns: list[JobReturn] = []
+    def run(self) -> None:
         is_interrupted = False
         self._take_over()
         other_code = self._tell_other_code()
-        num_untried = sum(row.status == "failed" for row in self._tables.sorted_rows())
+        num_untried = sum(row.status == "failed" for row in self._tables.rows())
         try:
             if isinstance(self._launcher, PackingLauncher):
                 # While the workers import torch, this process has nothing to do but what it needs at the end.
                 threading.Thread(target=curves.prepare, daemon=True).start()
-                returns = self._roll(self._launcher)
+                self._roll(self._launcher)
             else:
                 while not self._behind.is_lost and (batch := self._next_batch()):
-                    returns.extend(self._launch(batch))
+                    self._launch(batch)
         except KeyboardInterrupt:
             is_interrupted = True
         if is_interrupted or self._behind.is_lost:
             for trial in self._source.trials:
                 self._trials.interrupt(trial)
         is_written = self._finish_writing()
-        rows, num_left = self._tables.sorted_rows(), self._source.num_left
+        rows, num_left = self._tables.rows(), self._source.num_left
         refused: CannotWrite | None = None
         try:
             best = print_summary(
@@ -279,7 +279,7 @@ class Sweep:
             )
         except CannotWrite as error:  # all the rest has been told
             best, refused = None, error
-        other_code = other_code or several_versions(self._results())
+        other_code = other_code or several_versions(self._codes())
         if other_code:
             print(other_code, flush=True)
         if not is_written:
@@ -290,9 +290,8 @@ class Sweep:
             raise SystemExit(1)
         if refused is not None:
             raise refused
-        if best is None or num_left or any(isinstance(job.outcome, Failure) for job in self._trials.jobs.all()):
+        if best is None or num_left or any(job.has_failed for job in self._trials.jobs.all()):
             raise SystemExit(1)
-        return returns
 
     def _finish_writing(self) -> bool:
         """Writes tables and study to their end, as far as their disks and servers let it; returns whether all is."""
@@ -329,17 +328,16 @@ class Sweep:
                     self._trials.open(trial, self._choices)
                     self._trials.close(trial)
         for job in self._trials.jobs.others():  # points of earlier commands: the tables show them as well
-            if self._trials.harvest(job) or self._trials.take_failure(job):
-                self._tables.add(job)
+            if not self._trials.harvest(job):
+                self._trials.take_failure(job)
 
-    def _results(self) -> dict[int, RunResult]:
-        """Of all jobs that have one, by number."""
-        jobs = self._trials.jobs.everybody()
-        return {job.number: job.outcome for job in jobs if isinstance(job.outcome, RunResult)}
+    def _codes(self) -> dict[int, RunCode]:
+        """Of all jobs whose result says of what code it is, by number."""
+        return {job.number: job.code for job in self._trials.jobs.everybody() if job.code is not None}
 
     def _tell_other_code(self) -> str:
         """Says which runs that count are of other code than there is now; empty where none is."""
-        changed = {number: files for number, result in self._results().items() if (files := self._code.of(result))}
+        changed = {number: files for number, code in self._codes().items() if (files := self._trials.code.of(code))}
         if not changed:
             return ""
         more = "hydra.sweeper.rerun_changed=true"
@@ -396,12 +394,11 @@ class Sweep:
             with self._records.trying():
                 self._tables.write_now_and_then()
 
-    def _roll(self, launcher: PackingLauncher) -> list[JobReturn]:
+    def _roll(self, launcher: PackingLauncher) -> None:
         """Runs jobs under our own launcher: a free slot gets the next one at once."""
         source = self._source
         by_number: dict[int, Job] = {}
         by_trial: dict[int, QueuedJob] = {}
-        returns: list[JobReturn] = []
         is_over = False
         with launcher.watching(source.num_to_come) as queue:
             while True:
@@ -415,9 +412,9 @@ class Sweep:
                     queue.stop()
                     is_over = True
                 if job is not None:
-                    by_number[job.number] = job
                     if not self._announce(job):
                         continue
+                    by_number[job.number] = job
                     name = " ".join(job.point.overrides)
                     launcher.submit(self._overrides_of(job), job.number, name=name)
                 elif is_over and queue.is_idle:
@@ -439,7 +436,8 @@ class Sweep:
                 job = by_number[event.job.num]
                 if event.kind == "started":
                     self._open_trials(job)
-                if event.kind in ("started", "report") and (trial := job.live_trial) is not None:
+                trial = job.live_trial
+                if event.kind in ("started", "report") and trial is not None:
                     is_known = trial in by_trial
                     by_trial[trial] = event.job
                     if self._pruning is not None and not is_known:  # a storage that was away has its number by now
@@ -449,13 +447,15 @@ class Sweep:
                 if event.kind == "report" and trial is not None:
                     self._live.hear(trial, event.values, functools.partial(self._trials.read_rounds, job))
                 elif event.kind == "ended":
-                    returned = launcher.job_return(event.job)
-                    returns.append(returned)
-                    self._settle(job, returned, is_stopped=event.job.state in ("stopped", "cancelled"))
+                    del by_number[job.number]  # its row is all that stays
+                    if trial is not None:
+                        by_trial.pop(trial, None)
+                    arrived = launcher.arrived(event.job)
+                    is_stopped = event.job.state in ("stopped", "cancelled")
+                    self._settle(job, arrived.status, arrived.value, is_stopped)
             is_stopped = queue.stop_level > 0 or launcher.is_interrupted
         if is_stopped and not self._behind.is_lost:
             raise KeyboardInterrupt
-        return returns
 
     def _overrides_of(self, job: Job) -> list[str]:
         return [*self._space.fixed, *job.point.overrides, *self._trials.jobs.pin(job)]
@@ -468,11 +468,11 @@ class Sweep:
         assert self._pruning is not None
         launcher.prune(job, self._pruning.reason)
 
-    def _launch(self, batch: list[Job]) -> Sequence[JobReturn]:
+    def _launch(self, batch: list[Job]) -> None:
         """Runs a batch under anybody else's launcher."""
         batch = [job for job in batch if self._announce(job)]
         if not batch:
-            return []
+            return
         for job in batch:
             self._open_trials(job)
         overrides = [self._overrides_of(job) for job in batch]
@@ -483,11 +483,10 @@ class Sweep:
                 if not self._trials.harvest(job):
                     self._trials.fail(job, error)
                 self._end(job)
-            return []
+            return
         for job, returned in zip(batch, returns, strict=True):
-            self._settle(job, returned)
+            self._settle(job, returned.status, returned._return_value)
         self._write_tables()
-        return returns
 
     def _announce(self, job: Job) -> bool:
         """A job will run: what an earlier sweep says of it does not count any more.
@@ -508,8 +507,12 @@ class Sweep:
             return False
         return True
 
-    def _settle(self, job: Job, returned: JobReturn, is_stopped: bool = False) -> None:
-        """A job has ended: with a result, without one, or (not one of ours) with the value it returned."""
+    def _settle(self, job: Job, status: JobStatus, value: Any, is_stopped: bool = False) -> None:
+        """A job has ended: with a result, without one, or (not one of ours) with the value it returned.
+
+        Args:
+            value: what it returned, or the exception that it failed with.
+        """
         if not self._trials.harvest(job):
             if job.is_outdated and os.path.exists(self._trials.run(job).result):
                 with contextlib.suppress(OSError):  # then it is found, and refused, again
@@ -518,19 +521,18 @@ class Sweep:
                 self._trials.fail(job, ValueError(changed))
             elif is_stopped:
                 job.is_stopped = True
-            elif job.point.group and returned.status is JobStatus.COMPLETED:
+            elif job.point.group and status is JobStatus.COMPLETED:
                 # One of ours says what it came to in its folder; what it returns has no direction.
                 folder = self._trials.run(job).folder
                 self._trials.fail(job, RuntimeError(f"the job ended well, but {folder} has no result.json of it."))
-            elif returned.status is JobStatus.COMPLETED:
+            elif status is JobStatus.COMPLETED:
                 try:
-                    job.outcome = float(returned.return_value)
+                    self._trials.note(job, float(value))
                 except (TypeError, ValueError):
-                    wanted, value = "A job must return the number to be minimised", shown(returned.return_value)
-                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {value}."))
+                    wanted = "A job must return the number to be minimised"
+                    self._trials.fail(job, TypeError(f"{wanted}, but this one returned {shown(value)}."))
             else:
-                error = returned._return_value
-                self._trials.fail(job, error if isinstance(error, BaseException) else RuntimeError(shown(error)))
+                self._trials.fail(job, value if isinstance(value, BaseException) else RuntimeError(shown(value)))
         self._end(job)
 
     def _end(self, job: Job) -> None:
@@ -539,8 +541,8 @@ class Sweep:
         if (trial := job.live_trial) is not None:
             self._live.end(trial)
             if self._pruning is not None:
-                is_pruned = isinstance(job.outcome, RunResult) and job.outcome.status == "pruned"
-                value = None if is_pruned or reason_of(job.outcome) is not None else value_of(job.outcome)
-                self._pruning.finish(trial, value, is_pruned)
+                ended = job.outcome
+                value = None if ended is None or reason_of(ended) is not None else ended.score
+                self._pruning.finish(trial, value, ended is not None and ended.status == "pruned")
         self._trials.settle(job)
         self._tables.has_news = True

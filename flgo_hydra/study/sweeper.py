@@ -100,19 +100,19 @@ class StudySweeper(Sweeper):
         assert self._launcher is not None
         return self._launcher
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Runs every point that has no result yet; prints what came out.
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs every point that has no result yet; prints what came out. Folders, tables, study and `outcome` have it.
 
         Raises:
             ValueError: a point breaks a law: nothing was started.
             SystemExit: with status 1, when a job has no result or no point has a finite loss.
         """
         try:
-            return self._sweep(arguments)
+            self._sweep(arguments)
         finally:
             self._give_back()
 
-    def _sweep(self, arguments: list[str]) -> Any:
+    def _sweep(self, arguments: list[str]) -> None:
         assert self._config is not None and self.hydra_context is not None
         if self._settings.batch_size is not None and isinstance(self._launcher, PackingLauncher):
             raise ValueError(
@@ -136,7 +136,7 @@ class StudySweeper(Sweeper):
             sweep = Sweep(self._config, self._settings, self.job_launcher, self._composer, plan, paths)
             stack.callback(sweep.close)
             self.outcome = sweep.outcome()
-            return sweep.run()
+            sweep.run()
 
     def _in_a_free_folder(self, config: DictConfig) -> DictConfig:
         """The config, whose folder is another one where nobody has chosen it and another sweep has it."""

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
-from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.optimum import conditions_apart, points_apart
 from flgo_hydra.report.points import PointRow, sort_points, write_best_point, write_points
-from flgo_hydra.report.table import RETURNED, Row, write_best, write_results
-from flgo_hydra.study.jobs import Job
-from flgo_hydra.study.replicates import mean_and_std, reason_of, value_of
+from flgo_hydra.report.table import Row, write_best, write_results
+from flgo_hydra.study.replicates import mean_and_std, reason_of
 from flgo_hydra.study.search import Source
 from flgo_hydra.study.trials import Trials
 
@@ -40,38 +38,22 @@ class SweepTables:
         self._paths = paths
         self._fixed = fixed
         self._has_points = has_points
-        self.rows: dict[int, Row] = {}
-        """by job number"""
         self.has_news = False
         """a job has ended since they were written"""
         self._written = 0.0
         self._cost = 0.0
 
-    def add(self, job: Job) -> None:
-        """Takes up a job that has ended."""
-        assert job.outcome is not None
-        self.rows[job.number] = self._row(job, job.outcome)
-
-    def sorted_rows(self) -> list[Row]:
-        """A row for each job that has ended."""
-        for job in self._trials.jobs.all():
-            if job.number not in self.rows and job.outcome is not None:
-                self.add(job)
-        return [self.rows[number] for number in sorted(self.rows)]
-
-    def _row(self, job: Job, outcome: RunResult | Failure | float) -> Row:
-        run, overrides = self._trials.run(job), job.point.overrides
-        if isinstance(outcome, RunResult):
-            return Row.of_result(job.number, overrides, run, outcome)
-        if isinstance(outcome, Failure):
-            return Row.of_failure(job.number, overrides, run, outcome)
-        return Row.of_value(job.number, overrides, run, outcome)
+    def rows(self) -> list[Row]:
+        """A row for each job that has ended, of this call and of earlier ones."""
+        rows = {job.number: job.outcome for job in self._trials.jobs.everybody() if job.outcome is not None}
+        return [rows[number] for number in sorted(rows)]
 
     def point_rows(self) -> list[PointRow]:
         """A row for each point all of whose replicates have ended, of earlier calls too."""
         trials = {trial.identity: trial for trial in self._source.trials if not trial.is_stopped}
         points = [(trial.overrides, trial.jobs) for trial in trials.values()]
-        return [_point_row(*point) for point in [*points, *self._trials.other_points(self._source.trials)]]
+        points += [(overrides, tuple(jobs)) for overrides, jobs in self._trials.other_points(self._source.trials)]
+        return [_point_row(overrides, [job.outcome for job in jobs if job.outcome]) for overrides, jobs in points]
 
     def write_now_and_then(self) -> None:
         """Keeps results.csv and best.yaml current at a cost that does not grow with the number of jobs."""
@@ -98,7 +80,7 @@ class SweepTables:
         self.has_news = False
 
     def _writers(self) -> list[Callable[[], None]]:
-        rows, paths = self.sorted_rows(), self._paths
+        rows, paths = self.rows(), self._paths
         results = functools.partial(write_results, paths.results, rows)
         if self._has_points:
             points = self.point_rows()
@@ -112,15 +94,12 @@ class SweepTables:
         return [results, functools.partial(write_best, paths.best, rows, self._fixed, conditions_apart(rows))]
 
 
-def _point_row(overrides: tuple[str, ...], of_point: Sequence[Job]) -> PointRow:
-    of_point = sorted(of_point, key=lambda job: job.number)
-    jobs = tuple(job.number for job in of_point)
-    reasons = {job: reason for job in of_point if (reason := reason_of(job.outcome)) is not None}
+def _point_row(overrides: tuple[str, ...], outcomes: Sequence[Row]) -> PointRow:
+    outcomes = sorted(outcomes, key=lambda row: row.job)
+    jobs = tuple(one.job for one in outcomes)
+    reasons = [f"job {one.job} {reason}" for one in outcomes if (reason := reason_of(one)) is not None]
     if reasons:
-        message = "; ".join(f"job {job.number} {reason}" for job, reason in reasons.items())
-        return PointRow(overrides, jobs, message=message)
-    one = of_point[0].outcome
-    monitor = one.monitor if isinstance(one, RunResult) else RETURNED
-    values = tuple(monitor.score(value_of(job.outcome)) for job in of_point)  # its own inverse
+        return PointRow(overrides, jobs, message="; ".join(reasons))
+    values = tuple(one.value for one in outcomes)
     mean, std = mean_and_std(values)
-    return PointRow(overrides, jobs, values, mean, std, "", monitor)
+    return PointRow(overrides, jobs, values, mean, std, "", outcomes[0].monitor)

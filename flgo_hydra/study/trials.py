@@ -22,11 +22,13 @@ from flgo_hydra.record.result import (
     read_rounds,
     write_failure,
 )
+from flgo_hydra.report.table import RETURNED, Row
+from flgo_hydra.study.changed_code import ChangedCode
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial
 from flgo_hydra.study.points import Point
-from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of, value_of
+from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import StoredTrial, SweepStudy
@@ -74,6 +76,7 @@ class Trials:
         self.study = study
         self.tell = tell
         self.jobs = Jobs(paths, folders)
+        self.code = ChangedCode()
         self._paths = paths
         self._attempts: Counter[str] = Counter()
         self._damaged: set[Path] = set()
@@ -221,10 +224,20 @@ class Trials:
             if job.point.data_sha256 and result.data_sha256 not in ("", job.point.data_sha256):
                 job.is_outdated = True
                 return False
-            job.outcome = result
+            self.note(job, result)
         elif job.point.identity in self._values and os.path.exists(run.folder) and not os.path.exists(run.rounds):
-            job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
+            self.note(job, self._values[job.point.identity])  # another app's value only the study knows
         return job.outcome is not None
+
+    def note(self, job: Job, ended: RunResult | Failure | float) -> None:
+        """A job has ended: with a result, a failure, or (not one of ours) with a number. Its row is all that stays."""
+        about = job.number, job.point.overrides, self.run(job)
+        if isinstance(ended, RunResult):
+            job.outcome, job.code = Row.of_result(*about, ended), self.code.take(ended)
+        elif isinstance(ended, Failure):
+            job.outcome = Row.of_failure(*about, ended)
+        else:
+            job.outcome = Row.of_value(*about, ended)
 
     def set_foreign_aside(self, job: Job) -> None:
         """Renames the result of another config that lies in a job's folder: somebody has put it there."""
@@ -243,7 +256,8 @@ class Trials:
     def take_failure(self, job: Job) -> bool:
         """Takes over that the job failed in an earlier call, if its folder says so."""
         failure = read_failure(self.run(job)) if self.jobs.is_known(job) else None
-        job.outcome = job.outcome if failure is None else failure
+        if failure is not None:
+            self.note(job, failure)
         return failure is not None
 
     def tell_lost(self, job: Job) -> None:
@@ -269,7 +283,7 @@ class Trials:
             with contextlib.suppress(OSError):  # its folder may be what failed, and then there is nothing to write to
                 run.folder.mkdir(parents=True, exist_ok=True)
                 write_failure(run, failure)
-        job.outcome = failure
+        self.note(job, failure)
 
     def settle(self, job: Job) -> None:
         """Closes the trials that have waited for this job last."""
@@ -300,38 +314,37 @@ class Trials:
             self._close_replicates(trial.number, trial.jobs)
         else:
             outcome = trial.jobs[0].outcome
-            if isinstance(outcome, RunResult):
-                self.study.finish(trial.number, outcome, self.read_rounds(trial.jobs[0]))
-            elif isinstance(outcome, Failure):
-                rounds = self.read_rounds(trial.jobs[0])
-                self.study.fail(trial.number, f"{outcome.kind}: {outcome.message}", rounds)
+            assert outcome is not None
+            if outcome.monitor == RETURNED:
+                self.study.finish_value(trial.number, outcome.value)
+            elif outcome.status == "failed":
+                self.study.fail(trial.number, outcome.message, self.read_rounds(trial.jobs[0]))
             else:
-                assert outcome is not None
-                self.study.finish_value(trial.number, outcome)
+                self.study.finish(trial.number, outcome, self.read_rounds(trial.jobs[0]))
 
     def read_rounds(self, job: Job) -> list[dict[str, float]]:
         """What a job has recorded so far."""
         return read_rounds(self.run(job))
 
     def run(self, job: Job) -> RunPaths:
-        return self._paths.run(job.folder)
+        """Its run folder: one path, which its row has too."""
+        job.run = job.run or self._paths.run(job.folder)
+        return job.run
 
     def _close_replicates(self, number: int, jobs: Sequence[Job]) -> None:
-        reasons = {job: reason for job in jobs if (reason := reason_of(job.outcome)) is not None}
+        outcomes = [job.outcome for job in jobs if job.outcome is not None]
+        reasons = {i: reason for i, outcome in enumerate(outcomes) if (reason := reason_of(outcome)) is not None}
         if reasons:
-            is_diverged = all(isinstance(job.outcome, RunResult) for job in reasons)
-            told = [f"job {job.number} ({' '.join(job.point.overrides)}) {reason}" for job, reason in reasons.items()]
-            values = [None if job in reasons else value_of(job.outcome) for job in jobs]
+            is_diverged = not any(outcome.status == "failed" for outcome in outcomes)
+            told = [f"job {jobs[i].number} ({' '.join(jobs[i].point.overrides)}) {why}" for i, why in reasons.items()]
+            values = [None if i in reasons else outcome.score for i, outcome in enumerate(outcomes)]
             self.study.fail(number, "; ".join(told), (), "diverged" if is_diverged else "failed", values)
             return
-        outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
-        results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
         curves = [
-            [{"round": line["round"], "score": result.monitor.score_at(line)} for line in self.read_rounds(job)]
-            for job, result in zip(jobs, results, strict=False)
+            [{"round": line["round"], "score": outcome.monitor.score_at(line)} for line in self.read_rounds(job)]
+            for job, outcome in zip(jobs, outcomes, strict=True)
         ]
-        curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}
-        self.study.finish_mean(number, outcomes, curve)
+        self.study.finish_mean(number, outcomes, mean_curve(curves, "score"))
 
     def _close_stale(self, stored: "StoredTrial") -> None:
         """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""
@@ -339,7 +352,8 @@ class Trials:
             run = self._paths.run(stored.jobs[0].folder)
             result, failure = read_result(run), read_failure(run)
             if result is not None and result.fingerprint == (stored.jobs[0].fingerprint or stored.identity):
-                return self.study.finish(stored.number, result, read_rounds(run))
+                row = Row.of_result(stored.jobs[0].number, stored.overrides, run, result)
+                return self.study.finish(stored.number, row, read_rounds(run))
             if result is None and failure is not None:
                 return self.study.fail(stored.number, f"{failure.kind}: {failure.message}", read_rounds(run))
         self.study.interrupt(stored.number)

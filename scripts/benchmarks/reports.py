@@ -97,7 +97,7 @@ def measure(storage: str, num_workers: int, every_s: float, seconds: float, fold
         rounds = read_rounds(RunPaths(job.folder))
         result = SimpleNamespace(
             status="completed", best_round=num_rounds, best_valid_loss=rounds[-1]["valid_loss"], last_round=num_rounds,
-            seconds=seconds, best={}, message="", option={"num_rounds": num_rounds},
+            seconds=seconds, best={}, message="", num_rounds=num_rounds, is_valid=True,
             score=rounds[-1]["valid_loss"], monitor=VALID_LOSS,
         )  # fmt: skip
         study.finish(trials[job.num], result, rounds)  # type: ignore[arg-type]

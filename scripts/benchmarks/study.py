@@ -28,10 +28,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from hydra.core.utils import JobReturn, JobStatus  # noqa: E402
+from hydra.core.utils import JobStatus  # noqa: E402
 
 from flgo_hydra import __main__  # noqa: E402
 from flgo_hydra.launch import launcher as real  # noqa: E402
+from flgo_hydra.launch.returned import Arrived  # noqa: E402
 from flgo_hydra.record.paths import RunPaths  # noqa: E402
 from flgo_hydra.study import points, sweeper  # noqa: E402
 from flgo_hydra.study import sweep as sweeps  # noqa: E402
@@ -87,10 +88,8 @@ class Idle(real.PackingLauncher):
         self._enter()
         return event
 
-    def job_return(self, job: Any) -> JobReturn:
-        returned = JobReturn(overrides=[], status=JobStatus.COMPLETED)
-        returned.return_value = 0.5
-        return returned
+    def arrived(self, job: Any) -> Arrived:
+        return Arrived(JobStatus.COMPLETED, 0.5)
 
     def _leave(self) -> None:
         self._left += time.process_time() - self._since
@@ -138,9 +137,9 @@ def main() -> None:
         took["points"] = len(found)
         return found
 
-    def telling(sweep: Any, job: Any) -> None:
+    def telling(sweep: Any, job: Any) -> bool:
         Idle.identity = job.point.identity
-        announce(sweep, job)
+        return announce(sweep, job)
 
     sweeper.check_points = timed_check
     sweeps.Sweep._announce = telling  # type: ignore[method-assign]

@@ -44,6 +44,15 @@ def test_remembered_by_machine(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["estimates.json", "estimates.lock"]
 
 
+def test_what_is_not_saved_yet_is_no_more_than_what_is_kept(tmp_path: Path) -> None:
+    given = Estimates("m", tmp_path / "e.json")
+    for seconds in range(1000):
+        given.learn_duration("s", float(seconds))
+    assert sum(len(values) for of in given._unsaved.values() for values in of.values()) <= NUM_KEPT
+    given.save()
+    assert Estimates("m", tmp_path / "e.json").duration_s("s") == given.duration_s("s")
+
+
 def test_nothing_to_save_writes_nothing(tmp_path: Path) -> None:
     Estimates("m", tmp_path / "e.json").save()
     assert not list(tmp_path.iterdir())

@@ -163,6 +163,17 @@ def test_metrics_see_the_config_of_their_own_job(tmp_path):
     assert all(result["engine"]["backend"] == "fused" for result, _ in runs)
 
 
+@pytest.mark.slow
+def test_groups_of_64_run_side_by_side_where_1024_files_may_be_open(tmp_path):
+    """In the launcher a job has three descriptors, in its group's process these and its own records."""
+    grid = ("lr=0.1", "seed=range(0,128)", "num_rounds=1", "num_steps=1", "task.num_clients=2", "model=logistic")
+    done, runs = sweep(tmp_path, "some", *grid, "hydra.launcher.fuse=64", "hydra.launcher.slots=2", most_files=1024)
+    assert done.returncode == 0 and len(runs) == 128, done.stdout + done.stderr
+    assert "cannot be started" not in done.stdout and not list(tmp_path.glob("some/*/attempt-2.log"))
+    logs = [path.read_text() for path in tmp_path.glob("some/*/attempt-1.log")]
+    assert sum("Ran in one process with other jobs" not in log for log in logs) == 2
+
+
 def test_a_group_that_needs_more_files_than_may_be_open_is_smaller(tmp_path):
     few = ("lr=0.1", "seed=range(0,32)", "num_rounds=1", "model=logistic", "hydra.launcher.fuse=32")
     done, runs = sweep(tmp_path, "some", *few, most_files=100)

@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from flgo_hydra.launch import worker
-from flgo_hydra.launch.returned import Returned, pack, unpack
+from flgo_hydra.launch.returned import Arrived, Returned, pack, unpack
 
 
 def returned(value, status=JobStatus.COMPLETED):
@@ -83,11 +83,11 @@ def test_a_failure_without_an_error_is_one():
 
 def test_configs_are_there_when_somebody_asks():
     config = OmegaConf.create({"lr": 0.1, "hydra": {"job": {"name": "x"}, "runtime": {"output_dir": "???"}}})
-    made = Returned(pickle.dumps(config), Path("/f/0"), ["lr=0.1"], JobStatus.COMPLETED, 2.0, "/f")
+    made = Returned(pickle.dumps(config), Path("/f/0"), ["lr=0.1"], Arrived(JobStatus.COMPLETED, 2.0, "/f"))
     assert made.cfg == {"lr": 0.1} and made.return_value == 2.0
     assert made.hydra_cfg == {"hydra": {"job": {"name": "x"}, "runtime": {"output_dir": "/f/0"}}}
     assert isinstance(made, JobReturn) and made.overrides == ["lr=0.1"]
-    none = Returned(b"", Path("/f/0"), [], JobStatus.FAILED, LookupError("x"), "/f")
+    none = Returned(b"", Path("/f/0"), [], Arrived(JobStatus.FAILED, LookupError("x")))
     assert none.cfg is None and none.hydra_cfg is None
     with pytest.raises(LookupError):
         _ = none.return_value

@@ -3,32 +3,40 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
+from flgo_hydra.report.table import Row
 from flgo_hydra.study.study import MOST_REPORTS, SweepStudy, _thinned, stride
 from flgo_hydra.study.widening import distribution
 
-RESULT = RunResult(
-    status="completed",
-    best_valid_loss=0.5,
-    best_round=1,
-    last_round=2,
-    best={"valid_loss": 0.5, "test_accuracy": 0.9},
-    last={"valid_loss": 0.6, "test_accuracy": 0.8},
-    seconds=1.0,
-    peak_memory_mib=100.0,
-    device="cpu",
-    seed=0,
-    task={},
-    model={},
-    algorithm={},
-    option={},
-    versions={},
-    fingerprint="f",
+RESULT = Row.of_result(
+    0,
+    (),
+    RunPaths(Path("0")),
+    RunResult(
+        status="completed",
+        best_valid_loss=0.5,
+        best_round=1,
+        last_round=2,
+        best={"valid_loss": 0.5, "test_accuracy": 0.9},
+        last={"valid_loss": 0.6, "test_accuracy": 0.8},
+        seconds=1.0,
+        peak_memory_mib=100.0,
+        device="cpu",
+        seed=0,
+        task={},
+        model={},
+        algorithm={},
+        option={},
+        versions={},
+        fingerprint="f",
+    ),
 )
 ROUNDS = [{"round": 0, "valid_loss": 2.0}, {"round": 1, "valid_loss": 0.5}, {"round": 2, "valid_loss": 0.6}]
 
@@ -61,6 +69,22 @@ def test_a_finished_run_is_complete_with_its_best_value_and_curve(storage):
     assert (attributes["best_round"], attributes["last_round"], attributes["status"]) == (1, 2, "completed")
     assert (attributes["job"], attributes["overrides"], attributes["attempt"]) == (0, ["lr=0.1"], 1)
     assert attributes["test_accuracy@best(valid_loss)"] == 0.9
+
+
+@pytest.mark.parametrize("sampler", [None, optuna.samplers.RandomSampler()])
+def test_of_ended_trials_memory_has_no_more_than_samplers_ask_for(tmp_path, sampler):
+    study = SweepStudy(tmp_path / "study.journal", "s")
+    study._sampler = sampler
+    numbers = [start(study, lr, job) for job, lr in enumerate((0.1, 0.01))]
+    for number in numbers:
+        study.annotate(number, {"choice": number})
+        study.finish(number, RESULT, ROUNDS)
+    kept = study._study.get_trials(deepcopy=False)
+    assert [trial.user_attrs for trial in kept] == ([{}, {}] if sampler is None else [{"choice": 0}, {"choice": 1}])
+    assert [len(trial.intermediate_values) for trial in kept] == ([0, 0] if sampler is None else [3, 3])
+    assert kept[0].distributions is kept[1].distributions and kept[1].params == {"lr": 0.01}
+    stored = load(tmp_path / "study.journal").trials
+    assert [trial.user_attrs["job"] for trial in stored] == [0, 1] and len(stored[0].intermediate_values) == 3
 
 
 def test_early_stopped_is_complete_and_diverged_and_failed_are_fail_with_the_reason(storage):
