@@ -62,6 +62,8 @@ def read(folder: Path, sweep: Sweep, without_rounds: Collection[str] = ()) -> Fo
     """
     rows, rounds, models = {}, {}, {}
     left = [*folder.glob("*/checkpoint.pt"), *folder.glob("*/.*.????????")]
+    # A folder that does not say any more which point it is stays as it was found, for who knows it.
+    left = [path for path in left if path.parent == folder or (path.parent / ".hydra").exists()]
     leftovers = [f"left over: {path.relative_to(folder)}" for path in left if path.is_file()]
     for row in _table(folder / "results.csv"):
         point = tuple(item for item in row.items() if item[0] in _swept(row))
