@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.monitor import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Monitor
+from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -98,7 +98,7 @@ class Sweep:
     folder: Path
     storage: str = field(repr=False)
     study_name: str = field(repr=False)
-    monitor: Monitor = field(default=VALID_LOSS, repr=False)
+    monitor: Objective = field(default=VALID_LOSS, repr=False)
     """what decides which run is best"""
     points: list[Point] = field(default_factory=list, repr=False)
     """where runs are replicates: the points that have a mean, the best first"""

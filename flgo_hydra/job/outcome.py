@@ -13,7 +13,7 @@ import flgo_hydra
 from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.machine_errors import refused_by_storage
-from flgo_hydra.monitor import VALID_LOSS
+from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.queue import Event, Job, Queue, Running
 from flgo_hydra.launch.scheduler import CPU, Device
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.progress import duration
 from flgo_hydra.record.plain_text import printable
 
@@ -45,7 +45,7 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     # the best `best` of any job, of which metric it is, and which job's
     best: float | None = None
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     best_job: Job | None = None
 
     @property
@@ -57,7 +57,7 @@ class Tally:
         if event.kind == "retry":
             self.num_retried += 1
         elif event.kind == "report":
-            best, monitor = event.values.get("best"), Monitor.from_json(event.values.get("monitor"))
+            best, monitor = event.values.get("best"), Objective.from_json(event.values.get("monitor"))
             if isinstance(best, int | float) and monitor.is_better(best, math.nan if self.best is None else self.best):
                 self.best, self.monitor, self.best_job = best, monitor, event.job
         elif event.kind == "ended":

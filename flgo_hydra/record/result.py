@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flgo_hydra import machine_errors
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import make_plain
@@ -55,7 +55,7 @@ class RunResult:
     attempts: int = 1
     engine: dict[str, Any] = field(default_factory=dict)
     """how local training was computed, and why so"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     """what decided which round is best"""
     warnings: list[str] = field(default_factory=list)
     """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""

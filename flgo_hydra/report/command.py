@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from flgo_hydra.monitor import MODES
+from flgo_hydra.objective import MODES
 from flgo_hydra.record.files import to_json, write_text
 from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters

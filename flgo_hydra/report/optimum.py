@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.report.conditions import by_condition, conditions_of, is_condition
 from flgo_hydra.report.points import PointRow, print_best_point
@@ -41,7 +41,7 @@ def print_optimal_point(rows: Sequence[Row], points: Sequence[PointRow]) -> None
     _tell_of_test(points[0].monitor)
 
 
-def _tell_of_test(monitor: Monitor) -> None:
+def _tell_of_test(monitor: Objective) -> None:
     if "test" in monitor.metric.lower().replace("-", "_").split("_"):
         print(f"                     chosen by {monitor.metric}, on test samples: better than on new data")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.plain_text import first_line, printable
 from flgo_hydra.record.result import decimals
@@ -27,7 +27,7 @@ class PointRow:
     """sample standard deviation; None of a single value"""
     message: str = ""
     """why it has no mean"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flgo_hydra.mistakes import nearest
-from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor, metric_of
+from flgo_hydra.objective import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Objective, metric_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.table import DAMAGED
 
@@ -56,7 +56,7 @@ class Selection:
     Never what is only shown: a rate chosen by its test accuracy has a test accuracy that is too good.
     """
 
-    by: Monitor
+    by: Objective
     """its metric is a column of the tables"""
     monitor: str = "valid_loss"
     """what the runs' best rounds were chosen by"""
@@ -121,7 +121,7 @@ def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | N
     monitors = ", ".join(dict.fromkeys(monitor.metric for monitor in followed))
     if asked is not None:
         name = check_metric(asked, runs)
-        return Selection(Monitor(name, is_maximized(name, runs) if is_max is None else is_max), monitors, True)
+        return Selection(Objective(name, is_maximized(name, runs) if is_max is None else is_max), monitors, True)
     if len(followed) > 1:
         told = " and ".join(f"`monitor={monitor.metric}` ({monitor.mode})" for monitor in followed)
         raise ValueError(
@@ -129,7 +129,7 @@ def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | N
             f"`--select {BEST_VALID_LOSS}`, or take the runs of one only."
         )
     (monitor,) = followed
-    return Selection(Monitor(monitor.column, monitor.is_maximized), monitor.metric)
+    return Selection(Objective(monitor.column, monitor.is_maximized), monitor.metric)
 
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:

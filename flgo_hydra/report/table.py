@@ -9,13 +9,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
+from flgo_hydra.objective import BEST_VALID_LOSS, VALID_LOSS, Objective
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import csv_cell, first_line, printable
 from flgo_hydra.record.result import Failure, RunResult
 
-RETURNED = Monitor("value")
+RETURNED = Objective("value")
 """what decides between jobs of another Hydra app"""
 NO_BEST = "without a best"
 DAMAGED = "damaged"
@@ -42,7 +42,7 @@ class Row:
     message: str = ""
     num_rounds: int | None = None
     """how many it would have trained, had nothing ended it"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     """what decides"""
     warnings: Sequence[str] = ()
     """of its settings, for people"""

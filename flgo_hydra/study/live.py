@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.pruning import Pruning
 from flgo_hydra.study.study import SweepStudy, stride
@@ -62,7 +62,7 @@ class LiveCurves:
             values: of the report; only evaluated rounds count.
             read_earlier: the rounds recorded before, for a run that goes on from the checkpoint of an earlier sweep.
         """
-        monitor, metrics = Monitor.from_json(values.get("monitor")), values.get("metrics")
+        monitor, metrics = Objective.from_json(values.get("monitor")), values.get("metrics")
         if values.get("kind") != "round" or not isinstance(metrics, Mapping):
             return
         round_num, loss, num_rounds = values.get("round"), metrics.get(monitor.metric), values.get("num_rounds")

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flgo_hydra import reference
 from flgo_hydra.config import PRUNERS
 from flgo_hydra.federated.patience import Patience
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 
 _KEY = "hydra.sweeper.pruner"
 
@@ -46,7 +46,7 @@ class PatiencePruner(BasePruner):
         self._patience = patience
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        patience = Patience(Monitor("value", study.direction == StudyDirection.MAXIMIZE))
+        patience = Patience(Objective("value", study.direction == StudyDirection.MAXIMIZE))
         for step, value in sorted(trial.intermediate_values.items()):
             patience = patience.update(step, value)
             if patience.is_over(step, self._patience):

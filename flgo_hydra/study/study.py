@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.plain_text import plain
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.record.secrets import masked
@@ -72,7 +72,7 @@ class StoredJob:
 
 
 class SweepStudy:
-    """A study that minimises the best score (`Monitor.score`) over the points of a sweep."""
+    """A study that minimises the best score (`Objective.score`) over the points of a sweep."""
 
     def __init__(self, storage: str | Path, name: str) -> None:
         """Opens the study, or creates it.
@@ -269,7 +269,7 @@ class SweepStudy:
         self._curves[trial.number] = {}
         return trial.number
 
-    def follow(self, monitor: Monitor) -> None:
+    def follow(self, monitor: Objective) -> None:
         """Says which metric the runs follow; it is minimised, or its negative is."""
         self._monitor = monitor
 

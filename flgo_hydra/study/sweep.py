@@ -22,7 +22,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.machine_errors import CannotWrite
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.plain_text import shown
@@ -36,12 +36,12 @@ from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.changed_code import ChangedCode, sentence, several_versions
+from flgo_hydra.study.common import Common, check_same
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, description, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.kept_grid import KEEP_RECORD
-from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
 from flgo_hydra.study.points import Point, PointChecker, tell_apart
 from flgo_hydra.study.replicates import reason_of, value_of
@@ -74,7 +74,7 @@ class Outcome:
     paths: SweepPaths
     storage: str
     study_name: str
-    monitor: Monitor
+    monitor: Objective
     points: Callable[[], list[PointRow]] | None
     """what points with replicates have come to; None where jobs are none"""
 

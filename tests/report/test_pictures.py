@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.bands import Plot, draw_bands, lines_of
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.figure import BEST, COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
@@ -29,7 +29,7 @@ def _is_drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
-_QUESTION = Question(("best_valid_loss",), False, Selection(Monitor("best_valid_loss")))
+_QUESTION = Question(("best_valid_loss",), False, Selection(Objective("best_valid_loss")))
 
 
 def _plot(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=(), is_log=False) -> Plot:

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.command import main
 from flgo_hydra.report.selection import Selection
 
@@ -368,7 +368,7 @@ def test_of_a_repeated_run_the_one_that_ended_counts(report, make_run):
     "name, is_test", [("latest_gap", False), ("fastest", False), ("test_f1", True), ("f1_test", True)]
 )
 def test_which_samples_a_metric_is_of_is_read_off_whole_words(name, is_test):
-    assert (Selection(Monitor(name)).samples == "test") == is_test
+    assert (Selection(Objective(name)).samples == "test") == is_test
 
 
 def test_numbers_whose_squares_are_none(report, make_run):

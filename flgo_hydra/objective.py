@@ -24,14 +24,14 @@ MODES = ("min", "max")
 
 
 @dataclass(frozen=True)
-class Monitor:
+class Objective:
     """The metric that decides which round, and which run, is best."""
 
     metric: str = "valid_loss"
     is_maximized: bool = False
 
     @staticmethod
-    def of(metric: str, mode: str | None = None) -> "Monitor":
+    def of(metric: str, mode: str | None = None) -> "Objective":
         """As the options say it.
 
         Args:
@@ -48,13 +48,13 @@ class Monitor:
                 + (f". Did you mean `{near[0]}`? A metric of your own needs" if near else ", so it needs")
                 + " the way in which it is better: `monitor_mode=min` or `monitor_mode=max`."
             )
-        return Monitor(metric, KNOWN[metric] if mode is None else mode == "max")
+        return Objective(metric, KNOWN[metric] if mode is None else mode == "max")
 
     @staticmethod
-    def from_json(value: Any) -> "Monitor":
+    def from_json(value: Any) -> "Objective":
         """What `dataclasses.asdict` made of one; the default of anything else."""
         is_one = isinstance(value, Mapping) and isinstance(value.get("metric"), str)
-        return Monitor(value["metric"], value.get("is_maximized") is True) if is_one else Monitor()
+        return Objective(value["metric"], value.get("is_maximized") is True) if is_one else Objective()
 
     @property
     def mode(self) -> str:
@@ -120,5 +120,5 @@ def metric_of(column: str) -> str:
 
 
 BEST_VALID_LOSS = "best_valid_loss"
-VALID_LOSS = Monitor()
+VALID_LOSS = Objective()
 """what decides unless the user says otherwise; `best_valid_loss` is its best, whatever is monitored"""

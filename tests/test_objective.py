@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flgo_hydra.monitor import KNOWN, VALID_LOSS, Monitor, caveats, metric_of
+from flgo_hydra.objective import KNOWN, VALID_LOSS, Objective, caveats, metric_of
 
 nan, inf = math.nan, math.inf
 
@@ -23,21 +23,21 @@ nan, inf = math.nan, math.inf
     ],
 )
 def test_the_direction_of_ours_is_known_and_of_others_said(metric, mode, is_maximized):
-    assert Monitor.of(metric, mode) == Monitor(metric, is_maximized)
+    assert Objective.of(metric, mode) == Objective(metric, is_maximized)
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "my_accuracy", "worst_loss", "accuracy", "f1_score", ""])
 def test_nothing_is_guessed_from_a_name(metric):
     with pytest.raises(ValueError, match="`monitor_mode=min` or `monitor_mode=max`"):
-        Monitor.of(metric)
+        Objective.of(metric)
 
 
 def test_a_wrong_mode_is_refused():
     with pytest.raises(ValueError, match="`monitor_mode` must be one of min, max, but got 'maximize'"):
-        Monitor.of("test_accuracy", "maximize")
+        Objective.of("test_accuracy", "maximize")
 
 
-@pytest.mark.parametrize("monitor", [VALID_LOSS, Monitor("x", True)])
+@pytest.mark.parametrize("monitor", [VALID_LOSS, Objective("x", True)])
 @given(values=st.lists(st.sampled_from([0.0, -1.0, 2.0, nan, inf, -inf]), max_size=8))
 def test_the_best_round_is_the_first_of_the_best_finite_ones(monitor, values):
     lines = [{"round": i, monitor.metric: value} for i, value in enumerate(values)]
@@ -52,23 +52,23 @@ def test_the_best_round_is_the_first_of_the_best_finite_ones(monitor, values):
 
 
 def test_a_score_is_its_own_inverse_and_a_missing_metric_is_nan():
-    for monitor in (VALID_LOSS, Monitor("x", True)):
+    for monitor in (VALID_LOSS, Objective("x", True)):
         assert monitor.score(monitor.score(2.5)) == 2.5
         assert math.isnan(monitor.score_at({})) and math.isnan(monitor.value_at({"y": 1.0}))
 
 
 @pytest.mark.parametrize("name", [*KNOWN, "best", "a.b", "x@best(y)", "best_valid_los"])
 def test_columns_name_metric_and_monitor(name):
-    for monitor in (VALID_LOSS, Monitor("test_accuracy", True), Monitor("é", True)):
+    for monitor in (VALID_LOSS, Objective("test_accuracy", True), Objective("é", True)):
         assert monitor.at_best(name) == f"{name}@best({monitor.metric})" and metric_of(monitor.at_best(name)) == name
     assert VALID_LOSS.column == "best_valid_loss" and metric_of("best_valid_loss") == "valid_loss"
-    assert Monitor("valid_loss", True).column == "valid_loss@best(valid_loss)"
+    assert Objective("valid_loss", True).column == "valid_loss@best(valid_loss)"
 
 
 def test_it_travels_as_plain_values():
-    for monitor in (VALID_LOSS, Monitor("best", True)):
-        assert Monitor.from_json(asdict(monitor)) == monitor
-    assert Monitor.from_json(None) == Monitor.from_json({"metric": 3}) == VALID_LOSS
+    for monitor in (VALID_LOSS, Objective("best", True)):
+        assert Objective.from_json(asdict(monitor)) == monitor
+    assert Objective.from_json(None) == Objective.from_json({"metric": 3}) == VALID_LOSS
 
 
 @pytest.mark.parametrize(
