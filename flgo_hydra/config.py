@@ -219,7 +219,7 @@ class OptionConf:
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
-        Objective.of(self.monitor, self.monitor_mode)
+        Objective.asked(self.monitor, self.monitor_mode)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
@@ -234,7 +234,7 @@ class OptionConf:
     @property
     def followed(self) -> Objective:
         """What decides which round is best."""
-        return Objective.of(self.monitor, self.monitor_mode)
+        return Objective.asked(self.monitor, self.monitor_mode)
 
 
 @dataclass

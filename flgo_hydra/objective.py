@@ -1,8 +1,11 @@
 """What "best" means in a run: one metric, and which way it is better.
 
 The round loop, the live table, the study, the summary, the rebuilt study, `frame()` and the reports all ask this one
-value; nothing else compares two results. The direction of our own metrics is known; of any other metric it is never
-guessed from its name: the user says it (`monitor_mode`).
+value; nothing else compares two results. They speak of the metric's own values. Only Optuna hears scores, of which
+less is better: `study.study` and `study.pruning`, which talk to it, turn the sign on the way.
+
+The direction of our own metrics is known; of any other metric it is never guessed from its name: the user says it
+(`monitor_mode`).
 """
 
 import difflib
@@ -25,13 +28,13 @@ MODES = ("min", "max")
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric that decides which round, and which run, is best."""
+    """The metric that decides which round, and which run, is best; options and files call it `monitor`."""
 
     metric: str = "valid_loss"
     is_maximized: bool = False
 
     @staticmethod
-    def of(metric: str, mode: str | None = None) -> "Objective":
+    def asked(metric: str, mode: str | None = None) -> "Objective":
         """As the options say it.
 
         Args:
@@ -61,11 +64,6 @@ class Objective:
         """min or max."""
         return MODES[self.is_maximized]
 
-    @property
-    def worst(self) -> float:
-        """What any finite value is better than."""
-        return -math.inf if self.is_maximized else math.inf
-
     def is_better(self, value: float, than: float) -> bool:
         """Whether a value beats another. A tie does not, nor does what is not finite; any finite value beats that."""
         return math.isfinite(value) and (not math.isfinite(than) or self.score(value) < self.score(than))
@@ -74,19 +72,15 @@ class Objective:
         """The value as a study minimises it: the negative of what is maximised. Its own inverse."""
         return -value if self.is_maximized else value
 
-    def value_at(self, line: Mapping[str, float]) -> float:
+    def of(self, line: Mapping[str, float]) -> float:
         """The metric in an evaluated round; nan where it is not there."""
         return line.get(self.metric, math.nan)
-
-    def score_at(self, line: Mapping[str, float]) -> float:
-        """The same as a study minimises it."""
-        return self.score(self.value_at(line))
 
     def best_of(self, rounds: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
         """The best of the evaluated rounds, the first of equals; None where none is finite."""
         best: Mapping[str, float] | None = None
         for line in rounds:
-            if self.is_better(self.value_at(line), math.nan if best is None else self.value_at(best)):
+            if self.is_better(self.of(line), math.nan if best is None else self.of(best)):
                 best = line
         return best
 
@@ -99,9 +93,28 @@ class Objective:
         return f"{metric}@best({self.metric})"
 
     @property
+    def label(self) -> str:
+        """`best valid_loss`, for people."""
+        return f"best {self.metric}"
+
+    @property
+    def samples(self) -> str:
+        """What the metric is measured on, by its name: test, validation, training or unknown."""
+        words = metric_of(self.metric).lower().replace("-", "_").split("_")
+        return next((long for short, long in _SAMPLES.items() if short in words), "unknown")
+
+    @property
     def column(self) -> str:
         """What tables call the metric itself at its best."""
         return BEST_VALID_LOSS if self == VALID_LOSS else self.at_best(self.metric)
+
+
+_SAMPLES = {
+    "test": "test",
+    **dict.fromkeys(("valid", "validation", "val"), "validation"),
+    **dict.fromkeys(("train", "training"), "training"),
+}
+"""by a word of the metric's name"""
 
 
 def caveats(metric: str, mode: str | None) -> list[str]:

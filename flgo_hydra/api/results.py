@@ -43,7 +43,7 @@ class Run:
     @property
     def value(self) -> float:
         """The best valid_loss, or what `monitor` names; nan where the run diverged or failed."""
-        return math.nan if self.result is None else self.result.objective
+        return math.nan if self.result is None else self.result.value
 
     @property
     def round(self) -> int | None:
@@ -126,7 +126,7 @@ class Sweep:
         if not valid:
             whys = [f"{run.status}: {run.error or (run.result.message if run.result else '')}" for run in self.runs]
             raise ValueError(f"No run of {self.folder} has a finite value ({'; '.join(whys[:3])}).")
-        return min(valid, key=lambda run: run.result.score if run.result else math.inf)
+        return min(valid, key=lambda run: self.monitor.rank(run.value))
 
     @property
     def study(self) -> Any:

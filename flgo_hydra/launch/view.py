@@ -300,7 +300,7 @@ class Table(Lines):
         parts += [f"{tally.num_retried} retried"] if tally.num_retried else []
         parts += [f"{tally.num_failed} failed"] if tally.num_failed else []
         if tally.best is not None and tally.best_job is not None:
-            what = "best" if tally.monitor == VALID_LOSS else f"best {tally.monitor.metric}"
+            what = "best" if tally.monitor == VALID_LOSS else tally.monitor.label
             whose = f"#{tally.best_job.num} {_shorten(tally.best_job.name, _NAME_CELLS)}"
             parts.append(f"{what} {tally.best:.6g} ({whose})")
         passed = [now - running.started_s for running in queue.running.values()]

@@ -39,10 +39,6 @@ class PointRow:
         return decimals(self.mean) if self.std is None else f"{decimals(self.mean)} ± {decimals(self.std)}"
 
     @property
-    def label(self) -> str:
-        return f"best {self.monitor.metric}"
-
-    @property
     def of_jobs(self) -> str:
         return f"job{'s' * (len(self.jobs) > 1)} {', '.join(map(str, self.jobs))}"
 
@@ -114,7 +110,7 @@ def print_best_point(best: PointRow, under: str = "") -> None:
     """Args: under: which condition, if those vary."""
     print(f"optimal combination{under}:", best.name)
     several = "s" if len(best.jobs) > 1 else ""
-    print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicate{several} ({best.of_jobs})")
+    print(f"{f'{best.monitor.label}:':20} {best.value} over {len(best.jobs)} replicate{several} ({best.of_jobs})")
 
 
 def print_points(rows: Sequence[PointRow], most: int) -> None:
@@ -122,7 +118,7 @@ def print_points(rows: Sequence[PointRow], most: int) -> None:
     listed = sort_points(rows)
     if len(listed) > 1:
         width = max(len("point"), *(len(row.name) for row in listed[:most]))
-        print(f"\n  {'point':{width}}  {f'{listed[0].label}, mean ± std':>26}    n")
+        print(f"\n  {'point':{width}}  {f'{listed[0].monitor.label}, mean ± std':>26}    n")
         for row in listed[:most]:
             print(f"  {row.name:{width}}  {row.value:>26}  {len(row.jobs):>3}")
         if len(listed) > most:

@@ -293,7 +293,7 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: 
     return replace(
         row,
         monitor=monitor,
-        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(rounds) or {}),
+        best_valid_loss=VALID_LOSS.of(VALID_LOSS.best_of(rounds) or {}),
         best_round=int(best["round"]) if best else None,
         last_round=int(rounds[-1]["round"]) if rounds else None,
         best={name: value for name, value in best.items() if name not in ("round", "seconds")},
@@ -305,7 +305,7 @@ def _monitor(values: Mapping[str, Value]) -> Objective:
     """What an unfinished run follows, by its config."""
     metric, mode = values.get("monitor"), values.get("monitor_mode")
     try:
-        return Objective.of(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
+        return Objective.asked(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
     except ValueError:  # it was never started like that
         return VALID_LOSS
 

@@ -70,12 +70,12 @@ class Row:
     @property
     def value(self) -> float:
         """The monitored metric at the best round."""
-        return self.monitor.value_at(self.best)
+        return self.monitor.of(self.best)
 
     @property
-    def score(self) -> float:
-        """The same as a number of which less is better."""
-        return self.monitor.score(self.value)
+    def rank(self) -> float:
+        """A key to sort by, the best first."""
+        return self.monitor.rank(self.value)
 
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
@@ -108,7 +108,7 @@ class Row:
 
 def best_row(rows: Sequence[Row]) -> Row | None:
     """The row with the best value; the first of equals."""
-    return min((row for row in rows if row.is_valid), key=lambda row: row.score, default=None)
+    return min((row for row in rows if row.is_valid), key=lambda row: row.rank, default=None)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:

@@ -40,7 +40,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str = "valid_loss") -> dict[int, float]:
+def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str) -> dict[int, float]:
     """The mean of a metric by round, over the rounds that every replicate has."""
     by_round = [{int(line["round"]): line[metric] for line in curve if metric in line} for curve in curves]
     common = set.intersection(*(set(curve) for curve in by_round)) if by_round else set()
@@ -52,7 +52,7 @@ def reason_of(outcome: RunResult | Failure | float | None) -> str | None:
     if isinstance(outcome, RunResult):
         if outcome.status == "diverged":
             return f"diverged: {outcome.message}"
-        is_finite = math.isfinite(outcome.score)
+        is_finite = math.isfinite(outcome.value)
     elif isinstance(outcome, Failure):
         return f"{outcome.kind}: {outcome.message}"
     else:
@@ -65,4 +65,4 @@ def value_of(outcome: RunResult | Failure | float | None) -> float:
     if reason_of(outcome) is not None:
         return math.nan
     assert isinstance(outcome, RunResult | float)
-    return outcome.score if isinstance(outcome, RunResult) else outcome
+    return outcome.value if isinstance(outcome, RunResult) else outcome

@@ -162,7 +162,9 @@ class Sweep:
         if self._settings.replicate_keys:
             self._describe({"replicates": [list(more) for more in plan.replicates]})
         setting = self._settings.pruner
-        self._pruning = None if setting is None else Pruning(setting, insist(self._study.finished_trials))
+        self._pruning = (
+            None if setting is None else Pruning(setting, insist(self._study.finished_trials), self._monitor)
+        )
         if self._pruning is not None and any(not point.group for point in points):
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning, behind=self._behind)

@@ -121,6 +121,6 @@ def _point_row(overrides: tuple[str, ...], of_point: Sequence[Job]) -> PointRow:
         return PointRow(overrides, jobs, message=message)
     one = of_point[0].outcome
     monitor = one.monitor if isinstance(one, RunResult) else RETURNED
-    values = tuple(monitor.score(value_of(job.outcome)) for job in of_point)  # its own inverse
+    values = tuple(value_of(job.outcome) for job in of_point)
     mean, std = mean_and_std(values)
     return PointRow(overrides, jobs, values, mean, std, "", monitor)

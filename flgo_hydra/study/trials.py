@@ -222,9 +222,13 @@ class Trials:
                 job.is_outdated = True
                 return False
             job.outcome = result
-        elif job.point.identity in self._values and os.path.exists(run.folder) and not os.path.exists(run.rounds):
-            job.outcome = self._values[job.point.identity]  # of an app that is not ours only the study knows the value
+        elif self._has_value(job) and os.path.exists(run.folder) and not os.path.exists(run.rounds):
+            job.outcome = self._values[job.point.identity]
         return job.outcome is not None
+
+    def _has_value(self, job: Job) -> bool:
+        """Whether the study has its value, and nobody else: ours, which have a group, say theirs in their folders."""
+        return job.point.identity in self._values and not job.point.group
 
     def set_foreign_aside(self, job: Job) -> None:
         """Renames the result of another config that lies in a job's folder: somebody has put it there."""
@@ -326,11 +330,8 @@ class Trials:
             return
         outcomes = [job.outcome for job in jobs if isinstance(job.outcome, RunResult | float)]
         results = [outcome for outcome in outcomes if isinstance(outcome, RunResult)]
-        curves = [
-            [{"round": line["round"], "score": result.monitor.score_at(line)} for line in self.read_rounds(job)]
-            for job, result in zip(jobs, results, strict=False)
-        ]
-        curve = mean_curve(curves, "score") if len(results) == len(jobs) else {}
+        is_ours = len(results) == len(jobs)
+        curve = mean_curve([self.read_rounds(job) for job in jobs], results[0].monitor.metric) if is_ours else {}
         self.study.finish_mean(number, outcomes, curve)
 
     def _close_stale(self, stored: "StoredTrial") -> None:

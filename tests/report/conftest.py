@@ -80,9 +80,9 @@ def _run_maker(root: Path) -> MakeRun:
             kind, _, message = failure.partition(": ")
             write_failure(paths, Failure(kind, message))
         elif status is not None:
-            followed = Objective.of(monitor)
+            followed = Objective.asked(monitor)
             finite = [num for num, loss in enumerate(losses) if math.isfinite(loss)]
-            best_round = min(finite, key=lambda num: followed.score_at(lines[num]), default=0)
+            best_round = min(finite, key=lambda num: followed.rank(followed.of(lines[num])), default=0)
             at_best = lines[best_round] if finite else dict.fromkeys(lines[0], math.inf)
             result = RunResult(
                 status=status,

@@ -18,7 +18,7 @@ _BY_LOSS = Selection(Objective("best_valid_loss"))
 
 
 def _compare(runs, keys=("algorithm",), over=("seed",), metric="best_valid_loss", selection=_BY_LOSS, conditions=()):
-    return compare(runs, Question((metric,), False, selection, tuple(over), tuple(keys), tuple(conditions)))
+    return compare(runs, Question(Objective(metric), selection, (), tuple(over), tuple(keys), tuple(conditions)))
 
 
 def test_groups_over_seeds(sweep):

@@ -11,7 +11,7 @@ from flgo_hydra.report.table import Row, best_row, write_best
 
 def _row(job, loss, *overrides, metric="valid_loss"):
     best = {"valid_loss": loss, "test_accuracy": 0.5}
-    return Row(job, overrides, Path(str(job)), "completed", loss, 3, 5, best, monitor=Objective.of(metric))
+    return Row(job, overrides, Path(str(job)), "completed", loss, 3, 5, best, monitor=Objective.asked(metric))
 
 
 def _print(rows, capsys):
