@@ -76,7 +76,7 @@ def job(cfg: DictConfig) -> float:
         folder = Path(hydra.runtime.output_dir)
         paths = run_of_sweep(folder) if hydra.mode == RunMode.MULTIRUN else RunPaths(folder)
         with where_typed.known(str(hydra.runtime.cwd)):
-            return _run(compose.to_conf(cfg), paths).objective
+            return _run(compose.to_conf(cfg), paths).value
     except Exception as error:
         if hydra.mode == RunMode.MULTIRUN:  # a single run's error is printed by the command line
             _log.error("the job failed\n%s", traceback_of(error).rstrip())

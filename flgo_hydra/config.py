@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 
 MISSING: Any = "???"
 """OmegaConf's mark of a value that must be given, spelled out: what trains needs torch and numpy only."""
@@ -219,7 +219,7 @@ class OptionConf:
         hold(self.clip_grad >= 0, "clip_grad >= 0", self.clip_grad)
         hold(self.eval_interval >= 1, "eval_interval >= 1", self.eval_interval)
         hold(self.early_stop is None or self.early_stop >= 1, "early_stop >= 1, or null for never", self.early_stop)
-        Monitor.of(self.monitor, self.monitor_mode)
+        Objective.asked(self.monitor, self.monitor_mode)
         hold(self.seed >= 0, "seed >= 0", self.seed)
         if not _DEVICE.fullmatch(self.device):
             one_of("device", self.device, ("auto", "cpu", "cuda", "cuda:<i>", "mps"))
@@ -232,9 +232,9 @@ class OptionConf:
         hold(interval is None or interval >= 0, "checkpoint_interval >= 0, or null for automatic", interval)
 
     @property
-    def followed(self) -> Monitor:
+    def followed(self) -> Objective:
         """What decides which round is best."""
-        return Monitor.of(self.monitor, self.monitor_mode)
+        return Objective.asked(self.monitor, self.monitor_mode)
 
 
 @dataclass

@@ -32,7 +32,7 @@ def test_a_run_writes_the_files_of_the_design(make_conf, tmp_path):
     assert [line["seconds"] for line in rounds] == sorted(line["seconds"] for line in rounds)
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["status"] == "completed" and written["last_round"] == 3 and written["seed"] == 0
-    assert written["best_valid_loss"] == min(line["valid_loss"] for line in rounds) == result.objective
+    assert written["best_valid_loss"] == min(line["valid_loss"] for line in rounds) == result.value
     assert rounds[written["best_round"]]["valid_loss"] == written["best_valid_loss"]
     assert written["best"]["test_accuracy"] == rounds[written["best_round"]]["test_accuracy"]
     assert written["peak_memory_mib"] > 0 and written["device"] == "cpu"
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(make_conf, tmp_path)
     result = app.run(make_conf(*SMALL, "lr=1e38", "num_rounds=50"), tmp_path / "run")
     assert result.status == "diverged"
     assert f"round {result.last_round}" in result.message
-    assert math.isnan(result.objective) and result.best_round == 0
+    assert math.isnan(result.value) and result.best_round == 0
     assert math.isnan(read_rounds(RunPaths(tmp_path / "run"))[-1]["valid_loss"])
 
 

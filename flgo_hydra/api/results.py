@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra.config import OptionConf
-from flgo_hydra.monitor import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Monitor
+from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.report.table import Row
@@ -43,7 +43,7 @@ class Run:
     @property
     def value(self) -> float:
         """The best valid_loss, or what `monitor` names; nan where the run diverged or failed."""
-        return math.nan if self.result is None else self.result.objective
+        return math.nan if self.result is None else self.result.value
 
     @property
     def round(self) -> int | None:
@@ -98,7 +98,7 @@ class Sweep:
     folder: Path
     storage: str = field(repr=False)
     study_name: str = field(repr=False)
-    monitor: Monitor = field(default=VALID_LOSS, repr=False)
+    monitor: Objective = field(default=VALID_LOSS, repr=False)
     """what decides which run is best"""
     points: list[Point] = field(default_factory=list, repr=False)
     """where runs are replicates: the points that have a mean, the best first"""
@@ -126,7 +126,7 @@ class Sweep:
         if not valid:
             whys = [f"{run.status}: {run.error or (run.result.message if run.result else '')}" for run in self.runs]
             raise ValueError(f"No run of {self.folder} has a finite value ({'; '.join(whys[:3])}).")
-        return min(valid, key=lambda run: run.result.score if run.result else math.inf)
+        return min(valid, key=lambda run: self.monitor.rank(run.value))
 
     @property
     def study(self) -> Any:

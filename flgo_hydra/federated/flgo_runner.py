@@ -26,7 +26,6 @@ from torch.utils.data import Subset
 from flgo_hydra import reference
 from flgo_hydra.config import FlgoConf, OptionConf, TaskConf
 from flgo_hydra.federated.flgo_task import is_task_folder, task_sha256
-from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.rounds import RunState, Status, Watcher
 from flgo_hydra.federated.training import ServerState
 
@@ -165,13 +164,9 @@ def _make_logger(option: OptionConf, state: RunState, watcher: Watcher, clock: C
             state.round_num = 0 if self.current_round < 0 else self.current_round
             state.last = self._evaluate()
             state.seconds = clock() - started
-            before = state.patience
-            state.patience = before.update(state.round_num, monitored(option.monitor, state.last, state.round_num))
-            is_best = state.patience is not before
-            if is_best:
-                state.best = state.last
-                if option.save_best:
-                    state.server = ServerState(dict(self.coordinator.model.state_dict()), {})
+            is_best = state.judge()
+            if is_best and option.save_best:
+                state.server = ServerState(dict(self.coordinator.model.state_dict()), {})
             watcher.evaluated(state, is_best)
             losses = [state.last[name] for name in ("valid_loss", "test_loss") if name in state.last]
             if not all(math.isfinite(loss) for loss in losses):

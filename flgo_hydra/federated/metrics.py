@@ -34,7 +34,7 @@ from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.task import Task
-from flgo_hydra.monitor import KNOWN
+from flgo_hydra.objective import KNOWN
 
 Values = dict[str, float]
 _TAKEN = (*KNOWN, "round", "seconds")

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass, replace
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 
 
 @dataclass(frozen=True)
 class Patience:
     """The best value so far and its round. Ties, NaN and inf are no improvement."""
 
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     best: float = math.nan
     """nan before the first finite value"""
     best_round: int = 0

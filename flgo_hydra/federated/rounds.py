@@ -50,6 +50,20 @@ class RunState:
     seconds: float = 0.0
     """time trained so far, earlier attempts included"""
 
+    def judge(self) -> bool:
+        """Holds the metrics of the last evaluated round against the best so far; returns whether they are better.
+
+        Raises:
+            ValueError: the metric that the run follows is not among them.
+        """
+        before = self.patience
+        value = monitored(before.monitor.metric, self.last, self.round_num)
+        self.patience = before.update(self.round_num, value)
+        if self.patience is before:
+            return False
+        self.best = self.last
+        return True
+
 
 @dataclass(frozen=True)
 class RoundWork:
@@ -167,11 +181,7 @@ def rounds(
                 seed_all(torch_seed(option.seed, Purpose.OWN_METRICS, r), data.x_train.device)
                 state.last = {**state.last, **own_metrics(backend.load(state.server), state)}
             state.seconds = clock() - started
-            before = state.patience
-            state.patience = before.update(r, monitored(option.monitor, state.last, r))
-            if state.patience is not before:
-                state.best = state.last
-            watcher.evaluated(state, is_best=state.patience is not before)
+            watcher.evaluated(state, is_best=state.judge())
             if not all(math.isfinite(state.last[loss]) for loss in ("valid_loss", "test_loss")):
                 return Status.DIVERGED
             if state.patience.is_over(r, option.early_stop):

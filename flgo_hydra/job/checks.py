@@ -7,7 +7,7 @@ from flgo_hydra import compose, own_code, reference
 from flgo_hydra.config import Conf, FlgoConf, one_of
 from flgo_hydra.job.imports import load
 from flgo_hydra.job.isolation import modules_kept
-from flgo_hydra.monitor import KNOWN
+from flgo_hydra.objective import KNOWN
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     from flgo_hydra.federated.task import Task

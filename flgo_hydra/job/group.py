@@ -102,7 +102,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
             except OSError as error:
                 return fail(i, error)
             _log.info("%s", describe(result))
-        jobs[i].finish(result.objective)
+        jobs[i].finish(result.value)
 
     task, data = None, None
     known: dict[str, tuple[str, str]] = {}
@@ -113,7 +113,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
             with job.current():
                 finished = read_finished(conf, paths)
             if finished is not None:
-                jobs[i].finish(finished.objective)
+                jobs[i].finish(finished.value)
                 continue
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")

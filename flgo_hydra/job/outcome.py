@@ -13,7 +13,7 @@ import flgo_hydra
 from flgo_hydra import compose, own_code
 from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.machine_errors import refused_by_storage
-from flgo_hydra.monitor import VALID_LOSS
+from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.progress import duration
 from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths
@@ -103,7 +103,7 @@ def describe(result: RunResult) -> str:
         return f"{end}: {_NO_BEST.format(result.monitor.metric)}"
     others = {name: value for name, value in result.best.items() if name == "test_accuracy"}
     extra = f" ({summarize(others)})" if others else ""
-    best = f"best {result.monitor.metric} {decimals(result.objective)} at round {result.best_round}"
+    best = f"{result.monitor.label} {decimals(result.value)} at round {result.best_round}"
     return f"{end}: {best}{extra}, {duration(result.seconds)}"
 
 
@@ -145,7 +145,7 @@ def result_of(
     on_gpu = device.type == "cuda"
     return RunResult(
         status=str(status),
-        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(record) or {"valid_loss": math.inf}),
+        best_valid_loss=VALID_LOSS.of(VALID_LOSS.best_of(record) or {"valid_loss": math.inf}),
         best_round=state.patience.best_round,
         last_round=state.round_num,
         best=state.best,

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose, monitor, own_code, reference, where_typed
+from flgo_hydra import compose, objective, own_code, reference, where_typed
 from flgo_hydra.config import Conf
 from flgo_hydra.job.device import count_threads, resolve_device
 from flgo_hydra.job.outcome import result_of
@@ -131,7 +131,7 @@ def prepare(
         selection = require_fitting(built, conf)
         algorithm, numbers = composed(algorithm, built, of_parts, conf.seed), {**numbers, **of_parts}
         warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
-        warnings += monitor.caveats(conf.monitor, conf.monitor_mode)
+        warnings += objective.caveats(conf.monitor, conf.monitor_mode)
         for text in warnings:
             _log.warning("%s", text)
         has_own_loss = type(algorithm).loss is not Algorithm.loss

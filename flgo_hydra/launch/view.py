@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.queue import Event, Queue, Running
 from flgo_hydra.launch.scheduler import CPU, Device
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.progress import duration
 from flgo_hydra.record.plain_text import printable
 
@@ -45,7 +45,7 @@ class Tally:
     seconds: float = 0.0
     # the best `best` of any job, of which metric it is, and what people call the job
     best: float | None = None
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     best_job: str = ""
 
     @property
@@ -57,7 +57,7 @@ class Tally:
         if event.kind == "retry":
             self.num_retried += 1
         elif event.kind == "report":
-            best, monitor = event.values.get("best"), Monitor.from_json(event.values.get("monitor"))
+            best, monitor = event.values.get("best"), Objective.from_json(event.values.get("monitor"))
             if isinstance(best, int | float) and monitor.is_better(best, math.nan if self.best is None else self.best):
                 self.best, self.monitor = best, monitor
                 self.best_job = f"#{event.job.num} {_shorten(event.job.name, _NAME_CELLS)}"
@@ -299,7 +299,7 @@ class Table(Lines):
         parts += [f"{tally.num_retried} retried"] if tally.num_retried else []
         parts += [f"{tally.num_failed} failed"] if tally.num_failed else []
         if tally.best is not None:
-            what = "best" if tally.monitor == VALID_LOSS else f"best {tally.monitor.metric}"
+            what = "best" if tally.monitor == VALID_LOSS else tally.monitor.label
             parts.append(f"{what} {tally.best:.6g} ({tally.best_job})")
         passed = [now - running.started_s for running in queue.running.values()]
         mean_s = tally.seconds / tally.num_done if tally.num_done else None

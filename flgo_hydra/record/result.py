@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flgo_hydra import machine_errors
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.files import line_of, replacing, set_aside, settle, to_json, write_json
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import make_plain
@@ -55,7 +55,7 @@ class RunResult:
     attempts: int = 1
     engine: dict[str, Any] = field(default_factory=dict)
     """how local training was computed, and why so"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     """what decided which round is best"""
     warnings: list[str] = field(default_factory=list)
     """what a reader should know of the settings: laws of the algorithm that they break, weights that are biased"""
@@ -70,15 +70,9 @@ class RunResult:
         make_plain(self, "message", "engine", "warnings")
 
     @property
-    def objective(self) -> float:
-        """The monitored metric at the best round, which a sweeper minimises (or maximises, as `monitor_mode` says);
-        nan for a diverged run, whose best means nothing."""
-        return math.nan if self.status == "diverged" else self.monitor.value_at(self.best)
-
-    @property
-    def score(self) -> float:
-        """The objective as a study minimises it: the negative of a metric that is maximised."""
-        return self.monitor.score(self.objective)
+    def value(self) -> float:
+        """The monitored metric at the best round; nan for a diverged run, whose best means nothing."""
+        return math.nan if self.status == "diverged" else self.monitor.of(self.best)
 
 
 def write_result(paths: RunPaths, result: RunResult) -> None:
@@ -180,10 +174,10 @@ def _check_itself(path: Path, result: RunResult, rounds: Sequence[Mapping[str, f
         raise Defect(path, f"ends in round {result.last_round}, but rounds.jsonl in {rounds[-1]['round']}")
     if result.best and _values(by_round.get(result.best_round, {}), result.best) != _values(result.best, result.best):
         raise Defect(path, f"has another `best` than round {result.best_round} in rounds.jsonl")
-    if result.best and monitor.value_at(result.best) != monitor.value_at(best):
+    if result.best and monitor.of(result.best) != monitor.of(best):
         raise Defect(path, f"has a best {monitor.metric} that is not the best in rounds.jsonl")
     lowest = VALID_LOSS.best_of(rounds)
-    if lowest is not None and VALID_LOSS.value_at(lowest) != result.best_valid_loss:
+    if lowest is not None and VALID_LOSS.of(lowest) != result.best_valid_loss:
         raise Defect(path, "has another `best_valid_loss` than rounds.jsonl")
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from flgo_hydra.monitor import MODES
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.files import to_json, write_text
 from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters
@@ -279,7 +279,7 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
         # Both, or what is shown: a selection that nobody asked for keeps the direction that the runs followed.
         check_direction(is_max, [metric, selection.metric] if options.select else [metric], runs)
     else:
-        is_max = selection.is_max if metric == selection.metric else is_maximized(metric, runs)
+        is_max = selection.by.is_maximized if metric == selection.metric else is_maximized(metric, runs)
     varied = keys_that_vary(runs)
     keys = check_keys([key for text in options.key for key in _split(text)], runs) if options.key else varied
     conditions, settings = (_parts(text, runs) for text in (options.conditions, options.settings))
@@ -298,11 +298,10 @@ def _question(options: argparse.Namespace, runs: Sequence[Run]) -> Question:
         compared = ["algorithm"] if "algorithm" in varied and not is_taken else []
     named = [key for key in varied if any(covers(one, key) for one in (*conditions, *settings))]
     compared = [*compared, *(key for key in with_parameters(compared, runs) if key not in (*compared, *named))]
-    metrics = dict.fromkeys([metric, *metrics_of(runs)])
     return Question(
-        tuple(metrics),
-        is_max,
+        Objective(metric, is_max),
         selection,
+        tuple(name for name in metrics_of(runs) if name != metric),
         tuple(over),
         tuple(compared),
         conditions_of(varied, [*compared, *over], conditions, settings),
@@ -359,11 +358,11 @@ def _as_json(
     content: dict[str, Any] = {
         "folders": [str(folder) for folder in options.folders],
         "metric": question.metric,
-        "mode": MODES[question.is_max],
+        "mode": question.shown.mode,
         "selection": {
             "metric": question.selection.metric,
             "mode": question.selection.by.mode,
-            "samples": question.selection.samples,
+            "samples": question.selection.by.samples,
             "is_asked": question.selection.is_asked,
             "notes": question.notes,
         },

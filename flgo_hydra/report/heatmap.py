@@ -192,5 +192,5 @@ def _title(grids: Sequence[Cells], heatmap: Heatmap, question: Question) -> list
 def framed(grids: Sequence[Cells], question: Question) -> str:
     """What the frames say, for titles; nothing where it is what the colours say."""
     selection = question.selection
-    is_told = selection.metric == question.metric and selection.samples == "validation"
+    is_told = selection.metric == question.metric and selection.by.samples == "validation"
     return "" if is_told or not any(cells.best for cells in grids) else f"framed: best by {selection.words}"

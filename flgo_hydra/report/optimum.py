@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.report.conditions import by_condition, conditions_of, is_condition
 from flgo_hydra.report.points import PointRow, print_best_point
@@ -41,8 +41,8 @@ def print_optimal_point(rows: Sequence[Row], points: Sequence[PointRow]) -> None
     _tell_of_test(points[0].monitor)
 
 
-def _tell_of_test(monitor: Monitor) -> None:
-    if "test" in monitor.metric.lower().replace("-", "_").split("_"):
+def _tell_of_test(monitor: Objective) -> None:
+    if monitor.samples == "test":
         print(f"                     chosen by {monitor.metric}, on test samples: better than on new data")
 
 
@@ -91,7 +91,7 @@ def _print_each(optima: Sequence[tuple[dict[str, str], _T]], best: _T, show: Cal
 def _print_one(best: Row, under: str) -> None:
     print(f"optimal combination{under}:", best.label or "(a single point)")
     at = f" at round {best.best_round}" if best.best_round is not None else ""
-    print(f"{f'best {best.monitor.metric}:':20} {best.value:.6g}{at} (job {best.job})")
+    print(f"{f'{best.monitor.label}:':20} {best.value:.6g}{at} (job {best.job})")
     others = [f"{printable(name)} {value:.4f}" for name, value in best.best.items() if name != best.monitor.metric]
     if others:
         print(f"at that round:       {', '.join(others)}")

@@ -133,7 +133,7 @@ def _label(point: Sequence[Run], keys: Sequence[str], question: Question, width:
     """What the legend says of the best point, in lines that the picture has room for."""
     metric, selection = question.metric, question.selection
     shared = keys if len(point) == 1 else [key for key in keys if key not in question.over]
-    is_plain = selection.metric == metric and selection.samples == "validation"
+    is_plain = selection.metric == metric and selection.by.samples == "validation"
     of = f", mean of {len(point)}" if len(point) > 1 else ""
     label = f"best: {named(shared, point_of(point[0], shared))} ({metric} {number_text(_mean(point, metric))}{of})"
     lines = textwrap.wrap(label, width, break_on_hyphens=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.plain_text import first_line, printable
 from flgo_hydra.record.result import decimals
@@ -27,7 +27,7 @@ class PointRow:
     """sample standard deviation; None of a single value"""
     message: str = ""
     """why it has no mean"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
 
     @property
     def name(self) -> str:
@@ -37,10 +37,6 @@ class PointRow:
     def value(self) -> str:
         """`0.483698 ± 0.012034`, for people."""
         return decimals(self.mean) if self.std is None else f"{decimals(self.mean)} ± {decimals(self.std)}"
-
-    @property
-    def label(self) -> str:
-        return f"best {self.monitor.metric}"
 
     @property
     def of_jobs(self) -> str:
@@ -114,7 +110,7 @@ def print_best_point(best: PointRow, under: str = "") -> None:
     """Args: under: which condition, if those vary."""
     print(f"optimal combination{under}:", best.name)
     several = "s" if len(best.jobs) > 1 else ""
-    print(f"{f'{best.label}:':20} {best.value} over {len(best.jobs)} replicate{several} ({best.of_jobs})")
+    print(f"{f'{best.monitor.label}:':20} {best.value} over {len(best.jobs)} replicate{several} ({best.of_jobs})")
 
 
 def print_points(rows: Sequence[PointRow], most: int) -> None:
@@ -122,7 +118,7 @@ def print_points(rows: Sequence[PointRow], most: int) -> None:
     listed = sort_points(rows)
     if len(listed) > 1:
         width = max(len("point"), *(len(row.name) for row in listed[:most]))
-        print(f"\n  {'point':{width}}  {f'{listed[0].label}, mean ± std':>26}    n")
+        print(f"\n  {'point':{width}}  {f'{listed[0].monitor.label}, mean ± std':>26}    n")
         for row in listed[:most]:
             print(f"  {row.name:{width}}  {row.value:>26}  {len(row.jobs):>3}")
         if len(listed) > most:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.runs import Run, keys_that_vary
 from flgo_hydra.report.selection import Selection
 
@@ -11,11 +12,11 @@ from flgo_hydra.report.selection import Selection
 class Question:
     """Which keys have which part, what is shown, and what chooses."""
 
-    metrics: tuple[str, ...]
-    """shown; the first one is the one that is compared"""
-    is_max: bool
-    """of the first metric"""
+    shown: Objective
+    """what is compared, averaged and drawn; its metric is a column of the tables"""
     selection: Selection
+    others: tuple[str, ...] = ()
+    """columns of what is told besides"""
     over: tuple[str, ...] = ("seed",)
     """keys whose values are replicates"""
     compared: tuple[str, ...] = ()
@@ -27,7 +28,16 @@ class Question:
 
     @property
     def metric(self) -> str:
-        return self.metrics[0]
+        return self.shown.metric
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric, *self.others)
+
+    @property
+    def is_max(self) -> bool:
+        """Whether more of what is shown is better."""
+        return self.shown.is_maximized
 
     @property
     def notes(self) -> list[str]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
+from flgo_hydra.objective import BEST_VALID_LOSS, VALID_LOSS, Objective
 from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
@@ -278,7 +278,7 @@ def _read(folder: Path, name: str) -> Run:
     return Run(name, _unfinished(job, texts, paths, _monitor(values)), overrides, values)
 
 
-def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: Monitor) -> Row:
+def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: Objective) -> Row:
     """A run without a result, as far as its rounds go."""
     defect = defect_of(paths)
     if defect is not None:
@@ -293,7 +293,7 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: 
     return replace(
         row,
         monitor=monitor,
-        best_valid_loss=VALID_LOSS.value_at(VALID_LOSS.best_of(rounds) or {}),
+        best_valid_loss=VALID_LOSS.of(VALID_LOSS.best_of(rounds) or {}),
         best_round=int(best["round"]) if best else None,
         last_round=int(rounds[-1]["round"]) if rounds else None,
         best={name: value for name, value in best.items() if name not in ("round", "seconds")},
@@ -301,11 +301,11 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: 
     )
 
 
-def _monitor(values: Mapping[str, Value]) -> Monitor:
+def _monitor(values: Mapping[str, Value]) -> Objective:
     """What an unfinished run follows, by its config."""
     metric, mode = values.get("monitor"), values.get("monitor_mode")
     try:
-        return Monitor.of(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
+        return Objective.asked(str(metric), None if mode is None else str(mode)) if metric is not None else VALID_LOSS
     except ValueError:  # it was never started like that
         return VALID_LOSS
 

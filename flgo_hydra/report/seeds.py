@@ -28,12 +28,11 @@ def seeds_summary(rows: Sequence[Row]) -> str:
     others = [key for key in keys if key != "seed"]
     compared = with_parameters(["algorithm"], runs) if "algorithm" in others else []
     conditions = conditions_of(keys, ["seed", *compared])
-    metrics = (selection.metric,)
-    question = Question(metrics, selection.is_max, selection, ("seed",), tuple(compared), conditions, tuple(keys))
+    question = Question(selection.by, selection, (), ("seed",), tuple(compared), conditions, tuple(keys))
     groups = [
         group
         for own in by_condition(runs, conditions)
-        for group in group_runs(own, others, metrics, question.over, selection)
+        for group in group_runs(own, others, question.metrics, question.over, selection)
     ]
     if all(len(group.valid) < 2 for group in groups):
         return ""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flgo_hydra.mistakes import nearest
-from flgo_hydra.monitor import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Monitor, metric_of
+from flgo_hydra.objective import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Objective, metric_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.table import DAMAGED
 
@@ -56,9 +56,9 @@ class Selection:
     Never what is only shown: a rate chosen by its test accuracy has a test accuracy that is too good.
     """
 
-    by: Monitor
+    by: Objective
     """its metric is a column of the tables"""
-    monitor: str = "valid_loss"
+    followed: tuple[Objective, ...] = (VALID_LOSS,)
     """what the runs' best rounds were chosen by"""
     is_asked: bool = False
 
@@ -67,45 +67,30 @@ class Selection:
         return self.by.metric
 
     @property
-    def is_max(self) -> bool:
-        return self.by.is_maximized
-
-    @property
-    def samples(self) -> str:
-        """What the metric is measured on, by its name."""
-        words = metric_of(self.metric).lower().replace("-", "_").split("_")
-        return next((long for short, long in _SAMPLES.items() if short in words), "unknown")
-
-    @property
     def words(self) -> str:
         """`best_valid_loss`, and where it is not measured on validation samples what it is: for titles."""
-        return self.metric if self.samples == "validation" else f"{self.metric} ({self.samples} samples)"
+        return self.metric if self.by.samples == "validation" else f"{self.metric} ({self.by.samples} samples)"
 
     def notes(self, shown: str) -> list[str]:
         """What a reader of a table of `shown` must know of how its rows were chosen."""
         who = "as asked for" if self.is_asked else "which the runs followed"
         notes = []
-        if self.samples == "validation":
+        samples = self.by.samples
+        if samples == "validation":
             if shown != self.metric:
                 notes.append(f"the best are chosen by {self.metric}, {who}, on validation samples")
         else:
             notes.append(
                 f"the best are chosen by {self.metric}, {who}, on test samples: test metrics of what was chosen are "
                 "better than they would be on new data"
-                if self.samples == "test"
-                else f"the best are chosen by {self.metric}, {who}, on {self.samples} samples"
+                if samples == "test"
+                else f"the best are chosen by {self.metric}, {who}, on {samples} samples"
             )
-        if self.monitor != metric_of(self.metric) and "test" in self.monitor.lower().split("_"):
-            notes.append(f"each run's best round is chosen by {self.monitor}, on test samples")
+        others = [one.metric for one in self.followed if one.metric != metric_of(self.metric) and one.samples == "test"]
+        if others:
+            whose = "each run's best round is" if len(self.followed) == 1 else "some runs' best rounds are"
+            notes.append(f"{whose} chosen by {' and '.join(others)}, on test samples")
         return notes
-
-
-_SAMPLES = {
-    "test": "test",
-    **dict.fromkeys(("valid", "validation", "val"), "validation"),
-    **dict.fromkeys(("train", "training"), "training"),
-}
-"""by a word of the metric's name"""
 
 
 def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | None = None) -> Selection:
@@ -117,11 +102,10 @@ def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | N
         ValueError: runs followed different metrics, or none has the one asked for.
     """
     valid = [run.row for run in runs if run.row.is_valid] or [run.row for run in runs]
-    followed = list(dict.fromkeys(row.monitor for row in valid))
-    monitors = ", ".join(dict.fromkeys(monitor.metric for monitor in followed))
+    followed = tuple(dict.fromkeys(row.monitor for row in valid))
     if asked is not None:
         name = check_metric(asked, runs)
-        return Selection(Monitor(name, is_maximized(name, runs) if is_max is None else is_max), monitors, True)
+        return Selection(Objective(name, is_maximized(name, runs) if is_max is None else is_max), followed, True)
     if len(followed) > 1:
         told = " and ".join(f"`monitor={monitor.metric}` ({monitor.mode})" for monitor in followed)
         raise ValueError(
@@ -129,7 +113,7 @@ def selection_of(runs: Sequence[Run], asked: str | None = None, is_max: bool | N
             f"`--select {BEST_VALID_LOSS}`, or take the runs of one only."
         )
     (monitor,) = followed
-    return Selection(Monitor(monitor.column, monitor.is_maximized), monitor.metric)
+    return Selection(Objective(monitor.column, monitor.is_maximized), followed)
 
 
 def metrics_of(runs: Iterable[Run]) -> list[str]:

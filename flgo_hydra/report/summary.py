@@ -106,12 +106,12 @@ def print_summary(
 
 def _print_points(rows: Sequence[Row], best: Row | None) -> None:
     """The points from best to worst."""
-    listed = sorted((row for row in rows if row.is_valid), key=lambda row: row.score)
+    listed = sorted((row for row in rows if row.is_valid), key=lambda row: row.rank)
     if len(listed) < 2:
         return
     print()
     width = max(len("point"), *(len(row.label) for row in listed[:_MOST_LISTED]))
-    print(f"  job  {'point':{width}}  {f'best {listed[0].monitor.metric}':>15}  round  of  status")
+    print(f"  job  {'point':{width}}  {listed[0].monitor.label:>15}  round  of  status")
     for row in listed[:_MOST_LISTED]:
         name = row.label
         rounds = f"{row.best_round!s:>5}  {row.last_round!s:>2}" if row.best_round is not None else "    -   -"
@@ -158,7 +158,7 @@ def rows_to_draw(rows: Sequence[Row], best: Row | None) -> Sequence[Row]:
     """The rows whose curves are drawn: of very many the best, and some of the others at random."""
     if len(rows) <= _MOST_DRAWN:
         return rows
-    ranked = sorted((row for row in rows if row.is_valid and row is not best), key=lambda row: row.score)
+    ranked = sorted((row for row in rows if row.is_valid and row is not best), key=lambda row: row.rank)
     chosen = {row.job for row in ([] if best is None else [best]) + ranked[: _BEST_DRAWN - 1]}
     others = [row.job for row in rows if row.job not in chosen]
     chosen.update(random.Random(0).sample(others, _MOST_DRAWN - len(chosen)))

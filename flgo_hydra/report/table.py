@@ -9,13 +9,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from flgo_hydra.monitor import BEST_VALID_LOSS, VALID_LOSS, Monitor
+from flgo_hydra.objective import BEST_VALID_LOSS, VALID_LOSS, Objective
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import csv_cell, first_line, printable
 from flgo_hydra.record.result import Failure, RunResult
 
-RETURNED = Monitor("value")
+RETURNED = Objective("value")
 """what decides between jobs of another Hydra app"""
 NO_BEST = "without a best"
 DAMAGED = "damaged"
@@ -42,7 +42,7 @@ class Row:
     message: str = ""
     num_rounds: int | None = None
     """how many it would have trained, had nothing ended it"""
-    monitor: Monitor = VALID_LOSS
+    monitor: Objective = VALID_LOSS
     """what decides"""
     warnings: Sequence[str] = ()
     """of its settings, for people"""
@@ -70,12 +70,12 @@ class Row:
     @property
     def value(self) -> float:
         """The monitored metric at the best round."""
-        return self.monitor.value_at(self.best)
+        return self.monitor.of(self.best)
 
     @property
-    def score(self) -> float:
-        """The same as a number of which less is better."""
-        return self.monitor.score(self.value)
+    def rank(self) -> float:
+        """A key to sort by, the best first."""
+        return self.monitor.rank(self.value)
 
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
@@ -108,7 +108,7 @@ class Row:
 
 def best_row(rows: Sequence[Row]) -> Row | None:
     """The row with the best value; the first of equals."""
-    return min((row for row in rows if row.is_valid), key=lambda row: row.score, default=None)
+    return min((row for row in rows if row.is_valid), key=lambda row: row.rank, default=None)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.pruning import Pruning
 from flgo_hydra.study.study import SweepStudy, stride
@@ -62,11 +62,11 @@ class LiveCurves:
             values: of the report; only evaluated rounds count.
             read_earlier: the rounds recorded before, for a run that goes on from the checkpoint of an earlier sweep.
         """
-        monitor, metrics = Monitor.from_json(values.get("monitor")), values.get("metrics")
+        monitor, metrics = Objective.from_json(values.get("monitor")), values.get("metrics")
         if values.get("kind") != "round" or not isinstance(metrics, Mapping):
             return
-        round_num, loss, num_rounds = values.get("round"), metrics.get(monitor.metric), values.get("num_rounds")
-        if not isinstance(round_num, int) or not isinstance(loss, int | float):
+        round_num, value, num_rounds = values.get("round"), metrics.get(monitor.metric), values.get("num_rounds")
+        if not isinstance(round_num, int) or not isinstance(value, int | float):
             return
         run = self._runs.get(trial)
         if run is None:
@@ -74,8 +74,8 @@ class LiveCurves:
             if round_num > 0:
                 for line in read_earlier():
                     if line["round"] < round_num:
-                        self._take(trial, run, int(line["round"]), monitor.score_at(line))
-        self._take(trial, run, round_num, monitor.score(float(loss)))
+                        self._take(trial, run, int(line["round"]), monitor.of(line))
+        self._take(trial, run, round_num, float(value))
 
     def write(self) -> list[int]:
         """Writes what has come, for a moment; returns the trials that shall be pruned now."""
@@ -87,13 +87,13 @@ class LiveCurves:
         with self._behind.trying() if self._behind.may_try else contextlib.nullcontext():
             with self._study.together():
                 while self._waiting and self._clock() - begin < _SLICE_S:
-                    trial, round_num, loss = self._waiting.popleft()
+                    trial, round_num, value = self._waiting.popleft()
                     if trial not in self._runs:  # it has ended: its record is harvested
                         continue
-                    if self._pruning is not None and self._pruning.report(trial, round_num, loss):
+                    if self._pruning is not None and self._pruning.report(trial, round_num, value):
                         pruned.append(trial)
                     if self._behind.may_try:
-                        self._study.report(trial, round_num, loss)
+                        self._study.report(trial, round_num, value)
             is_written = True
         if not is_written:  # what is missing comes from the run's record when it ends
             self._study.forget_told()
@@ -108,15 +108,15 @@ class LiveCurves:
     def end(self, trial: int) -> None:
         """Forgets a trial whose run has ended. The pruner hears what it said last: other runs are compared with it."""
         if self._pruning is not None:
-            for number, round_num, loss in self._waiting:
+            for number, round_num, value in self._waiting:
                 if number == trial:
-                    self._pruning.report(number, round_num, loss)
+                    self._pruning.report(number, round_num, value)
         self._runs.pop(trial, None)
 
-    def _take(self, trial: int, run: _Run, round_num: int, loss: float) -> None:
+    def _take(self, trial: int, run: _Run, round_num: int, value: float) -> None:
         if round_num <= run.last_round:  # a new attempt goes on from a checkpoint
             run.last_kept = None
         run.last_round = round_num
         if run.last_kept is None or round_num // run.stride != run.last_kept // run.stride:
             run.last_kept = round_num
-            self._waiting.append((trial, round_num, loss))
+            self._waiting.append((trial, round_num, value))

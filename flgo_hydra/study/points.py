@@ -13,8 +13,8 @@ from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.monitor import VALID_LOSS
-from flgo_hydra.study.objective import Common
+from flgo_hydra.objective import VALID_LOSS
+from flgo_hydra.study.common import Common
 from flgo_hydra.study.typed_points import TypedPoints
 
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flgo_hydra import reference
 from flgo_hydra.config import PRUNERS
 from flgo_hydra.federated.patience import Patience
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 
 _KEY = "hydra.sweeper.pruner"
 
@@ -46,7 +46,7 @@ class PatiencePruner(BasePruner):
         self._patience = patience
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        patience = Patience(Monitor("value", study.direction == StudyDirection.MAXIMIZE))
+        patience = Patience(Objective("value", study.direction == StudyDirection.MAXIMIZE))
         for step, value in sorted(trial.intermediate_values.items()):
             patience = patience.update(step, value)
             if patience.is_over(step, self._patience):
@@ -93,16 +93,20 @@ def describe(setting: Any) -> str:
 class Pruning:
     """Asks a pruner about runs under way, each among the runs of its group."""
 
-    def __init__(self, setting: Any, earlier: Iterable[tuple[str, FrozenTrial]] = ()) -> None:
+    def __init__(
+        self, setting: Any, earlier: Iterable[tuple[str, FrozenTrial]] = (), objective: Objective = VALID_LOSS
+    ) -> None:
         """
         Args:
             setting: of `hydra.sweeper.pruner`.
-            earlier: finished trials of the sweep's study, each with its group.
+            earlier: finished trials of the sweep's study, each with its group; their values are scores.
+            objective: what the runs follow.
         Raises:
             ValueError: the setting is wrong.
         """
         make_pruner(setting, 1)
         self._setting = setting
+        self._objective = objective
         self._earlier: dict[str, list[FrozenTrial]] = {}
         for group, trial in earlier:
             self._earlier.setdefault(group, []).append(trial)
@@ -119,17 +123,17 @@ class Pruning:
             self._studies[group] = self._make_study(group, num_rounds)
         self._trials[number] = self._studies[group], self._studies[group].ask()
 
-    def report(self, number: int, round_num: int, loss: float) -> bool:
+    def report(self, number: int, round_num: int, value: float) -> bool:
         """Notes a round of a running trial; True, once a trial, when it shall end.
 
-        A loss that is not finite is left to the run itself, which has diverged. A round that runs again after a crash
+        A value that is not finite is left to the run itself, which has diverged. A round that runs again after a crash
         says nothing new.
         """
-        if number not in self._trials or not math.isfinite(loss) or round_num <= self._last_rounds.get(number, -1):
+        if number not in self._trials or not math.isfinite(value) or round_num <= self._last_rounds.get(number, -1):
             return False
         self._last_rounds[number] = round_num
         _, trial = self._trials[number]
-        trial.report(loss, round_num)
+        trial.report(self._objective.score(value), round_num)
         if number in self._pruned or not trial.should_prune():
             return False
         self._pruned.add(number)
@@ -151,7 +155,7 @@ class Pruning:
         elif value is None or not math.isfinite(value):
             study.tell(trial, state=TrialState.FAIL)
         else:
-            study.tell(trial, value)
+            study.tell(trial, self._objective.score(value))
 
     def _make_study(self, group: str, num_rounds: int) -> Study:
         """The study of a group, with its trials of earlier sweeps as if they had run in this one."""

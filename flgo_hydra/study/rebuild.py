@@ -32,6 +32,7 @@ from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.streams import tell_error
 from flgo_hydra.study import recorded
+from flgo_hydra.study.common import Common
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import (
@@ -47,7 +48,6 @@ from flgo_hydra.study.grid import (
     write_axis,
 )
 from flgo_hydra.study.jobs import Job, PointTrial
-from flgo_hydra.study.objective import Common
 from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.replicates import identity_of, split_replicates

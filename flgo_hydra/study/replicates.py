@@ -40,7 +40,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str = "valid_loss") -> dict[int, float]:
+def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], metric: str) -> dict[int, float]:
     """The mean of a metric by round, over the rounds that every replicate has."""
     by_round = [{int(line["round"]): line[metric] for line in curve if metric in line} for curve in curves]
     common = set.intersection(*(set(curve) for curve in by_round)) if by_round else set()
@@ -53,4 +53,4 @@ def reason_of(outcome: Row) -> str | None:
         return outcome.message
     if outcome.status == "diverged":
         return f"diverged: {outcome.message}"
-    return None if math.isfinite(outcome.score) else "its value is not finite"
+    return None if math.isfinite(outcome.value) else "its value is not finite"

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.plain_text import plain
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report.table import RETURNED, Row
@@ -72,7 +72,10 @@ class StoredJob:
 
 
 class SweepStudy:
-    """A study that minimises the best score (`Monitor.score`) over the points of a sweep."""
+    """A study that minimises the best score over the points of a sweep.
+
+    It is told of values and minimises scores (`Objective.score`): they turn into each other here.
+    """
 
     def __init__(self, storage: str | Path, name: str) -> None:
         """Opens the study, or creates it.
@@ -136,7 +139,7 @@ class SweepStudy:
 
     def stored_trials(self) -> list[StoredTrial]:
         """Every trial in the storage, in order."""
-        return [_stored(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [_stored(trial, self._monitor) for trial in self._study.get_trials(deepcopy=False)]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -271,8 +274,8 @@ class SweepStudy:
         self._curves[trial.number] = {}
         return trial.number
 
-    def follow(self, monitor: Monitor) -> None:
-        """Says which metric the runs follow; it is minimised, or its negative is."""
+    def follow(self, monitor: Objective) -> None:
+        """Says which metric the runs follow."""
         self._monitor = monitor
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
@@ -286,17 +289,17 @@ class SweepStudy:
         with contextlib.nullcontext() if self._journal is None else self._journal.together():
             yield
 
-    def report(self, number: int, round_num: int, loss: float) -> None:
+    def report(self, number: int, round_num: int, value: float) -> None:
         """Adds a round to the curve of a RUNNING trial of this process. A round that ran again replaces itself."""
-        self._report(self._trials[number], self._curves.setdefault(number, {}), round_num, loss)
+        self._report(self._trials[number], self._curves.setdefault(number, {}), round_num, value)
 
     def finish(self, number: int, result: Row, rounds: Sequence[Mapping[str, float]]) -> None:
         """Closes a trial with what its run came to, and its curve.
 
-        COMPLETE with its score (the best valid_loss, or what `monitor` names; the negative of what is maximised),
+        COMPLETE with the score of its value (the best valid_loss, or what `monitor` names),
         PRUNED when other runs were better, FAIL when it diverged.
         """
-        losses = {int(line["round"]): result.monitor.score_at(line) for line in rounds}
+        values = {int(line["round"]): result.monitor.of(line) for line in rounds}
         attributes: dict[str, Any] = {
             "status": result.status,
             "best_round": result.best_round,
@@ -309,10 +312,10 @@ class SweepStudy:
             attributes["reason"] = result.message
         self._close(
             number,
-            losses,
-            _thinned(list(losses), result.best_round or 0, result.num_rounds),
+            values,
+            _thinned(list(values), result.best_round or 0, result.num_rounds),
             attributes,
-            result.score if result.is_valid else None,
+            result.value if result.is_valid else None,
             otherwise=TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL,
             is_whole=True,
         )
@@ -325,9 +328,10 @@ class SweepStudy:
 
     def finish_mean(self, number: int, outcomes: Sequence[Row], curve: Mapping[int, float]) -> None:
         """Closes a trial of replicates, all of which have a value: COMPLETE with the mean."""
-        values = [outcome.score for outcome in outcomes]
+        values = [outcome.value for outcome in outcomes]
         mean, std = mean_and_std(values)
-        attributes: dict[str, Any] = {"status": "completed", "replicates": values, "num_replicates": len(values)}
+        scores = [self._monitor.score(value) for value in values]
+        attributes: dict[str, Any] = {"status": "completed", "replicates": scores, "num_replicates": len(values)}
         if std is not None:
             attributes["std"] = std
         num_rounds = None
@@ -339,7 +343,7 @@ class SweepStudy:
                 metrics = [outcome.best.get(name, math.nan) for outcome in outcomes]
                 if all(map(math.isfinite, metrics)):
                     attributes[self._monitor.at_best(name)] = mean_and_std(metrics)[0]
-        best_round = min(curve, key=lambda r: VALID_LOSS.rank(curve[r]), default=0)  # a curve is of scores
+        best_round = min(curve, key=lambda r: self._monitor.rank(curve[r]), default=0)
         self._close(number, curve, _thinned(list(curve), best_round, num_rounds), attributes, mean)
 
     def fail(
@@ -356,26 +360,27 @@ class SweepStudy:
             replicates: the values of its jobs, None for those that have none.
         """
         monitor = self._monitor
-        losses = {int(line["round"]): monitor.score_at(line) for line in rounds if monitor.metric in line}
-        known = {} if replicates is None else {"replicates": list(replicates)}
+        curve = {int(line["round"]): monitor.of(line) for line in rounds if monitor.metric in line}
+        scores = [None if value is None else monitor.score(value) for value in replicates or ()]
+        known = {} if replicates is None else {"replicates": scores}
         attributes = {**known, "status": status, "reason": reason}
-        self._close(number, losses, _thinned(list(losses), 0, None), attributes, None)
+        self._close(number, curve, _thinned(list(curve), 0, None), attributes, None)
 
     def interrupt(self, number: int) -> None:
         """Closes a trial whose jobs were stopped before they had ended: it will be tried again."""
         self.fail(number, "the sweep was interrupted", status=INTERRUPTED)
 
-    def _report(self, trial: Trial, curve: dict[int, float], round_num: int, loss: float) -> None:
-        loss = loss if math.isfinite(loss) else math.nan
-        if round_num not in curve or not _is_same(curve[round_num], loss):
+    def _report(self, trial: Trial, told: dict[int, float], round_num: int, value: float) -> None:
+        score = self._monitor.score(value) if math.isfinite(value) else math.nan
+        if round_num not in told or not _is_same(told[round_num], score):
             # `Trial.report` would keep the first value, with a warning.
-            self._study._storage.set_trial_intermediate_value(trial._trial_id, round_num, loss)
-            curve[round_num] = loss
+            self._study._storage.set_trial_intermediate_value(trial._trial_id, round_num, score)
+            told[round_num] = score
 
     def _close(
         self,
         number: int,
-        losses: Mapping[int, float],
+        curve: Mapping[int, float],
         rounds: Iterable[int],
         attributes: Mapping[str, Any],
         value: float | None,
@@ -385,7 +390,7 @@ class SweepStudy:
         """Ends a trial with its curve and attributes: COMPLETE with the value, or another state where there is none.
 
         Args:
-            losses: by round.
+            curve: values by round.
             rounds: those that the study keeps.
             is_whole: what was told of other rounds does not count: after a crash they came out differently, or not.
         """
@@ -394,17 +399,18 @@ class SweepStudy:
         if taken is None:
             return
         trial, told = taken
+        score = None if value is None else self._monitor.score(value)
         is_sampled = self._sampler is not None or otherwise is TrialState.PRUNED
         with self.together():
             for round_num in (*rounds, *(told if is_whole else ())):
-                self._report(trial, told, round_num, losses.get(round_num, math.nan))
+                self._report(trial, told, round_num, curve.get(round_num, math.nan))
             for name, attribute in attributes.items():
                 trial.set_user_attr(name, plain(attribute))
             if not is_sampled:  # `Study.tell` would copy the trial, for a sampler that need not hear of it
-                state, values = (otherwise, None) if value is None else (TrialState.COMPLETE, [value])
-                self._study._storage.set_trial_state_values(trial._trial_id, state, values)
+                state, scores = (otherwise, None) if score is None else (TrialState.COMPLETE, [score])
+                self._study._storage.set_trial_state_values(trial._trial_id, state, scores)
         if is_sampled:
-            self._study.tell(number, value, state=otherwise if value is None else None)
+            self._study.tell(number, score, state=otherwise if score is None else None)
         if self._journal is not None:
             self._journal.commit()
             if is_own:
@@ -437,27 +443,29 @@ class SweepStudy:
         return Trial(self._study, stored._trial_id), dict(stored.intermediate_values)
 
 
-def _stored(trial: FrozenTrial) -> StoredTrial:
+def _stored(trial: FrozenTrial, monitor: Objective) -> StoredTrial:
     attributes = trial.user_attrs
     identity, overrides = str(attributes.get("identity", "")), tuple(attributes.get("overrides", ()))
     is_complete = trial.state == TrialState.COMPLETE
     status = str(attributes.get("status", "completed" if is_complete else "failed"))
     if "identities" in attributes:
-        values = attributes.get("replicates") or [None] * len(attributes["identities"])
+        scores = attributes.get("replicates") or [None] * len(attributes["identities"])
         fingerprints = attributes.get("fingerprints") or attributes["identities"]
         folders = attributes.get("folders") or map(str, attributes["jobs"])
         jobs = tuple(
-            StoredJob(own, int(number), tuple(lines), value, folder, numbers)
-            for own, number, lines, value, folder, numbers in zip(
+            StoredJob(own, int(number), tuple(lines), None if score is None else monitor.score(score), folder, numbers)
+            for own, number, lines, score, folder, numbers in zip(
                 *(attributes[name] for name in ("identities", "jobs", "job_overrides")),
-                values,
+                scores,
                 folders,
                 fingerprints,
                 strict=True,
             )
         )
     elif identity:
-        value = trial.value if is_complete else math.nan if status == "diverged" else None
+        value = math.nan if status == "diverged" else None
+        if is_complete and trial.value is not None:
+            value = monitor.score(trial.value)
         numbers = str(attributes.get("fingerprint", ""))
         number = int(attributes.get("job", -1))
         jobs = (StoredJob(identity, number, overrides, value, str(attributes.get("folder", number)), numbers),)

@@ -22,7 +22,7 @@ from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.machine_errors import CannotWrite
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.plain_text import shown
@@ -36,12 +36,12 @@ from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.changed_code import RunCode, sentence, several_versions
+from flgo_hydra.study.common import Common, check_same
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.grid import Grid, Value, description, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
 from flgo_hydra.study.kept_grid import KEEP_RECORD
-from flgo_hydra.study.objective import Common, check_same
 from flgo_hydra.study.ownership import check_folder
 from flgo_hydra.study.points import Point, PointChecker, tell_apart
 from flgo_hydra.study.replicates import reason_of
@@ -74,7 +74,7 @@ class Outcome:
     paths: SweepPaths
     storage: str
     study_name: str
-    monitor: Monitor
+    monitor: Objective
     points: Callable[[], list[PointRow]] | None
     """what points with replicates have come to; None where jobs are none"""
 
@@ -162,7 +162,9 @@ class Sweep:
         if self._settings.replicate_keys:
             self._describe({"replicates": [list(more) for more in plan.replicates]})
         setting = self._settings.pruner
-        self._pruning = None if setting is None else Pruning(setting, insist(self._study.finished_trials))
+        self._pruning = (
+            None if setting is None else Pruning(setting, insist(self._study.finished_trials), self._monitor)
+        )
         if self._pruning is not None and any(not point.group for point in points):
             raise ValueError("`hydra.sweeper.pruner` needs runs of flgo_hydra: jobs of other apps report no rounds.")
         self._live = LiveCurves(self._study, self._pruning, behind=self._behind)
@@ -542,7 +544,7 @@ class Sweep:
             self._live.end(trial)
             if self._pruning is not None:
                 ended = job.outcome
-                value = None if ended is None or reason_of(ended) is not None else ended.score
+                value = None if ended is None or reason_of(ended) is not None else ended.value
                 self._pruning.finish(trial, value, ended is not None and ended.status == "pruned")
         self._trials.settle(job)
         self._tables.has_news = True

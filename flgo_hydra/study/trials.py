@@ -225,7 +225,7 @@ class Trials:
                 job.is_outdated = True
                 return False
             self.note(job, result)
-        elif job.point.identity in self._values and os.path.exists(run.folder) and not os.path.exists(run.rounds):
+        elif self._has_value(job) and os.path.exists(run.folder) and not os.path.exists(run.rounds):
             self.note(job, self._values[job.point.identity])  # another app's value only the study knows
         return job.outcome is not None
 
@@ -238,6 +238,10 @@ class Trials:
             job.outcome = Row.of_failure(*about, ended)
         else:
             job.outcome = Row.of_value(*about, ended)
+
+    def _has_value(self, job: Job) -> bool:
+        """Whether the study has its value, and nobody else: ours, which have a group, say theirs in their folders."""
+        return job.point.identity in self._values and not job.point.group
 
     def set_foreign_aside(self, job: Job) -> None:
         """Renames the result of another config that lies in a job's folder: somebody has put it there."""
@@ -337,14 +341,11 @@ class Trials:
         if reasons:
             is_diverged = not any(outcome.status == "failed" for outcome in outcomes)
             told = [f"job {jobs[i].number} ({' '.join(jobs[i].point.overrides)}) {why}" for i, why in reasons.items()]
-            values = [None if i in reasons else outcome.score for i, outcome in enumerate(outcomes)]
+            values = [None if i in reasons else outcome.value for i, outcome in enumerate(outcomes)]
             self.study.fail(number, "; ".join(told), (), "diverged" if is_diverged else "failed", values)
             return
-        curves = [
-            [{"round": line["round"], "score": outcome.monitor.score_at(line)} for line in self.read_rounds(job)]
-            for job, outcome in zip(jobs, outcomes, strict=True)
-        ]
-        self.study.finish_mean(number, outcomes, mean_curve(curves, "score"))
+        curve = mean_curve([self.read_rounds(job) for job in jobs], outcomes[0].monitor.metric)
+        self.study.finish_mean(number, outcomes, curve)
 
     def _close_stale(self, stored: "StoredTrial") -> None:
         """A trial left RUNNING by a sweep that was killed: its run may have ended well all the same."""

@@ -25,7 +25,7 @@ from flgo_hydra.launch.pool import Pool
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.scheduler import CPU, BasicScheduler, Device
 from flgo_hydra.launch.worker import MemoryReport, make_reporter
-from flgo_hydra.monitor import VALID_LOSS
+from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds

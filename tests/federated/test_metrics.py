@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_result, read_rounds
 
@@ -69,7 +69,7 @@ def test_best_early_stop_and_best_model_follow_the_monitor(run):
     )
     assert done.status == 0, done.err
     assert (result.best_round, result.status, result.last_round) == (2, "early_stopped", 4)
-    assert result.objective == 0 and result.monitor == Monitor("score", True)
+    assert result.value == 0 and result.monitor == Objective("score", True)
     assert result.best_valid_loss == rounds[4]["valid_loss"] < rounds[2]["valid_loss"]
     assert [line["calls"] for line in rounds] == [5, 6, 7, 8, 9], "one object a run"
     assert [line["seen"] for line in rounds] == [1, 2, 3, 4, 5], "the present round is the last of the record"
@@ -77,7 +77,7 @@ def test_best_early_stop_and_best_model_follow_the_monitor(run):
 
 
 def test_an_accuracy_is_maximized_unless_told_otherwise(make_conf):
-    assert make_conf("monitor=test_accuracy").followed == Monitor("test_accuracy", True)
+    assert make_conf("monitor=test_accuracy").followed == Objective("test_accuracy", True)
     assert not make_conf("monitor=test_accuracy", "monitor_mode=min").followed.is_maximized
     assert not make_conf("monitor=test_loss").followed.is_maximized
 
@@ -126,10 +126,10 @@ def test_a_sweep_is_decided_by_the_monitor(command, empty_folder):
     assert done.status == 0, done.err
     assert "optimal combination: lr=1.0" in done.out and "best score:" in done.out
     results = [read_result(RunPaths(Path("up") / job)) for job in "01"]
-    assert results[1].objective > results[0].objective
+    assert results[1].value > results[0].value
     study = open_only_study(Path("up/study.journal"))
-    assert study.best_trial.params == {"lr": 1.0} and study.best_value == -results[1].objective
-    assert study.best_trial.user_attrs["score@best(score)"] == results[1].objective
+    assert study.best_trial.params == {"lr": 1.0} and study.best_value == -results[1].value
+    assert study.best_trial.user_attrs["score@best(score)"] == results[1].value
     curve = [line["score"] for line in read_rounds(RunPaths(Path("up/1")))]
     assert study.best_trial.intermediate_values == {r: -value for r, value in enumerate(curve)}
     table = Path("up/results.csv").read_text().splitlines()

@@ -114,7 +114,7 @@ def test_a_result_takes_checkpoint_and_failure_away(run: RunPaths) -> None:
 
 @pytest.mark.parametrize("status, objective", [("completed", 0.25), ("early_stopped", 0.25), ("diverged", math.nan)])
 def test_objective(status: str, objective: float) -> None:
-    assert dataclasses.replace(RESULT, status=status).objective == pytest.approx(objective, nan_ok=True)
+    assert dataclasses.replace(RESULT, status=status).value == pytest.approx(objective, nan_ok=True)
 
 
 def test_failure_round_trip(run: RunPaths) -> None:

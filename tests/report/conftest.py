@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.files import JsonLines
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult, write_failure, write_result
@@ -80,9 +80,9 @@ def _run_maker(root: Path) -> MakeRun:
             kind, _, message = failure.partition(": ")
             write_failure(paths, Failure(kind, message))
         elif status is not None:
-            followed = Monitor.of(monitor)
+            followed = Objective.asked(monitor)
             finite = [num for num, loss in enumerate(losses) if math.isfinite(loss)]
-            best_round = min(finite, key=lambda num: followed.score_at(lines[num]), default=0)
+            best_round = min(finite, key=lambda num: followed.rank(followed.of(lines[num])), default=0)
             at_best = lines[best_round] if finite else dict.fromkeys(lines[0], math.inf)
             result = RunResult(
                 status=status,

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.comparison import compare, with_parameters
 from flgo_hydra.report.groups import group_runs
 from flgo_hydra.report.question import Question
@@ -14,11 +14,11 @@ def _runs(folder):
     return read_runs([folder])[0]
 
 
-_BY_LOSS = Selection(Monitor("best_valid_loss"))
+_BY_LOSS = Selection(Objective("best_valid_loss"))
 
 
 def _compare(runs, keys=("algorithm",), over=("seed",), metric="best_valid_loss", selection=_BY_LOSS, conditions=()):
-    return compare(runs, Question((metric,), False, selection, tuple(over), tuple(keys), tuple(conditions)))
+    return compare(runs, Question(Objective(metric), selection, (), tuple(over), tuple(keys), tuple(conditions)))
 
 
 def test_groups_over_seeds(sweep):
@@ -27,7 +27,9 @@ def test_groups_over_seeds(sweep):
     assert best.estimates["best_valid_loss"].mean == pytest.approx(0.999)
     assert best.estimates["test_loss@best(valid_loss)"].mean == pytest.approx(1.499)
     assert [group.point for group in others] == [("fedavg", 0.1), ("fedavg", 0.01), ("fedprox", 0.01)]
-    worst, *_ = group_runs(_runs(sweep), ["algorithm", "lr"], [], ["seed"], Selection(Monitor("best_valid_loss", True)))
+    worst, *_ = group_runs(
+        _runs(sweep), ["algorithm", "lr"], [], ["seed"], Selection(Objective("best_valid_loss", True))
+    )
     assert worst.point[1] == 0.01
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.comparison import compare
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run
@@ -87,9 +87,9 @@ def rate(null: Null, num_cases: int, entropy: int = 0) -> float:
             splits.append(split)
             seeds.append(seed)
     question = Question(
-        ("test_loss@best(valid_loss)",),
-        False,
-        Selection(Monitor("best_valid_loss")),
+        Objective("test_loss@best(valid_loss)"),
+        Selection(Objective("best_valid_loss")),
+        (),
         null.over,
         ("algorithm",),
         ("task.partition.alpha",) if null.num_conditions > 1 else (),
@@ -161,8 +161,8 @@ def test_each_design(name):
 
 def test_a_difference_is_found():
     """A method that is better by two deviations is said to be so in most reports of ten seeds."""
-    selection = Selection(Monitor("best_valid_loss"))
-    runs, question = [], Question(("test_loss@best(valid_loss)",), False, selection, ("seed",), ("algorithm",))
+    selection = Selection(Objective("best_valid_loss"))
+    runs, question = [], Question(Objective("test_loss@best(valid_loss)"), selection, (), ("seed",), ("algorithm",))
     found = 0
     rng = np.random.default_rng(0)
     for _ in range(50):

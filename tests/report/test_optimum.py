@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.optimum import conditions_apart, points_apart, print_optimal_point, print_optimum
 from flgo_hydra.report.points import PointRow, sort_points, write_best_point
 from flgo_hydra.report.table import Row, best_row, write_best
@@ -11,7 +11,7 @@ from flgo_hydra.report.table import Row, best_row, write_best
 
 def _row(job, loss, *overrides, metric="valid_loss"):
     best = {"valid_loss": loss, "test_accuracy": 0.5}
-    return Row(job, overrides, Path(str(job)), "completed", loss, 3, 5, best, monitor=Monitor.of(metric))
+    return Row(job, overrides, Path(str(job)), "completed", loss, 3, 5, best, monitor=Objective.asked(metric))
 
 
 def _print(rows, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.bands import Plot, draw_bands, lines_of
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.figure import BEST, COLORS, is_log_spaced, legend_for, line_looks, shade_range, ticks_of
@@ -29,7 +29,7 @@ def _is_drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and len(np.unique(imread(path)[::3, ::3, 0])) > 10
 
 
-_QUESTION = Question(("best_valid_loss",), False, Selection(Monitor("best_valid_loss")))
+_QUESTION = Question(Objective("best_valid_loss"), Selection(Objective("best_valid_loss")))
 
 
 def _plot(runs, keys=("algorithm",), band="std", curve="valid_loss", panels=(), is_log=False) -> Plot:
@@ -173,7 +173,7 @@ def test_parallel_coordinates(sweep, make_run, tmp_path):
         tmp_path / "a.png",
         _runs(sweep),
         ["algorithm", "lr", "seed"],
-        replace(_QUESTION, metrics=("test_accuracy@best(valid_loss)",), is_max=True),
+        replace(_QUESTION, shown=Objective("test_accuracy@best(valid_loss)", True)),
     )
     assert _is_drawn(tmp_path / "a.png")
 
@@ -317,7 +317,7 @@ def test_frames_are_the_selections_and_of_one_condition(make_run, tmp_path):
     for i, (lr, alpha) in enumerate((lr, alpha) for lr in (0.1, 0.5) for alpha in (0.1, 1)):
         loss = (1.0 if (lr == 0.1) == (alpha == 1) else 2.0) - alpha / 10
         make_run(f"s/{i}", [5.0, loss], lr=lr, accuracies=[0.0, lr], **{"task.partition.alpha": alpha})
-    by_accuracy = replace(_QUESTION, metrics=("test_accuracy@best(valid_loss)",), is_max=True)
+    by_accuracy = replace(_QUESTION, shown=Objective("test_accuracy@best(valid_loss)", True))
     by_accuracy = replace(by_accuracy, conditions=("task.partition.alpha",))
     (cells,) = cells_of(_runs(tmp_path / "s"), Heatmap("lr", ("task.partition.alpha",)), by_accuracy)
     # Of each row the rate with the lowest valid_loss, though lr=0.5 has the higher accuracy.

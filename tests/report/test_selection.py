@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.report.command import main
 from flgo_hydra.report.selection import Selection
 
@@ -364,11 +364,10 @@ def test_of_a_repeated_run_the_one_that_ended_counts(report, make_run):
         assert [point["status"] for point in read["points"]] == ["completed"]
 
 
-@pytest.mark.parametrize(
-    "name, is_test", [("latest_gap", False), ("fastest", False), ("test_f1", True), ("f1_test", True)]
-)
-def test_which_samples_a_metric_is_of_is_read_off_whole_words(name, is_test):
-    assert (Selection(Monitor(name)).samples == "test") == is_test
+@pytest.mark.parametrize("followed", [("test_f1", "valid_loss"), ("valid_loss", "test_f1")])
+def test_best_rounds_chosen_on_test_samples_are_told_in_any_order(followed):
+    selection = Selection(Objective("best_valid_loss"), tuple(map(Objective, followed)), is_asked=True)
+    assert selection.notes("best_valid_loss") == ["some runs' best rounds are chosen by test_f1, on test samples"]
 
 
 def test_numbers_whose_squares_are_none(report, make_run):

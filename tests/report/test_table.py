@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flgo_hydra.monitor import Monitor
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult
 from flgo_hydra.report.table import Row, best_row, write_best, write_results
@@ -82,7 +82,7 @@ def test_rows_of_what_a_job_came_to(tmp_path: Path) -> None:
     run = RunPaths(tmp_path / "7")
     values = {field.name: None for field in dataclasses.fields(RunResult)}
     values |= {"status": "early_stopped", "best_valid_loss": 0.5, "best_round": 1, "last_round": 4, "message": "m"}
-    values |= {"monitor": Monitor(), "warnings": []}
+    values |= {"monitor": Objective(), "warnings": []}
     result = RunResult(**{**values, "best": {"valid_loss": 0.5}, "seconds": 2.0, "option": {"num_rounds": 9}})  # type: ignore[arg-type]
     row = Row.of_result(7, ("lr=1",), run, result)
     assert row == Row(7, ("lr=1",), run.folder, "early_stopped", 0.5, 1, 4, {"valid_loss": 0.5}, 2.0, None, "m", 9)

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.report.table import Row
@@ -120,6 +121,27 @@ def test_a_curve_is_there_while_the_run_is_under_way(storage):
     assert math.isnan(trial.intermediate_values[1])
     study.finish(number, RESULT, ROUNDS)  # rounds.jsonl is the truth
     assert load(storage).trials[0].intermediate_values == {0: 2.0, 1: 0.5, 2: 0.6}
+
+
+def test_an_accuracy_goes_in_and_comes_out_as_it_is_and_its_negative_is_minimised(storage):
+    study = SweepStudy(storage, "s")
+    followed = Objective("test_accuracy", True)
+    study.follow(followed)
+    rounds = [{"round": r, "test_accuracy": value} for r, value in enumerate([0.1, 0.9, 0.8])]
+    result = replace(RESULT, monitor=followed)
+    study.finish(start(study, 0.1, 0), result, rounds)
+    study.report(start(study, 0.01, 1), 0, 0.2)
+    attributes = {"identities": ["a", "b"], "jobs": [2, 3], "job_overrides": [["seed=0"], ["seed=1"]]}
+    mean, failed = (study.start({"lr": 0.1}, {"lr": (0.1, 0.01)}, attributes) for _ in range(2))
+    study.finish_mean(mean, [result, replace(result, best={"test_accuracy": 0.7})], {0: 0.1, 1: 0.8})
+    study.fail(failed, "b: no", replicates=[0.9, None])
+    one, running, of_two, of_one = load(storage).trials
+    assert (one.value, one.intermediate_values) == (-0.9, {0: -0.1, 1: -0.9, 2: -0.8})
+    assert running.intermediate_values == {0: -0.2}
+    assert (of_two.value, of_two.intermediate_values) == (pytest.approx(-0.8), {0: -0.1, 1: -0.8})
+    assert of_two.user_attrs["replicates"] == [-0.9, -0.7] and of_one.user_attrs["replicates"] == [-0.9, None]
+    values = [[job.value for job in stored.jobs] for stored in study.stored_trials()]
+    assert values == [[0.9], [None], [0.9, 0.7], [0.9, None]]
 
 
 def test_an_attempt_that_came_out_differently_leaves_no_trace(storage):

@@ -1,8 +1,11 @@
 """What "best" means in a run: one metric, and which way it is better.
 
 The round loop, the live table, the study, the summary, the rebuilt study, `frame()` and the reports all ask this one
-value; nothing else compares two results. The direction of our own metrics is known; of any other metric it is never
-guessed from its name: the user says it (`monitor_mode`).
+value; nothing else compares two results. They speak of the metric's own values. Only Optuna hears scores, of which
+less is better: `study.study` and `study.pruning`, which talk to it, turn the sign on the way.
+
+The direction of our own metrics is known; of any other metric it is never guessed from its name: the user says it
+(`monitor_mode`).
 """
 
 import difflib
@@ -25,14 +28,14 @@ MODES = ("min", "max")
 
 
 @dataclass(frozen=True)
-class Monitor:
-    """The metric that decides which round, and which run, is best."""
+class Objective:
+    """The metric that decides which round, and which run, is best; options and files call it `monitor`."""
 
     metric: str = "valid_loss"
     is_maximized: bool = False
 
     @staticmethod
-    def of(metric: str, mode: str | None = None) -> "Monitor":
+    def asked(metric: str, mode: str | None = None) -> "Objective":
         """As the options say it.
 
         Args:
@@ -49,23 +52,18 @@ class Monitor:
                 + (f". Did you mean `{near[0]}`? A metric of your own needs" if near else ", so it needs")
                 + " the way in which it is better: `monitor_mode=min` or `monitor_mode=max`."
             )
-        return Monitor(metric, KNOWN[metric] if mode is None else mode == "max")
+        return Objective(metric, KNOWN[metric] if mode is None else mode == "max")
 
     @staticmethod
-    def from_json(value: Any) -> "Monitor":
+    def from_json(value: Any) -> "Objective":
         """What `dataclasses.asdict` made of one; the default of anything else."""
         is_one = isinstance(value, Mapping) and isinstance(value.get("metric"), str)
-        return Monitor(value["metric"], value.get("is_maximized") is True) if is_one else Monitor()
+        return Objective(value["metric"], value.get("is_maximized") is True) if is_one else Objective()
 
     @property
     def mode(self) -> str:
         """min or max."""
         return MODES[self.is_maximized]
-
-    @property
-    def worst(self) -> float:
-        """What any finite value is better than."""
-        return -math.inf if self.is_maximized else math.inf
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether a value beats another. A tie does not, nor does what is not finite; any finite value beats that."""
@@ -75,19 +73,15 @@ class Monitor:
         """The value as a study minimises it: the negative of what is maximised. Its own inverse."""
         return -value if self.is_maximized else value
 
-    def value_at(self, line: Mapping[str, float]) -> float:
+    def of(self, line: Mapping[str, float]) -> float:
         """The metric in an evaluated round; nan where it is not there."""
         return line.get(self.metric, math.nan)
-
-    def score_at(self, line: Mapping[str, float]) -> float:
-        """The same as a study minimises it."""
-        return self.score(self.value_at(line))
 
     def best_of(self, rounds: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
         """The best of the evaluated rounds, the first of equals; None where none is finite."""
         best: Mapping[str, float] | None = None
         for line in rounds:
-            if self.is_better(self.value_at(line), math.nan if best is None else self.value_at(best)):
+            if self.is_better(self.of(line), math.nan if best is None else self.of(best)):
                 best = line
         return best
 
@@ -100,9 +94,28 @@ class Monitor:
         return f"{metric}@best({self.metric})"
 
     @property
+    def label(self) -> str:
+        """`best valid_loss`, for people."""
+        return f"best {self.metric}"
+
+    @property
+    def samples(self) -> str:
+        """What the metric is measured on, by its name: test, validation, training or unknown."""
+        words = metric_of(self.metric).lower().replace("-", "_").split("_")
+        return next((long for short, long in _SAMPLES.items() if short in words), "unknown")
+
+    @property
     def column(self) -> str:
         """What tables call the metric itself at its best."""
         return BEST_VALID_LOSS if self == VALID_LOSS else self.at_best(self.metric)
+
+
+_SAMPLES = {
+    "test": "test",
+    **dict.fromkeys(("valid", "validation", "val"), "validation"),
+    **dict.fromkeys(("train", "training"), "training"),
+}
+"""by a word of the metric's name"""
 
 
 def caveats(metric: str, mode: str | None) -> list[str]:
@@ -121,5 +134,5 @@ def metric_of(column: str) -> str:
 
 
 BEST_VALID_LOSS = "best_valid_loss"
-VALID_LOSS = Monitor()
+VALID_LOSS = Objective()
 """what decides unless the user says otherwise; `best_valid_loss` is its best, whatever is monitored"""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flgo_hydra.monitor import VALID_LOSS, Monitor
+from flgo_hydra.objective import VALID_LOSS, Objective
 
 _MOST_NAMED = 5
 
@@ -18,9 +18,9 @@ class Common:
         """
         self._axes = tuple(key.lstrip("+").partition("@")[0].replace("/", ".") for key in axes)
         self._values: dict[str, Any] | None = None
-        self._monitor: Monitor | None = None
+        self._monitor: Objective | None = None
 
-    def add(self, config: Mapping[str, Any], monitor: Monitor = VALID_LOSS) -> None:
+    def add(self, config: Mapping[str, Any], monitor: Objective = VALID_LOSS) -> None:
         """Takes a point's settings (plain values, nested) into account.
 
         Args:
@@ -42,7 +42,7 @@ class Common:
             self._values = {key: value for key, value in self._values.items() if point.get(key, _NOTHING) == value}
 
     @property
-    def monitor(self) -> Monitor:
+    def monitor(self) -> Objective:
         """What the runs follow."""
         return self._monitor or VALID_LOSS
 
@@ -57,7 +57,7 @@ class Common:
 _NOTHING = object()
 
 
-def _described(monitor: Monitor) -> str:
+def _described(monitor: Objective) -> str:
     return f"{monitor.metric} ({monitor.mode})"
 
 
