@@ -48,6 +48,16 @@ class CannotWrite(OSError):
         )
 
 
+class CannotStart(RuntimeError):
+    """The process that jobs are forked from ends before it is ready, whatever is tried; its text says how it ended."""
+
+    def __str__(self) -> str:
+        return (
+            f"No job can be started: {super().__str__()} each time it was started, before it was ready. Look who ends "
+            "processes here, or what memory there is, and give the same command again: what is finished stays."
+        )
+
+
 def refused_by_storage(error: BaseException | None) -> CannotWrite | None:
     """What the storage said, where an error or one behind it is that it is full, broken, or not for writing."""
     seen: set[int] = set()
@@ -78,6 +88,8 @@ def in_words(error: BaseException) -> str | None:
 
     What a user's own code was refused is told with its traceback: it may be a mistake there.
     """
+    if isinstance(error, CannotStart):
+        return str(error)
     if _is_users(error):
         return None
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):

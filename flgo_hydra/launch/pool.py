@@ -24,7 +24,10 @@ from typing import IO, Any
 from flgo_hydra.launch.channel import PRUNE, STOP, MessageReader, make_file, read_result
 from flgo_hydra.launch.server_process import ServerProcess, take_early
 from flgo_hydra.launch.task_reference import TaskReference
+from flgo_hydra.machine_errors import CannotStart
 
+_MOST_UNREADY = 3
+"""Times in a row that the forkserver may end before it is ready."""
 _GATHER_S = 0.005
 _WINDOW_S = 0.1
 _CROWD_PER_S = 200
@@ -114,6 +117,7 @@ class Pool:
         self._processes: dict[int, _Process] = {}
         self._next_token = 0
         self._server: ServerProcess | None = None
+        self._num_unready = 0
         self._events: list[Started | Message | Ended] = []
         self._crowd = Crowd()
         self._selector = selectors.DefaultSelector()
@@ -297,7 +301,7 @@ class Pool:
                         token, told["status"], told.get("peak_memory_mib"), told.get("error", ""), "error" in told
                     )
             else:
-                self._is_ready = True
+                self._is_ready, self._num_unready = True, 0
 
     def _bury(
         self,
@@ -343,8 +347,9 @@ class Pool:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
         if not self._is_ready:
-            if self.task is None and not self.preload:
-                raise RuntimeError(f"No worker process can be started: {error}")
+            self._num_unready += 1
+            if self._num_unready > _MOST_UNREADY:
+                raise CannotStart(str(error))
             self.preload, self.task = (), None  # an import may have killed it: let the jobs import
         self._stop_server()
         for token in list(self._processes):

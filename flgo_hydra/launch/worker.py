@@ -28,6 +28,7 @@ from flgo_hydra.launch import reporter
 from flgo_hydra.launch.channel import Channel
 from flgo_hydra.launch.messages import OWN_KINDS
 from flgo_hydra.launch.task_reference import TaskReference, load_pickled, load_task
+from flgo_hydra.machine_errors import refused_by_storage
 from flgo_hydra.record.plain_text import message_of, traceback_of
 
 CONTEXT_MIB = 512
@@ -151,13 +152,19 @@ def run_job(assignment: Assignment, task_function: Callable[[Any], Any]) -> Any:
     context = load_pickled(assignment.context, assignment.task)
     config = load_pickled(assignment.config, assignment.task)
     JobRuntime.instance().set("name", assignment.job_name)
-    return run(
-        hydra_context=context,
-        task_function=task_function,
-        config=config,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    try:
+        return run(
+            hydra_context=context,
+            task_function=task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    except OSError as error:  # Hydra could not write: what the task raises stands in the return
+        refused = refused_by_storage(error)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 def set_threads(num_threads: int) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from flgo_hydra.launch.pool import Crowd, Ended, Message, Pool, Started
+from flgo_hydra.machine_errors import CannotStart
 
 ENTRIES = """
 import os, signal, subprocess, sys, time
@@ -215,6 +216,38 @@ def test_the_forkserver_dies(make_pool, tmp_path):
     events = []
     while not messages(events):
         events += pool.wait(60)
+
+
+def killed_unready(pool):
+    """Whoever kills forkservers is quicker than they are."""
+    start = pool._start_server
+
+    def started():
+        start()
+        os.kill(pool._server.pid, signal.SIGTERM)
+
+    pool._start_server = started
+    return start
+
+
+def test_a_forkserver_that_is_killed_before_it_is_ready_is_started_again(make_pool, tmp_path):
+    pool = make_pool("hello")
+    start = killed_unready(pool)
+    for i in range(2):
+        pool.start(b"", tmp_path / f"{i}.log")
+        assert "status -15" in finish(pool)[-1].error
+    pool._start_server = start
+    pool.start(b"", tmp_path / "log")
+    assert finish(pool)[-1].status == 0
+
+
+def test_one_that_is_killed_each_time_is_told_in_words(make_pool, tmp_path):
+    pool = make_pool("hello")
+    killed_unready(pool)
+    with pytest.raises(CannotStart, match="^No job can be started: the forkserver ended with status -15 each time"):
+        for i in range(10):
+            pool.start(b"", tmp_path / f"{i}.log")
+            finish(pool)
 
 
 def test_a_module_that_kills_the_forkserver_is_left_to_the_jobs(make_pool, tmp_path):
