@@ -1,33 +1,23 @@
 """One job: a config in, a result out. The only place where config, training and record meet."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from flgo_hydra import compose, where_typed
 from flgo_hydra.chosen import check_identities
-from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.config import Conf
 from flgo_hydra.federated.users_code import no_silent_end
-from flgo_hydra.importing import without_garbage_collection
-from flgo_hydra.job.checks import check
-from flgo_hydra.job.device import resolve_device
+from flgo_hydra.job.engines import engine_of
 from flgo_hydra.job.group import fuse_key, job_group
-from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary
 from flgo_hydra.job.isolation import modules_kept
-from flgo_hydra.job.outcome import describe, read_finished, record_failure, result_of
-from flgo_hydra.job.preparation import prepare
-from flgo_hydra.job.watcher import Watcher
-from flgo_hydra.launch import reporter
+from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.record.files import writing
 from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.plain_text import traceback_of
 from flgo_hydra.record.result import RunResult, write_result
-
-if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.task import Task
 
 __all__ = ["fuse_key", "job", "job_group", "preload", "run"]
 """The launcher looks for `preload`, `fuse_key` and `job_group` beside the task function, `job`."""
@@ -108,8 +98,9 @@ def run(conf: Conf, folder: Path) -> RunResult:
 
 
 def _run(conf: Conf, paths: RunPaths) -> RunResult:
+    engine = engine_of(conf)
     with where_typed.entered():
-        finished = read_finished(conf, paths)
+        finished = read_finished(conf, paths, engine.data_sha256)
     if finished is not None:
         return finished
     with writing(paths.folder):
@@ -119,66 +110,13 @@ def _run(conf: Conf, paths: RunPaths) -> RunResult:
 
     try:
         # The generators are the caller's, whom a run in this process leaves as they were.
-        with no_silent_end(), generators_kept(), torch_kept(), modules_kept(conf):
+        with no_silent_end(), generators_kept(), torch_kept(), modules_kept(engine.targets(conf)):
             with where_typed.entered():
-                task = check(conf)
-            result = _train(conf, paths, task)
+                task = engine.check(conf)
+            result = engine.train(conf, paths, task)
         write_result(paths, result)
     except Exception as error:
         record_failure(paths, error)
         raise
     _log.info("%s", describe(result))
     return result
-
-
-def _train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
-    if isinstance(conf.algorithm, FlgoConf):
-        return _train_with_flgo(conf, conf.algorithm, paths)
-    with without_garbage_collection():
-        import torch  # noqa: F401  # here, where it is quick
-
-    from flgo_hydra.federated.backend.watch import ChangedLate
-    from flgo_hydra.federated.rounds import drive
-
-    with ctrl_c_at_round_boundary() as is_interrupted:
-        with where_typed.entered():
-            run = prepare(conf, paths, task, reporter.current(), is_interrupted)
-        try:
-            status = drive(run.rounds, run.backend, run.data)
-        except ChangedLate as why:
-            _log.warning("the run begins anew, by plain steps: %s", why)
-            run.watcher.progress.close()
-            run.backend.loop.put_back()
-            with where_typed.entered():
-                run = prepare(conf, paths, task, reporter.current(), is_interrupted, why_plain=str(why))
-            status = drive(run.rounds, run.backend, run.data)
-        finally:
-            run.watcher.progress.close()
-    return run.end(status)
-
-
-def _train_with_flgo(conf: Conf, algorithm: FlgoConf, paths: RunPaths) -> RunResult:
-    """The same with FLGo in our training's place. It cannot go on from a checkpoint: none is written."""
-    from flgo_hydra.federated import flgo_runner
-    from flgo_hydra.federated.client_state import ClientStates
-    from flgo_hydra.federated.patience import Patience
-    from flgo_hydra.federated.rounds import RunState
-    from flgo_hydra.federated.training import ServerState
-
-    device = resolve_device(conf.device)
-    state = RunState(ServerState({}, {}), ClientStates({}, 0), patience=Patience(conf.followed))
-    model = compose.parameters(conf.model)
-    # FLGo reads and writes below the task's folder, at any time
-    with ctrl_c_at_round_boundary() as is_interrupted, where_typed.entered():
-        content = flgo_runner.data_sha256(conf.task)
-        settings = replace(conf, checkpoint_interval=0)
-        watcher = Watcher(settings, paths, device, reporter.current(), is_interrupted, data_sha256=content)
-        watcher.resume(state)
-        try:
-            status = flgo_runner.run_rounds(conf, conf.task, algorithm, model, str(device), state, watcher)
-        finally:
-            watcher.progress.close()
-    if status == "stopped":
-        raise KeyboardInterrupt(f"stopped after round {state.round_num}; a run of FLGo's starts again from round 0")
-    reason, engine = watcher.prune_reason or "", {"backend": "flgo"}
-    return result_of(conf, state, status, device, reason, engine, watcher.record, data_sha256=content)

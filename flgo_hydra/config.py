@@ -578,8 +578,8 @@ class SweeperConf:
     # class's {_target_: …}
     pruner: Any = None
     # who chooses the points: grid (every one), or one of Optuna's samplers, which learn from the points before: tpe,
-    # random, qmc, cmaes, gp
-    sampler: str = "grid"
+    # random, qmc, cmaes, gp, or your class's {_target_: …}
+    sampler: Any = "grid"
     # points that a sampler tries in total, over all runs of the sweep; not for grid
     n_trials: int | None = None
     # decides what a sampler chooses; null: 0; not for grid
@@ -613,7 +613,12 @@ class SweeperConf:
         return [] if self.replicate is None else [self.replicate] if isinstance(self.replicate, str) else self.replicate
 
     def _hold_sampler(self) -> None:
-        one_of("hydra.sweeper.sampler", self.sampler, SAMPLERS)
+        target = self.sampler.get("_target_") if isinstance(self.sampler, dict) else None
+        if not isinstance(target, str) and self.sampler not in SAMPLERS:
+            raise ValueError(
+                f"`hydra.sweeper.sampler` must be one of {', '.join(SAMPLERS)}, or your class's {{_target_: …}}, "
+                f"but got {self.sampler!r}."
+            )
         num, seed = self.n_trials, self.sampler_seed
         if self.sampler == "grid":
             for key, value in (("n_trials", num), ("sampler_seed", seed)):
@@ -624,8 +629,8 @@ class SweeperConf:
                     )
         elif num is None:
             raise ValueError(
-                f"`hydra.sweeper.n_trials` must be given with `hydra.sweeper.sampler={self.sampler}`: how many points "
-                "to try."
+                f"`hydra.sweeper.n_trials` must be given with `hydra.sweeper.sampler={target or self.sampler}`: how "
+                "many points to try."
             )
         hold(num is None or num >= 1, "hydra.sweeper.n_trials >= 1", num)
         hold(seed is None or seed >= 0, "hydra.sweeper.sampler_seed >= 0", seed)

@@ -62,6 +62,14 @@ def load(target: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def described(setting: Any) -> str:
+    """A part that is a name or has a `_target_`, in one line, the same for the same one: `median(n_warmup_steps=5)`."""
+    given: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
+    name = given.pop("name", None) or given.pop("_target_", None)
+    arguments = ", ".join(f"{key}={given[key]!r}" for key in sorted(given) if key != "_target_")
+    return f"{name}({arguments})" if arguments else str(name)
+
+
 def call(
     function: Callable[..., Any],
     given: Mapping[str, Any],

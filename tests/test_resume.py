@@ -146,12 +146,13 @@ def test_a_sweep_goes_on_from_elsewhere_with_its_own_config_folder_and_data(comm
 
 
 def test_a_stopped_run_goes_on_from_its_checkpoint(command, monkeypatch):
-    from flgo_hydra import app, resume
+    from flgo_hydra import resume
+    from flgo_hydra.launch import reporter
 
     arguments = ("num_rounds=4", *SMALL[1:], "checkpoint_interval=1")
     assert command(*arguments, "hydra.run.dir=whole").status == 0
     stops = iter([False, False, True])
-    monkeypatch.setattr(app.reporter.Reporter, "stop_requested", lambda self: next(stops, False))
+    monkeypatch.setattr(reporter.Reporter, "stop_requested", lambda self: next(stops, False))
     done = command(*arguments, "hydra.run.dir=run")
     assert done.status == 130 and "python -m flgo_hydra.resume" in done.err
     assert Path("run/checkpoint.pt").exists()

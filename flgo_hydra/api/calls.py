@@ -15,7 +15,7 @@ from flgo_hydra.api.alone import one_at_a_time
 from flgo_hydra.api.results import Point, Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, ship_own, write_objects
 from flgo_hydra.config import Conf
-from flgo_hydra.job import checks
+from flgo_hydra.job import engines
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
@@ -149,7 +149,7 @@ def check(overrides: list[str]) -> Conf:
         with open_dict(cfg):
             del cfg["hydra"]
         conf = compose.to_conf(cfg)
-        checks.check_model(conf, checks.check(conf))
+        engines.check(conf)
         resolve_device(conf.device)
         return conf
 

@@ -11,7 +11,7 @@ from flgo_hydra.config import OptionConf
 from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
-from flgo_hydra.report.table import Row
+from flgo_hydra.report.table import COSTS, ROUNDS, TEXTS, Column, Row
 from flgo_hydra.study.grid import parse_point
 
 
@@ -138,6 +138,8 @@ class Sweep:
     def frame(self) -> Any:
         """A pandas frame with a row for each run: what varied, how it ended, and the metrics at its best round.
 
+        Its columns are those of results.csv; `folder` is a whole path.
+
         Columns have the types of their values (`lr` floats, `seed` integers), also where some runs have none: nan
         among floats, `pandas.NA` among integers and truths.
         Metrics are called `test_loss@best(valid_loss)`; runs without a result have nan, and no best round.
@@ -149,15 +151,29 @@ class Sweep:
         for key in dict.fromkeys(key for values in varied for key in values):
             column = [values.get(key) for values in varied]
             columns[key] = pandas.Series(column, dtype=_dtype(column))
-        columns["status"] = [run.status for run in runs]
-        columns["best_round"] = pandas.array([run.round for run in runs], dtype="Int64")
-        results = [run.result for run in runs]
-        columns[BEST_VALID_LOSS] = [math.nan if result is None else result.best_valid_loss for result in results]
-        names = dict.fromkeys(name for result in results if result is not None for name in result.best)
-        for name in names or OF_SERVER:
-            values = [math.nan if result is None else result.best.get(name, math.nan) for result in results]
-            columns[self.monitor.at_best(name)] = values
+        rows = [_row_of(run) for run in runs]
+
+        def add(column: Column) -> None:
+            dtype = {int: "Int64", float: "float64", str: object}[column.kind]
+            columns[column.name] = pandas.array([column.of(row) for row in rows], dtype=dtype)
+
+        columns["status"] = [row.status for row in rows]
+        columns[BEST_VALID_LOSS] = [row.best_valid_loss for row in rows]
+        for fact in ROUNDS:
+            add(fact)
+        for name in dict.fromkeys(name for row in rows for name in row.best) or OF_SERVER:
+            columns[self.monitor.at_best(name)] = [row.best.get(name, math.nan) for row in rows]
+        for fact in (*COSTS, *TEXTS):
+            add(fact)
+        columns["folder"] = [str(row.folder) for row in rows]
         return pandas.DataFrame(columns)
+
+
+def _row_of(run: Run) -> Row:
+    job = -1 if run.job is None else run.job
+    if run.result is None:
+        return Row(job, run.overrides, run.folder, run.status, message=run.error or "")
+    return Row.of_result(job, run.overrides, RunPaths(run.folder), run.result)
 
 
 def _dtype(column: Sequence[Any]) -> Any:

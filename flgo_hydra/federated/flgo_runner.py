@@ -39,7 +39,7 @@ _ALL_NAN = "parameters of nan value"
 
 def run_flgo(*_: Any, **__: Any) -> None:
     """What `algorithm=flgo` names; the job is run by `run_rounds` below."""
-    raise AssertionError("app.py runs it")
+    raise AssertionError("job/flgo.py runs it")
 
 
 def benchmark_model() -> nn.Module:

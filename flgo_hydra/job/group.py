@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from flgo_hydra import compose
-from flgo_hydra.config import Conf, FlgoConf
-from flgo_hydra.job.checks import check
+from flgo_hydra.config import Conf
+from flgo_hydra.job import native
+from flgo_hydra.job.engines import engine_of
 from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.job.preparation import ReadyRun, prepare
@@ -35,9 +36,7 @@ _EACH_ITS_OWN = ("checkpoint_interval", "save_best")
 def fuse_key(cfg: DictConfig) -> str:
     """The same text for jobs that can run as one program, since they differ in values only; for our launcher."""
     conf = compose.to_conf(cfg, has_known_keys=True)
-    if isinstance(conf.algorithm, FlgoConf):
-        return ""
-    if conf.engine.backend != "auto" or conf.parts:  # one was asked for; or a run's data or cohorts are its own
+    if conf.parts or not engine_of(conf).can_fuse(conf):  # with parts a run's data or cohorts are its own
         return ""
     how = {key: value for key, value in compose.not_deciding(conf).items() if key not in _EACH_ITS_OWN}
     values = {**compose.deciding(conf), "how": how}  # one program has one device, its threads, and one task's data
@@ -111,16 +110,16 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
         try:
             conf = compose.to_conf(job.cfg)
             with job.current():
-                finished = read_finished(conf, paths)
+                finished = read_finished(conf, paths, native.data_sha256)
             if finished is not None:
                 jobs[i].finish(finished.value)
                 continue
             if _has_begun_apart(conf, paths):
                 raise reporter.RunApart("one of them has begun so")
             if not runs:  # all have the same model and algorithm
-                kept.enter_context(modules_kept(conf))
+                kept.enter_context(modules_kept(native.targets(conf)))
             with no_silent_end():
-                task = check(conf, known) or task
+                task = native.check(conf, known) or task
             with jobs[i].current(), no_silent_end():
                 run = prepare(conf, paths, task, job.reporter, never, data, form_of(fuse))
                 data = run.data

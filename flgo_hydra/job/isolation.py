@@ -7,11 +7,9 @@ as they were after the import, and its numbers do not depend on who ran before.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flgo_hydra import compose
-from flgo_hydra.config import Conf, FlgoConf
 from flgo_hydra.job.imports import load
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
@@ -21,34 +19,32 @@ _log = logging.getLogger("flgo_hydra")
 
 
 @contextlib.contextmanager
-def modules_kept(conf: Conf) -> Iterator[None]:
+def modules_kept(targets: Mapping[str, str]) -> Iterator[None]:
     """Puts back what the code behind a config's model, algorithm and metrics changes outside its objects.
 
     What cannot be looked at or put back stays as it is.
+
+    Args:
+        targets: of that code, by the config's keys.
     """
     kept = None
     # What is wrong with a target, whoever needs it will say.
     with contextlib.suppress(Exception):
-        kept = _state_of_code(conf)
+        kept = _state_of_code(targets)
     try:
         yield
     finally:
         if kept is not None:
             try:
                 kept.put_back_outside()
-                now = _state_of_code(conf)
+                now = _state_of_code(targets)
                 if now is not None and (name := kept.changed(now)):
                     _log.warning("`%s`, which other runs of this process find so, has changed and stays so", name)
             except Exception as error:
                 _log.warning("what this run has changed outside itself stays so: %s", error)
 
 
-def _state_of_code(conf: Conf) -> "PythonState | None":
-    if isinstance(conf.algorithm, FlgoConf):
-        return None
-    targets = {key: str(compose.parameters(getattr(conf, key))["_target_"]) for key in ("model", "algorithm")}
-    if conf.metrics is not None:
-        targets["metrics"] = conf.metrics
+def _state_of_code(targets: Mapping[str, str]) -> "PythonState | None":
     own = {key: target for key, target in targets.items() if not target.startswith("flgo_hydra.")}
     if not own:
         return None

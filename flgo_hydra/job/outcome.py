@@ -6,12 +6,12 @@ import math
 import platform
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flgo_hydra
 from flgo_hydra import compose, own_code
-from flgo_hydra.config import Conf, FlgoConf
+from flgo_hydra.config import Conf, TaskConf
 from flgo_hydra.machine_errors import refused_by_storage
 from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.progress import duration
@@ -37,11 +37,13 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
 _log = logging.getLogger("flgo_hydra")
 
 
-def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
+def read_finished(conf: Conf, paths: RunPaths, data_sha256: Callable[[TaskConf], str]) -> RunResult | None:
     """The result that the folder has already. Records that are not to be believed are set aside, with a warning.
 
     In a sweep's folder so is another config's result: nobody has chosen that folder for it.
 
+    Args:
+        data_sha256: of the engine that has computed it.
     Raises:
         ValueError: it is another config's, or of other data.
     """
@@ -58,21 +60,17 @@ def read_finished(conf: Conf, paths: RunPaths) -> RunResult | None:
             raise ValueError(
                 f"{paths.folder} holds the result of another config. Choose another folder (`hydra.run.dir=…`)."
             )
-        _check_data(conf, paths, finished)
+        _check_data(conf, paths, finished, data_sha256)
         confirm_result(paths)
         _log.info("already finished: %s", describe(finished))
     return finished
 
 
-def _check_data(conf: Conf, paths: RunPaths, finished: RunResult) -> None:
-    from flgo_hydra.federated import flgo_runner
-    from flgo_hydra.federated.task import build_task
-
+def _check_data(conf: Conf, paths: RunPaths, finished: RunResult, data_sha256: Callable[[TaskConf], str]) -> None:
     if not finished.data_sha256:
         return
     try:
-        is_flgos = isinstance(conf.algorithm, FlgoConf)
-        now = flgo_runner.data_sha256(conf.task) if is_flgos else build_task(conf.task).data_sha256
+        now = data_sha256(conf.task)
     except ValueError:  # they are not here: a result can be read without them
         return
     if now != finished.data_sha256:
@@ -119,6 +117,7 @@ def result_of(
     data_sha256: str = "",
     source: str = "",
     code: dict[str, Any] | None = None,
+    packages: Sequence[str] = (),
 ) -> RunResult:
     """Returns the result of a run that ended in this state.
 
@@ -129,6 +128,7 @@ def result_of(
         warnings: what its settings make of it, for people.
         data_sha256, source: of the task's content, and of what it was made of.
         code: the user's own; None: what it is now.
+        packages: that have computed it besides ours, for their versions.
     """
     import numpy as np
     import torch
@@ -168,7 +168,7 @@ def result_of(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            **({"flgo": importlib.metadata.version("flgo")} if isinstance(conf.algorithm, FlgoConf) else {}),
+            **{name: importlib.metadata.version(name) for name in packages},
         },
         fingerprint=compose.fingerprint(conf),
         message=message,

@@ -1,7 +1,6 @@
 """Run folders read back, finished or not: the truth that every table and picture is made from."""
 
 import json
-import math
 import os
 import re
 import time
@@ -12,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra.objective import BEST_VALID_LOSS, VALID_LOSS, Objective
+from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
@@ -67,15 +66,8 @@ class Run:
         return value if isinstance(value, int) else None
 
     def metric(self, name: str) -> float:
-        """A number by its column: a metric at the run's best round, `best_valid_loss`, `seconds`; nan without."""
-        if name == BEST_VALID_LOSS:
-            return self.row.best_valid_loss
-        if name in ("seconds", "peak_memory_mib", "best_round", "last_round"):
-            value = getattr(self.row, name)
-            return math.nan if value is None else float(value)
-        at_best = self.row.monitor.at_best
-        found = next((value for own, value in self.row.best.items() if at_best(own) == name), None)
-        return float(found) if isinstance(found, int | float) else math.nan
+        """A number by its column, see `Row.metric`."""
+        return self.row.metric(name)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -297,7 +289,7 @@ def _unfinished(job: int, overrides: tuple[str, ...], paths: RunPaths, monitor: 
         best_round=int(best["round"]) if best else None,
         last_round=int(rounds[-1]["round"]) if rounds else None,
         best={name: value for name, value in best.items() if name not in ("round", "seconds")},
-        seconds=rounds[-1].get("seconds") if rounds else None,
+        seconds=round(rounds[-1]["seconds"], 3) if rounds and "seconds" in rounds[-1] else None,
     )
 
 

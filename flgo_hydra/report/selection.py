@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from flgo_hydra.mistakes import nearest
 from flgo_hydra.objective import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Objective, metric_of
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
-from flgo_hydra.report.table import DAMAGED
-
-_FACTS = ("seconds", "peak_memory_mib", "best_round", "last_round")
-"""numbers of a run that belong to no round; less is better"""
+from flgo_hydra.report.table import DAMAGED, FACTS
 
 
 def is_maximized(column: str, runs: Iterable[Run]) -> bool:
@@ -19,7 +16,7 @@ def is_maximized(column: str, runs: Iterable[Run]) -> bool:
         ValueError: it is another metric of the user's own.
     """
     metric = metric_of(column)
-    if column in _FACTS or column == BEST_VALID_LOSS:
+    if column in FACTS or column == BEST_VALID_LOSS:
         return False
     said = {run.row.monitor.is_maximized for run in runs if run.row.monitor.metric == metric}
     if len(said) == 1:
@@ -138,11 +135,11 @@ def check_metric(name: str, runs: Sequence[Run]) -> str:
     """
     columns = metrics_of(runs)
     meant = [column for column in columns if metric_of(column) == name]
-    if name in columns or (name in _FACTS and not meant):
+    if name in columns or (name in FACTS and not meant):
         return name
     if not meant:
         short = dict.fromkeys(metric_of(column) for column in columns[1:])
-        raise ValueError(f"No run has the metric `{name}`. {_advice(name, [BEST_VALID_LOSS, *short, *_FACTS])}")
+        raise ValueError(f"No run has the metric `{name}`. {_advice(name, [BEST_VALID_LOSS, *short, *FACTS])}")
     if len(meant) > 1:
         told = " or ".join(f"`{column}`" for column in meant)
         raise ValueError(f"The runs' best rounds were chosen by different metrics: of `{name}`, is {told} meant?")

@@ -3,9 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -77,24 +78,23 @@ class Row:
         """A key to sort by, the best first."""
         return self.monitor.rank(self.value)
 
+    def metric(self, column: str) -> float:
+        """A number by its column: a metric at the best round, `best_valid_loss`, `seconds`; nan without."""
+        value: Any = None
+        if column == BEST_VALID_LOSS:
+            value = self.best_valid_loss
+        elif column in FACTS:
+            value = FACTS[column].of(self)
+        else:
+            at_best = self.monitor.at_best
+            value = next((value for name, value in self.best.items() if at_best(name) == column), None)
+        return float(value) if isinstance(value, int | float) else math.nan
+
     @staticmethod
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
-        return Row(
-            job,
-            overrides,
-            run.folder,
-            result.status,
-            result.best_valid_loss,
-            result.best_round,
-            result.last_round,
-            result.best,
-            result.seconds,
-            result.peak_memory_mib,
-            result.message,
-            result.option.get("num_rounds"),
-            result.monitor,
-            tuple(result.warnings),
-        )
+        said = {field.name: getattr(result, field.name) for field in fields(Row) if hasattr(result, field.name)}
+        more = {"num_rounds": result.option.get("num_rounds"), "warnings": tuple(result.warnings)}
+        return Row(job, overrides, run.folder, **(said | more))
 
     @staticmethod
     def of_value(job: int, overrides: tuple[str, ...], run: RunPaths, value: float) -> "Row":
@@ -104,6 +104,31 @@ class Row:
     @staticmethod
     def of_failure(job: int, overrides: tuple[str, ...], run: RunPaths, failure: Failure) -> "Row":
         return Row(job, overrides, run.folder, "failed", message=f"{failure.kind}: {failure.message}")
+
+
+class Column(NamedTuple):
+    """What tables say of every job besides its point, its status and its metrics."""
+
+    name: str
+    kind: type
+    """int, float or str; any may be missing"""
+    of: Callable[[Row], Any]
+
+
+ROUNDS = (
+    Column("best_round", int, lambda row: row.best_round),
+    Column("last_round", int, lambda row: row.last_round),
+)
+"""beside the metrics"""
+COSTS = (
+    Column("seconds", float, lambda row: row.seconds),
+    Column("peak_memory_mib", float, lambda row: row.peak_memory_mib),
+)
+"""after them"""
+TEXTS = (Column("message", str, lambda row: row.message),)
+"""last. results.csv, the points of a report and `frame()` have the columns of these three: a new one is a line here"""
+FACTS = {column.name: column for column in (*COSTS, *ROUNDS)}
+"""numbers of a run that belong to no round; less is better"""
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
@@ -122,16 +147,19 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
         csv_cell(head)
-        for head in ["job", "status", *keys, BEST_VALID_LOSS, "best_round", "last_round"]
+        for head in ["job", "status", *keys, BEST_VALID_LOSS]
+        + [column.name for column in ROUNDS]
         + [*metrics]
-        + ["seconds", "peak_memory_mib", "message", "folder"]
+        + [column.name for column in (*COSTS, *TEXTS)]
+        + ["folder"]
     )
     for row in rows:
         cells = (
-            [str(row.job), row.status, *(swept[row.job].get(key, "") for key in keys)]
-            + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
-            + [_number(at_best[row.job].get(name)) for name in metrics]
-            + [_number(row.seconds), _number(row.peak_memory_mib), row.message, _below(path.parent, row.folder)]
+            [str(row.job), row.status, *(swept[row.job].get(key, "") for key in keys), _cell(row.best_valid_loss)]
+            + [_cell(column.of(row)) for column in ROUNDS]
+            + [_cell(at_best[row.job].get(name)) for name in metrics]
+            + [_cell(column.of(row)) for column in (*COSTS, *TEXTS)]
+            + [_below(path.parent, row.folder)]
         )
         writer.writerow(map(csv_cell, cells))
     write_text(path, buffer.getvalue())
@@ -181,5 +209,7 @@ def _below(sweep: Path, folder: Path) -> str:
     return str(folder.relative_to(sweep)) if folder.is_relative_to(sweep) else folder.name
 
 
-def _number(value: float | None) -> str:
+def _cell(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return "" if value is None or math.isnan(value) else repr(value)

@@ -13,7 +13,7 @@ from flgo_hydra.report.groups import Group, Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
 from flgo_hydra.report.runs import ABSENT, Run, value_text
-from flgo_hydra.report.table import DAMAGED, NO_BEST
+from flgo_hydra.report.table import COSTS, DAMAGED, NO_BEST, ROUNDS, TEXTS
 
 _FEW_SEEDS = 5
 _MOST_SAID = 8
@@ -29,19 +29,17 @@ def points_table(runs: Sequence[Run], question: Question, top: int | None = None
     shown, best = _tops(runs, lambda run: point_of(run, question.conditions), lambda run: run.row.is_valid, top)
     metrics = dict.fromkeys((question.metric, question.selection.metric))
     others = [name for name in question.metrics if name not in metrics]
-    columns = ("job", *question.keys, "status", *metrics, "best_round", "last_round", *others)
+    columns = ["job", *question.keys, "status", *metrics, *(column.name for column in ROUNDS), *others]
+    columns += [column.name for column in (*COSTS, *TEXTS)]
     rows = [
         (
             run.name,
             *(KeyValue(run.values.get(key, ABSENT)) for key in question.keys),
             status_of(run),
             *map(run.metric, metrics),
-            run.row.best_round,
-            run.row.last_round,
+            *(column.of(run.row) for column in ROUNDS),
             *map(run.metric, others),
-            None if run.row.seconds is None else round(run.row.seconds, 3),
-            run.row.peak_memory_mib,
-            run.row.message,
+            *(column.of(run.row) for column in (*COSTS, *TEXTS)),
             str(run.row.folder),
             question.selection.words,
         )
@@ -50,9 +48,10 @@ def points_table(runs: Sequence[Run], question: Question, top: int | None = None
     notes = []
     if len(shown) < len(runs):
         notes.append(f"… and {len(runs) - len(shown)} more")
-    columns = (*columns, "seconds", "peak_memory_mib", "message", "folder", "chosen_by")
     notes += question.notes
-    return Table(headline(runs), columns, rows, tuple(notes), best, hidden=("message", "folder", "chosen_by"))
+    hidden = ("folder", "chosen_by")
+    texts = tuple(column.name for column in TEXTS)
+    return Table(headline(runs), (*columns, *hidden), rows, tuple(notes), best, hidden=(*texts, *hidden))
 
 
 def _tops(

@@ -11,7 +11,7 @@ from flgo_hydra import compose, mistakes
 from flgo_hydra.chosen import check_identities, writes_identity
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
-from flgo_hydra.job.checks import check, check_model
+from flgo_hydra.job import engines
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.study.common import Common
@@ -187,7 +187,7 @@ class PointChecker:
             ValueError: something is missing or impossible.
         """
         try:
-            check_model(conf, check(conf, self._data))
+            engines.check(conf, self._data)
         except ValueError as error:
             raise ValueError(f"{error}{_at(overrides)}") from error
         return self._data.get(repr(conf.task), ("", ""))

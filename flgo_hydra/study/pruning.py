@@ -76,18 +76,10 @@ def make_pruner(setting: Any, num_rounds: int) -> BasePruner:
         try:
             pruner = reference.call(kind, given, {}, _KEY)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`{_KEY}={describe(setting)}` cannot be made: {error}") from error
+            raise ValueError(f"`{_KEY}={reference.described(setting)}` cannot be made: {error}") from error
     if not isinstance(pruner, BasePruner):
         raise ValueError(f"`{_KEY}._target_={target}` must be a subclass of optuna.pruners.BasePruner.")
     return pruner
-
-
-def describe(setting: Any) -> str:
-    """The setting in one line, the same for the same setting: `median(n_warmup_steps=5)`."""
-    given: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
-    name = given.pop("name", None) or given.pop("_target_", None)
-    arguments = ", ".join(f"{key}={given[key]!r}" for key in sorted(given) if key != "_target_")
-    return f"{name}({arguments})" if arguments else str(name)
 
 
 class Pruning:
@@ -114,7 +106,7 @@ class Pruning:
         self._trials: dict[int, tuple[Study, Trial]] = {}
         self._last_rounds: dict[int, int] = {}
         self._pruned: set[int] = set()
-        self.reason = f"pruned by {describe(setting)}"
+        self.reason = f"pruned by {reference.described(setting)}"
         """what a pruned run's record says"""
 
     def start(self, number: int, group: str, num_rounds: int) -> None:

@@ -4,6 +4,27 @@ A sampler is made anew for every choice, from the sweep's seed and the number of
 these took: a sweep that was interrupted asks for the points that it would have asked for. What it learns from is not
 quite the study (`_Known`), and its numbers are rounded to what people can read; the trial holds the rounded value,
 which is the one that ran.
+
+A sampler of the user's own has Optuna's interface. For example every number near the best point's, in `my_samplers.py`:
+
+    from optuna.samplers import RandomSampler
+    from optuna.trial import TrialState
+
+    class Near(RandomSampler):
+        def __init__(self, factor, seed):
+            super().__init__(seed)
+            self.factor = factor
+
+        def sample_independent(self, study, trial, name, kind):
+            known = study.get_trials(states=(TrialState.COMPLETE,))
+            if not known:
+                return super().sample_independent(study, trial, name, kind)
+            best = min(known, key=lambda trial: trial.value).params[name]
+            return min(max(best * self.factor, kind.low), kind.high)
+
+run by `hydra.sweeper.sampler='{_target_: my_samplers.Near, factor: 0.5}' hydra.sweeper.n_trials=8`. It too is made anew
+for every choice, so what it knows is the study's: scores, of which less is better. One that takes a `seed` gets another
+one for each choice. Where it chooses several values at once (`sample_relative`), the trial's number is its choice's.
 """
 
 import copy
@@ -20,25 +41,43 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from flgo_hydra import reference
 from flgo_hydra.study.grid import Axis, Grid, Interval
 
 _PACKAGES = {"tpe": (), "random": (), "qmc": ("scipy",), "cmaes": ("cmaes",), "gp": ("scipy", "torch")}
 _NUMBERS_ONLY = ("qmc", "cmaes")
 
 
-def require_packages(name: str) -> None:
-    """Raises ValueError, with the command that installs it, unless the sampler has what it needs."""
+_KEY = "hydra.sweeper.sampler"
+
+
+def check_sampler(setting: Any) -> None:
+    """Raises ValueError unless the sampler that `hydra.sweeper.sampler` says can be made."""
+    if not isinstance(setting, str):
+        _make_own(setting, 0)
+        return
+    name = setting
     missing = [package for package in _PACKAGES[name] if importlib.util.find_spec(package) is None]
     if missing:
-        raise ValueError(
-            f"`hydra.sweeper.sampler={name}` needs {' and '.join(missing)}: pip install 'flgo_hydra[samplers]'"
-        )
+        raise ValueError(f"`{_KEY}={name}` needs {' and '.join(missing)}: pip install 'flgo_hydra[samplers]'")
 
 
-def chosen_at_random(name: str, space: Grid) -> list[str]:
+def _make_own(setting: Mapping[str, Any], seed: int) -> BaseSampler:
+    given = dict(setting)
+    kind = reference.load(given.pop("_target_"), f"{_KEY}._target_")
+    try:
+        sampler = reference.call(kind, given, {}, _KEY, by_name={"seed": seed})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{_KEY}={reference.described(setting)}` cannot be made: {error}") from error
+    if not isinstance(sampler, BaseSampler):
+        raise ValueError(f"`{_KEY}._target_={setting['_target_']}` must be a subclass of optuna.samplers.BaseSampler.")
+    return sampler
+
+
+def chosen_at_random(setting: Any, space: Grid) -> list[str]:
     """The keys of which the sampler learns nothing, because it knows numbers only."""
     kinds = kinds_of(space)
-    is_unknown = name in _NUMBERS_ONLY
+    is_unknown = setting in _NUMBERS_ONLY
     return [key for key, kind in kinds.items() if is_unknown and isinstance(kind, CategoricalDistribution)]
 
 
@@ -61,17 +100,19 @@ def _of_interval(interval: Interval) -> BaseDistribution:
     return FloatDistribution(interval.low, interval.high, log=interval.is_log)
 
 
-def make_sampler(name: str, seed: int, choice: int, space: Grid, stored: Mapping[str, BaseDistribution]) -> BaseSampler:
+def make_sampler(
+    setting: Any, seed: int, choice: int, space: Grid, stored: Mapping[str, BaseDistribution]
+) -> BaseSampler:
     """The sampler of one choice.
 
     Args:
-        name: of `config.SAMPLERS`, but grid.
+        setting: a name of `config.SAMPLERS`, but grid, or `{_target_: …}` with arguments.
         seed: the sweep's.
         choice: how many points have been chosen before.
         stored: what the study has each key as: of categories also those that earlier sweeps had.
     """
     # One sequence for all trials, of which each choice has its own place.
-    own_seed = seed if name == "qmc" else int(np.random.SeedSequence([seed, choice]).generate_state(1)[0])
+    own_seed = seed if setting == "qmc" else int(np.random.SeedSequence([seed, choice]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         makers: dict[str, Callable[[], BaseSampler]] = {
@@ -90,8 +131,10 @@ def make_sampler(name: str, seed: int, choice: int, space: Grid, stored: Mapping
             "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=own_seed, warn_independent_sampling=False),
             "gp": lambda: optuna.samplers.GPSampler(seed=own_seed),
         }
+        sampler = makers[setting]() if isinstance(setting, str) else _make_own(setting, own_seed)
         # CMA-ES draws by the trial's number, which attempts count into.
-        return _Readable(makers[name](), space, stored, choice if name == "cmaes" else None)
+        is_numbered = setting == "cmaes" or not isinstance(setting, str)
+        return _Readable(sampler, space, stored, choice if is_numbered else None)
 
 
 class _Placed(optuna.samplers.QMCSampler):
@@ -179,6 +222,10 @@ class _Known:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.get_trials()
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
         return self._get_trials(deepcopy, states)

@@ -11,7 +11,7 @@ number, whatever was interrupted before: with one slot an interrupted search tri
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.errors import HydraException
 
@@ -95,7 +95,8 @@ class GridSource:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    sampler: str
+    sampler: Any
+    """of `hydra.sweeper.sampler`"""
     seed: int
     n_trials: int
 

@@ -230,11 +230,11 @@ class SweepStudy:
         """What was told of the open trials' curves may not be in the storage: it is looked up when they are closed."""
         self._curves.clear()
 
-    def ask(self, sampler: str, seed: int, space: Grid, choice: int) -> tuple[int, dict[str, Value]]:
+    def ask(self, sampler: Any, seed: int, space: Grid, choice: int) -> tuple[int, dict[str, Value]]:
         """Opens a RUNNING trial of the point that a sampler chooses; returns its number, and the value by key.
 
         Args:
-            sampler: by name.
+            sampler: as `hydra.sweeper.sampler` says it.
             choice: how many points it has chosen before, which decides what it draws.
         """
         from flgo_hydra.study.samplers import make_sampler

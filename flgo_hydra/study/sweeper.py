@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from flgo_hydra import compose
+from flgo_hydra import compose, reference
 from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
@@ -47,7 +47,7 @@ class StudySweeper(Sweeper):
         rerun_changed: bool = False,
         curve: str | None = None,
         pruner: Any = None,
-        sampler: str = "grid",
+        sampler: Any = "grid",
         n_trials: int | None = None,
         sampler_seed: int | None = None,
         replicate: Any = None,
@@ -62,7 +62,7 @@ class StudySweeper(Sweeper):
             rerun_changed=rerun_changed,
             curve=curve,
             pruner=_as_plain(pruner),
-            sampler=sampler,
+            sampler=_as_plain(sampler),
             n_trials=n_trials,
             sampler_seed=sampler_seed,
             replicate=_as_plain(replicate),
@@ -163,18 +163,19 @@ class StudySweeper(Sweeper):
     def _plan(self, grid: Grid) -> "Plan":
         """What may run, checked: every point of a grid, the edges of a search's space."""
         assert self._config is not None
-        name = self._settings.sampler
+        sampler = self._settings.sampler
         keys = self._settings.replicate_keys
         grid = give_axes(grid, keys)  # one value is one replicate
         space, replicates = split_replicates(grid, keys)
-        if name == "grid":
+        if sampler == "grid":
             points = space.points()
         else:
+            name = reference.described(sampler)
             if grid.listed:
                 raise ValueError(f"`hydra.sweeper.points` has no effect with `hydra.sweeper.sampler={name}`. Drop one.")
-            from flgo_hydra.study.samplers import require_packages
+            from flgo_hydra.study.samplers import check_sampler
 
-            require_packages(name)
+            check_sampler(sampler)
             if not space.axes and not space.intervals:
                 raise ValueError(
                     f"`hydra.sweeper.sampler={name}` has nothing to choose: let a key vary, e.g. "

@@ -1,5 +1,6 @@
 """Frames of sweeps: columns with the types of their values, and metrics whatever became of the runs."""
 
+import csv
 import math
 
 import pytest
@@ -21,6 +22,10 @@ def test_columns_are_typed(empty_folder):
     for name, value in (("status", 0.25), ("lr", 9), ("a.b=c", 1)):
         assert frame[f"{name}@best(test_accuracy)"].tolist() == [value] * 4
     assert "valid_loss@best(test_accuracy)" in frame and "valid_loss" not in frame
+    with open("sweep/results.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert sorted(written[0]) == sorted(frame.columns) and frame["last_round"].dtype == "Int64"
+    assert [float(row["seconds"]) for row in written] == frame["seconds"].tolist()
     frame = sweep(*SMALL[:-1], "hydra.sweep.dir=other", *grid[2:]).frame()
     assert frame["seed"].dtype == int and frame["seed"].tolist() == [0, 0, 3, 3]
     assert frame["save_best"].dtype == bool and frame["save_best"].tolist() == [True, False, True, False]

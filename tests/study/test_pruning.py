@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from flgo_hydra import compose
-from flgo_hydra.study.pruning import PatiencePruner, Pruning, _rung_rounds, describe, make_pruner
+from flgo_hydra.reference import described
+from flgo_hydra.study.pruning import PatiencePruner, Pruning, _rung_rounds, make_pruner
 
 LOSSES = st.one_of(st.sampled_from([0.0, 1.0, 2.0, math.nan, math.inf, -math.inf]), st.floats(-3, 3))
 CURVES = st.lists(LOSSES, min_size=1, max_size=30)
@@ -104,7 +105,7 @@ def test_no_patience_at_all_is_an_error():
 )
 def test_pruners_by_name(setting, kind, text):
     assert type(make_pruner(setting, 20)).__name__ == kind
-    assert text in describe(setting)
+    assert text in described(setting)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from flgo_hydra.federated.fit import build_fitting_model
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
 from flgo_hydra.federated.task import Task, build_task
 from flgo_hydra.federated.training import LocalWork
-from flgo_hydra.job import group, preparation
+from flgo_hydra.job import group, native, preparation
 from flgo_hydra.launch import reporter
 
 from . import plain_loop
@@ -163,7 +163,7 @@ def _alone(cfg: DictConfig, folder: Path, monkeypatch: Any, num_rounds: int = NU
         found.append((run, _listen(run)))
         return run
 
-    monkeypatch.setattr(app, "prepare", preparing)
+    monkeypatch.setattr(native, "prepare", preparing)
     monkeypatch.setattr(
         reporter, "_current", reporter.Reporter(is_stopping=lambda: found[0][0].state.round_num >= num_rounds)
     )

@@ -1,13 +1,20 @@
-"""Whether what a config refers to is there, before anything runs."""
+"""Runs computed by our own engine: what is checked of them before anything runs, and how one is driven."""
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from flgo_hydra import compose, own_code, reference
-from flgo_hydra.config import Conf, FlgoConf, one_of
+from flgo_hydra import compose, own_code, reference, where_typed
+from flgo_hydra.config import Conf, TaskConf, one_of
+from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.imports import load
+from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary
 from flgo_hydra.job.isolation import modules_kept
+from flgo_hydra.job.preparation import prepare
+from flgo_hydra.launch import reporter
 from flgo_hydra.objective import KNOWN
+from flgo_hydra.record.paths import RunPaths
+from flgo_hydra.record.result import RunResult
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
     from flgo_hydra.federated.task import Task
@@ -17,27 +24,10 @@ _log = logging.getLogger("flgo_hydra")
 
 
 def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task | None":
-    """Checks what the config refers to: a user's own functions and classes, data files, and the task they make.
-
-    Args:
-        data: hashes of the tasks that the caller has had checked, by `repr(conf.task)`; gets this one's.
-    Returns:
-        the task, which was built (or found in the cache), since a partition that its data do not allow shows only
-        there; None where `data` has it, or where FLGo reads it.
-
-    Raises:
-        ValueError: something is missing or impossible; the error says what to do.
-    """
+    """As `Engine.check`. The task is built (or found in the cache), unless `data` has it."""
     from flgo_hydra.federated.task import build_task
 
     task, known = None, {} if data is None else data
-    if isinstance(conf.algorithm, FlgoConf):  # FLGo reads the task
-        from flgo_hydra.federated import flgo_runner
-
-        flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
-        if data is not None and repr(conf.task) not in data:
-            data[repr(conf.task)] = flgo_runner.data_sha256(conf.task), ""
-        return None
     if repr(conf.task) not in known:
         task = build_task(conf.task)
         known[repr(conf.task)] = task.data_sha256, task.source
@@ -57,17 +47,11 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
 
 
 def check_model(conf: Conf, task: "Task | None" = None) -> None:
-    """Tries a user's own model on the task, as every job does before its first round: a grid then fails before it
-    begins. Ours fit, and are not built for it.
-
-    Args:
-        task: the config's, if it has been built already.
-    Raises:
-        ValueError: the model does not fit the task.
-    """
+    """As `Engine.check_model`, as every job does before its first round: a grid then fails before it begins. Our models
+    fit, and are not built for it."""
     model = compose.parameters(conf.model)
     algorithm = str(compose.parameters(conf.algorithm)["_target_"])
-    if isinstance(conf.algorithm, FlgoConf) or str(model["_target_"]).startswith("flgo_hydra."):
+    if str(model["_target_"]).startswith("flgo_hydra."):
         return
     work = (conf.batch_size, conf.num_epochs, conf.num_steps)
     tried = repr((conf.task, model, algorithm, work, conf.dtype))
@@ -85,7 +69,7 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     local_work, dtype = LocalWork(*work, conf.seed), getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
     try:
-        with recording() as record, modules_kept(conf):
+        with recording() as record, modules_kept(targets(conf)):
             build_fitting_model(model, task, local_work, dtype, torch.device("cpu"), has_own_loss)
         # What is imported here is not imported again by a job of this process.
         own_code.remember(str(model["_target_"]), reads_of(Record(modules=record.modules)))
@@ -94,3 +78,45 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     except Exception:  # it may want a GPU, or fail as only a job can show: with its traceback, in its log
         _log.debug("the model could not be tried here", exc_info=True)
     _checked.add(tried)
+
+
+def data_sha256(task: TaskConf) -> str:
+    from flgo_hydra.federated.task import build_task
+
+    return build_task(task).data_sha256
+
+
+def targets(conf: Conf) -> Mapping[str, str]:
+    """Of model, algorithm and metrics."""
+    found = {key: str(compose.parameters(getattr(conf, key))["_target_"]) for key in ("model", "algorithm")}
+    return found if conf.metrics is None else {**found, "metrics": conf.metrics}
+
+
+def can_fuse(conf: Conf) -> bool:
+    """Unless a backend was asked for."""
+    return conf.engine.backend == "auto"
+
+
+def train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
+    """As `Engine.train`. A run that was stopped has written a checkpoint, and goes on from it."""
+    with without_garbage_collection():
+        import torch  # noqa: F401  # here, where it is quick
+
+    from flgo_hydra.federated.backend.watch import ChangedLate
+    from flgo_hydra.federated.rounds import drive
+
+    with ctrl_c_at_round_boundary() as is_interrupted:
+        with where_typed.entered():
+            run = prepare(conf, paths, task, reporter.current(), is_interrupted)
+        try:
+            status = drive(run.rounds, run.backend, run.data)
+        except ChangedLate as why:
+            _log.warning("the run begins anew, by plain steps: %s", why)
+            run.watcher.progress.close()
+            run.backend.loop.put_back()
+            with where_typed.entered():
+                run = prepare(conf, paths, task, reporter.current(), is_interrupted, why_plain=str(why))
+            status = drive(run.rounds, run.backend, run.data)
+        finally:
+            run.watcher.progress.close()
+    return run.end(status)
