@@ -21,6 +21,7 @@ from flgo_hydra.job.outcome import describe, read_finished, record_failure, resu
 from flgo_hydra.job.preparation import prepare
 from flgo_hydra.job.watcher import Watcher
 from flgo_hydra.launch import reporter
+from flgo_hydra.overrides import Override
 from flgo_hydra.record.files import writing
 from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.plain_text import traceback_of
@@ -92,7 +93,7 @@ def _check_unused(hydra: Any) -> None:
     from hydra.core.plugins import Plugins
 
     for part in ("launcher", "sweeper"):
-        if any(text.lstrip("+~").startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
+        if any(Override.read(text).key.startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
             Plugins.instance()._instantiate(hydra[part])  # as Hydra makes it for `-m`
 
 

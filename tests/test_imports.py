@@ -25,19 +25,19 @@ LAYERS = {
     "installed": set(),
     "own_code": {"installed", "record", "reference"},
     "captured": {"own_code"},
-    "mistakes": set(),
+    "mistakes": {"overrides"},
     "kinds": set(),
     "flags": {"mistakes"},
     "machine_errors": {"installed"},
     "progress": set(),
     "record": {"machine_errors", "monitor"},
     "federated": {"config", "reference", "monitor", "own_code", "captured", "record"},
-    "compose": {"config", "reference", "mistakes", "help", "record"},
-    "chosen": {"compose", "help"},
-    "help": {"config", "compose"},
-    "resume": {"__main__", "compose", "overrides", "streams", "study"},
+    "compose": {"config", "reference", "mistakes", "help", "overrides", "record"},
+    "chosen": {"compose", "help", "overrides"},
+    "help": {"config", "compose", "flags", "overrides"},
+    "resume": {"__main__", "compose", "flags", "overrides", "streams", "study"},
     "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
-    "report": {"machine_errors", "mistakes", "monitor", "progress", "record", "streams"},
+    "report": {"flags", "machine_errors", "mistakes", "monitor", "overrides", "progress", "record", "streams"},
     "launch": {
         *("chosen", "compose", "config", "machine_errors", "monitor", "reference", "progress", "record", "streams"),
     },
@@ -49,7 +49,10 @@ LAYERS = {
         "own_code",
         *("reference", "progress", "record", "federated", "compose", "launch.reporter"),
     },
-    "app": {"where_typed", "chosen", "config", "importing", "job", "record", "federated", "compose", "launch.reporter"},
+    "app": {
+        *("where_typed", "chosen", "config", "importing", "job", "overrides", "record", "federated", "compose"),
+        "launch.reporter",
+    },
     "study": {
         *(
             "chosen",
@@ -71,7 +74,18 @@ LAYERS = {
     },
     "plugins": {"config", "study", "launch"},
     "__main__": {
-        *("app", "compose", "explain", "flags", "help", "importing", "machine_errors", "record", "streams"),
+        *(
+            "app",
+            "compose",
+            "explain",
+            "flags",
+            "help",
+            "importing",
+            "machine_errors",
+            "overrides",
+            "record",
+            "streams",
+        ),
         *("launch.host", "launch.server_process"),
     },
     "api": {
@@ -106,7 +120,7 @@ ANYWHERE = {
         f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
     ),
     "pynvml": ("launch/devices.py",),
-    "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
+    "hydra": ("compose.py", "explain.py", "overrides.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
     "omegaconf": (
         *(f"{p}.py" for p in ("app", "chosen", "compose", "config", "explain", "mistakes", "__main__")),
         "report/table.py",

@@ -14,6 +14,7 @@ from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job.checks import check, check_model
 from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.monitor import VALID_LOSS
+from flgo_hydra.overrides import Override
 from flgo_hydra.study.objective import Common
 from flgo_hydra.study.typed_points import TypedPoints
 
@@ -146,7 +147,7 @@ class PointChecker:
             return
         key, cfg = unknown
         elsewhere = keys_by_choice()
-        chooses = any(self._composer.group_options(text.partition("=")[0]) for text in overrides)
+        chooses = any(self._composer.group_options(Override.read(text).name) for text in overrides)
         if chooses and (self._seen or key in elsewhere):
             others = [elsewhere[key]] if key in elsewhere else []
             raise ValueError(mistakes.of_other_points(key, overrides, others))

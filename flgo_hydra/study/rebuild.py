@@ -26,6 +26,7 @@ from omegaconf import open_dict
 from flgo_hydra import compose, machine_errors
 from flgo_hydra.config import Conf, SweeperConf
 from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
@@ -213,7 +214,7 @@ def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
     grid = replace(grid, listed=read_points(sweeper.get("points") or []))
     grid = give_axes(grid, settings.replicate_keys)
     space, replicates = split_replicates(grid, settings.replicate_keys)
-    listed = {_key(text) for point in grid.listed for text in point}
+    listed = {name for point in grid.listed for name in texts_of(point)}
     return _Recorded(settings, space, replicates, frozenset({*grid.keys(), *listed}))
 
 
@@ -230,14 +231,16 @@ def _fill(
     Args:
         is_database: a study of which a part may be seen, until it is whole; a journal gets its name then only.
     """
-    listed = {_key(text) for point in command.space.listed for text in point}
+    listed = {name for point in command.space.listed for name in texts_of(point)}
     swept = _swept(runs, command)
     space = _grown(command, runs, [key for key in swept if key not in listed])
     common = Common([*space.keys(), *command.settings.replicate_keys])
     points = []
     for run in runs:
         common.add(compose.settings(run.conf), run.conf.followed)
-        overrides = tuple(text for text in run.overrides if _key(text) in swept or _replicates(command, text))
+        overrides = tuple(
+            text for text in run.overrides if Override.read(text).name in swept or _replicates(command, text)
+        )
         how = compose.not_deciding(run.conf)
         task = compose.hash_of(compose.deciding(run.conf)["task"])
         known = (run.ended.data_sha256, run.ended.source) if isinstance(run.ended, RunResult) else ("", "")
@@ -300,7 +303,7 @@ def _trials(jobs: Sequence[Job], command: _Recorded) -> list[PointTrial]:
 
 
 def _replicates(command: _Recorded, text: str) -> bool:
-    return _key(text).lstrip("+") in command.settings.replicate_keys
+    return Override.read(text).key in command.settings.replicate_keys
 
 
 def _swept(runs: Sequence[_Run], command: _Recorded) -> list[str]:
@@ -308,8 +311,8 @@ def _swept(runs: Sequence[_Run], command: _Recorded) -> list[str]:
     keys = [*command.space.keys(), *command.swept]
     first = set(runs[0].overrides)
     for run in runs:  # what earlier commands varied, and the last one leaves out
-        keys += [_key(text) for text in run.overrides if text not in first]
-        keys += [_key(text) for text in runs[0].overrides if text not in run.overrides]
+        keys += texts_of(text for text in run.overrides if text not in first)
+        keys += texts_of(text for text in runs[0].overrides if text not in run.overrides)
     return [key for key in dict.fromkeys(keys) if not _replicates(command, key)]
 
 
@@ -320,7 +323,7 @@ def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Gri
     axes = []
     for key in keys:
         if key not in intervals:
-            ran = [text.partition("=")[2] for run in runs for text in run.overrides if _key(text) == key]
+            ran = [texts[key] for texts in (texts_of(run.overrides) for run in runs) if key in texts]
             axis = written.get(key, Axis(key, ()))
             # In the order of the sweeps: runs tell it, unless they were chosen at random, or lack the key.
             is_told = command.settings.sampler == "grid" and len(ran) == len(runs)
@@ -396,14 +399,10 @@ def _composer(hydra: dict[str, Any]) -> Iterator[SweepComposer]:
     if own is not None and not own.is_dir():
         raise ValueError(f"The sweep was started with --config-dir {own}, which is gone.")
     searched = [f"hydra.searchpath=[file://{own}]"] if own is not None else []
-    given = [text for text in hydra["overrides"]["hydra"] if text.startswith("hydra.searchpath=")]
+    given = [text for text in hydra["overrides"]["hydra"] if Override.read(text).key == "hydra.searchpath"]
     base = {key: value for key, value in compose.hydra_main_arguments().items() if key == "version_base"}
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
         name = hydra["job"].get("config_name") or "config"
         yield SweepComposer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0]

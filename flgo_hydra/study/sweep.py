@@ -140,7 +140,7 @@ class Sweep:
             self._describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
-        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
+        added = tuple(axis.lines[0] for axis in self._space.axes[: -len(plan.space.axes) or None])
         # Once a key tells points of a study apart, it always does.
         self._apart = plan.apart | set(earlier.get("apart", ()))
         points = [
