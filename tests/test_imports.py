@@ -33,13 +33,16 @@ LAYERS = {
     "record": {"machine_errors", "monitor"},
     "federated": {"config", "reference", "monitor", "own_code", "captured", "record"},
     "compose": {"config", "reference", "mistakes", "help", "overrides", "record"},
+    "composer": set(),
+    "templates": {"composer", "config"},
     "chosen": {"compose", "help", "overrides"},
     "help": {"config", "compose", "flags", "overrides"},
     "resume": {"__main__", "compose", "flags", "overrides", "streams", "study"},
     "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
     "report": {"flags", "machine_errors", "mistakes", "monitor", "overrides", "progress", "record", "streams"},
     "launch": {
-        *("chosen", "compose", "config", "machine_errors", "monitor", "reference", "progress", "record", "streams"),
+        *("chosen", "compose", "composer", "config", "machine_errors", "monitor", "reference", "progress", "record"),
+        "streams",
     },
     "job": {
         "where_typed",
@@ -58,6 +61,8 @@ LAYERS = {
             "chosen",
             "config",
             "compose",
+            "composer",
+            "templates",
             "help",
             "machine_errors",
             "mistakes",
@@ -120,9 +125,22 @@ ANYWHERE = {
         f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
     ),
     "pynvml": ("launch/devices.py",),
-    "hydra": ("compose.py", "explain.py", "overrides.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
+    "hydra": (
+        "compose.py",
+        "composer.py",
+        "explain.py",
+        "overrides.py",
+        "__main__.py",
+        "config.py",
+        "study/",
+        "launch/",
+        "plugins/",
+    ),
     "omegaconf": (
-        *(f"{p}.py" for p in ("app", "chosen", "compose", "config", "explain", "mistakes", "__main__")),
+        *(
+            f"{p}.py"
+            for p in ("app", "chosen", "compose", "composer", "config", "explain", "mistakes", "templates", "__main__")
+        ),
         "report/table.py",
         "report/points.py",
     )

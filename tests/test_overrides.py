@@ -106,7 +106,7 @@ def test_what_no_dict_of_hydras_has_as_key_is_refused(key):
 _CUT = {
     "overrides.py": "the one place",
     "flags.py": "flags of the command line, `--config-dir=mine`",
-    "launch/composing.py": "Hydra's own rule for `hydra.job.override_dirname`",
+    "composer.py": "Hydra's own rule for `hydra.job.override_dirname`",
 }
 _CUTTING = {
     *("partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix"),

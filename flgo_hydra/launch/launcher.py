@@ -31,8 +31,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import reference
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import LauncherConf
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
@@ -99,7 +99,7 @@ class PackingLauncher(Launcher):
         self._version_base = None if type(version_base) is object else version_base
         # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
         self._context = pickle.dumps(replace(hydra_context, config_loader=None))  # type: ignore[arg-type]
-        self.composer = SweepComposer(hydra_context.config_loader, config)
+        self.composer = Composer(hydra_context.config_loader, config)
 
     # Hydra's contract
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.composer import Composer
 from flgo_hydra.launch.launcher import number_config, run_folder
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths
@@ -25,7 +25,7 @@ _SAME_IN_ALL = re.compile(r"\$\{(now|oc\.env):[^${}]*\}")
 class RunFolders:
     """The folders of one sweep's jobs, relative to the sweep folder."""
 
-    def __init__(self, composer: SweepComposer, config: DictConfig, paths: SweepPaths, fixed: Sequence[str]) -> None:
+    def __init__(self, composer: Composer, config: DictConfig, paths: SweepPaths, fixed: Sequence[str]) -> None:
         """Args:
         config: the sweep's own, with Hydra's node.
         fixed: the overrides that all jobs share.

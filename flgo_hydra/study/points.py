@@ -9,14 +9,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flgo_hydra import compose, mistakes
 from flgo_hydra.chosen import check_identities, writes_identity
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job.checks import check, check_model
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.monitor import VALID_LOSS
 from flgo_hydra.overrides import Override
 from flgo_hydra.study.objective import Common
-from flgo_hydra.study.typed_points import TypedPoints
+from flgo_hydra.templates import Templates
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PointChecker:
     """Composes points of one sweep, one at a time, and holds them to their laws."""
 
     def __init__(
-        self, composer: SweepComposer, sweep_config: DictConfig, fixed: Sequence[str], common: Common | None = None
+        self, composer: Composer, sweep_config: DictConfig, fixed: Sequence[str], common: Common | None = None
     ) -> None:
         """Args:
         sweep_config: the sweep's own config, with Hydra's node.
@@ -98,7 +98,7 @@ class PointChecker:
         self._fixed = tuple(fixed)
         self._outer = sweep_config.hydra.sweeper.get("params")
         self._common = common
-        self._typed = TypedPoints(composer)
+        self._typed = Templates(composer)
         self._seen: set[str] = set()
         self._data: dict[str, tuple[str, str]] = {}
         self._hows: dict[str, Mapping[str, Any]] = {}

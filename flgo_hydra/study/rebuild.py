@@ -24,8 +24,8 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from flgo_hydra import compose, machine_errors
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import Conf, SweeperConf
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
@@ -53,7 +53,7 @@ from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.replicates import identity_of, split_replicates
 from flgo_hydra.study.trials import Trials
-from flgo_hydra.study.typed_points import TypedPoints
+from flgo_hydra.templates import Templates
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import SweepStudy
@@ -128,7 +128,7 @@ def rebuild(
     return name, num_trials, where
 
 
-def take_over(paths: SweepPaths, storage: str | None, name: str, composer: SweepComposer) -> int:
+def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Composer) -> int:
     """Makes a study from the run folders of its sweep where it is gone, or kept in another storage from now on.
 
     Args:
@@ -155,7 +155,7 @@ def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Sweep
 def _make(
     runs: "Sequence[_Run]",
     hydra: dict[str, Any],
-    composer: SweepComposer,
+    composer: Composer,
     paths: SweepPaths,
     storage: str | None,
     name: str,
@@ -204,7 +204,7 @@ class _Recorded:
     """keys that it varied, listed points included"""
 
 
-def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
+def _read_command(hydra: dict[str, Any], composer: Composer) -> _Recorded:
     known = {field.name for field in fields(SweeperConf)}
     sweeper = {key: value for key, value in hydra["sweeper"].items() if key in known}
     settings = SweeperConf(**sweeper)
@@ -222,7 +222,7 @@ def _fill(
     study: "SweepStudy",
     runs: Sequence[_Run],
     command: _Recorded,
-    composer: SweepComposer,
+    composer: Composer,
     paths: SweepPaths,
     is_database: bool,
 ) -> int:
@@ -332,14 +332,14 @@ def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Gri
     return replace(command.space, axes=tuple(axes))
 
 
-def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None, is_lenient: bool = False) -> list[_Run]:
+def _read_runs(paths: SweepPaths, composer: Composer, record: str | None, is_lenient: bool = False) -> list[_Run]:
     """Finished run folders, by job number.
 
     Args:
         is_lenient: one with the result of another config is left out; else all is refused.
     """
     runs = []
-    typed = TypedPoints(composer)
+    typed = Templates(composer)
     for run in map(RunPaths, sorted(_folders(paths.folder))):
         ended = read_result(run) or read_failure(run)
         if ended is None:
@@ -380,7 +380,7 @@ def _folders(folder: Path) -> Iterator[Path]:
                 yield from _folders(path)
 
 
-def _compose(composer: SweepComposer, typed: TypedPoints, overrides: list[str], run: RunPaths) -> Conf:
+def _compose(composer: Composer, typed: Templates, overrides: list[str], run: RunPaths) -> Conf:
     cfg = composer.compose(overrides)
     if not compose.is_ours(cfg):
         raise ValueError(f"{run.folder} is of another Hydra app: what its jobs returned is in its study only.")
@@ -392,7 +392,7 @@ def _compose(composer: SweepComposer, typed: TypedPoints, overrides: list[str], 
 
 
 @contextmanager
-def _composer(hydra: dict[str, Any]) -> Iterator[SweepComposer]:
+def _composer(hydra: dict[str, Any]) -> Iterator[Composer]:
     """Composes as the recorded command did."""
     compose.prepare()
     own = recorded.config_dir(hydra)
@@ -405,4 +405,4 @@ def _composer(hydra: dict[str, Any]) -> Iterator[SweepComposer]:
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
         name = hydra["job"].get("config_name") or "config"
-        yield SweepComposer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))
+        yield Composer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))

@@ -17,8 +17,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import SweeperConf
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.machine_errors import CannotWrite
@@ -102,7 +102,7 @@ class Sweep:
         config: DictConfig,
         settings: SweeperConf,
         launcher: Launcher,
-        composer: SweepComposer,
+        composer: Composer,
         plan: Plan,
         paths: SweepPaths,
     ) -> None:

@@ -8,8 +8,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from flgo_hydra import compose
+from flgo_hydra.composer import Composer
 from flgo_hydra.explain import explain
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.study.grid import read_grid
 from flgo_hydra.study.points import PointChecker, check_points
 
@@ -28,7 +28,7 @@ def points_of(empty_folder):
             config = loader.load_configuration("config", overrides=own, run_mode=RunMode.MULTIRUN)
             parser = OverridesParser.create(config_loader=loader)
             grid = read_grid(parser.parse_overrides(list(overrides)))
-            return check_points(PointChecker(SweepComposer(loader, config), config, grid.fixed), grid.points())
+            return check_points(PointChecker(Composer(loader, config), config, grid.fixed), grid.points())
 
         yield check
 

@@ -7,7 +7,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.composer import Composer
 
 ARGUMENTS = {"version_base": "1.3"} if hydra_version.__version__.startswith("1.3") else {}
 
@@ -50,7 +50,7 @@ def loader(tmp_path):
 def test_same_as_hydra(loader, overrides, is_quick):
     config = loader.load_configuration("config", ["name=fixed"], RunMode.MULTIRUN)
     sweep_dir = str(config.hydra.sweep.dir)  # answers ${now:}
-    composer = SweepComposer(loader, config)
+    composer = Composer(loader, config)
     for _ in range(2):
         composed, expected = composer.compose(overrides), loader.load_sweep_config(config, overrides)
         assert OmegaConf.to_yaml(composed) == OmegaConf.to_yaml(expected)
@@ -65,7 +65,7 @@ def test_same_as_hydra(loader, overrides, is_quick):
 def test_errors_are_hydras(loader, overrides):
     config = loader.load_configuration("config", [], RunMode.MULTIRUN)
     with pytest.raises(Exception) as ours:
-        SweepComposer(loader, config).compose(overrides)
+        Composer(loader, config).compose(overrides)
     with pytest.raises(Exception) as hydras:
         loader.load_sweep_config(config, overrides)
     assert str(ours.value) == str(hydras.value) and type(ours.value) is type(hydras.value)

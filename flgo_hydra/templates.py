@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import Conf
-from flgo_hydra.launch.composing import SweepComposer
 
 _Scalar = str | int | float | bool | None
 
@@ -36,10 +36,10 @@ class _Template:
         return self._converted[key, text]
 
 
-class TypedPoints:
+class Templates:
     """Makes typed configs from those that were composed."""
 
-    def __init__(self, composer: SweepComposer) -> None:
+    def __init__(self, composer: Composer) -> None:
         self._composer = composer
         self._templates: dict[tuple[tuple[str, ...], tuple[str, ...]], _Template | None] = {}
 

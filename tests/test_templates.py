@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from flgo_hydra import compose
-from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.study.typed_points import TypedPoints
+from flgo_hydra.composer import Composer
+from flgo_hydra.templates import Templates
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def composer():
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
-        yield SweepComposer(loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN))
+        yield Composer(loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN))
 
 
 def composed(composer, overrides):
@@ -51,7 +51,7 @@ def types(value):
 )
 def test_the_same_config(composer, points):
     first, *others = points
-    typed = TypedPoints(composer)
+    typed = Templates(composer)
     assert typed.make(first) is None
     template = composed(composer, first)[1]
     typed.learn(first, *composed(composer, first))
@@ -76,7 +76,7 @@ def test_the_same_config(composer, points):
     ],
 )
 def test_what_is_not_plain_is_composed(composer, first, other):
-    typed = TypedPoints(composer)
+    typed = Templates(composer)
     config = composer.compose(first)
     with open_dict(config):
         del config["hydra"]
@@ -85,7 +85,7 @@ def test_what_is_not_plain_is_composed(composer, first, other):
 
 
 def test_a_config_whose_values_decide_others_is_composed(composer):
-    typed = TypedPoints(composer)
+    typed = Templates(composer)
     config, conf = composed(composer, ["seed=1"])
     config.task.seed = "${seed}"
     typed.learn(["seed=1"], config, conf)

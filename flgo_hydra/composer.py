@@ -20,7 +20,7 @@ _MOST_BASES = 256
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-class SweepComposer:
+class Composer:
     """Composes job after job of one sweep."""
 
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
