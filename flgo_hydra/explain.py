@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from flgo_hydra import kinds, mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
-from flgo_hydra.help import GROUPS, Composed, config_dirs, group_choices, keys_by_choice, meaning_of
+from flgo_hydra.help import GROUPS, Overridden, config_dirs, group_choices, keys_by_choice, meaning_of
 from flgo_hydra.overrides import Override, line_of, override, setting, texts_of
 
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
@@ -295,7 +295,7 @@ def _hydra_choices(group: str) -> list[str]:
     return sorted({"basic", *group_choices(group)})
 
 
-def composed(arguments: Sequence[str]) -> Composed | None:
+def composed(arguments: Sequence[str]) -> Overridden | None:
     """The config that a command's overrides make, for the help page; None where there are none.
 
     Of what varies the defaults are shown.
@@ -322,7 +322,7 @@ def composed(arguments: Sequence[str]) -> Composed | None:
             node = node[part]
         values[key] = node
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
-    return Composed(tuple(overrides), choices, values)
+    return Overridden(tuple(overrides), choices, values)
 
 
 @contextlib.contextmanager

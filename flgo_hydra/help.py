@@ -78,7 +78,7 @@ _EXAMPLES = """\
       a named grid, on other data"""
 
 
-def help_page(extra_folders: Sequence[str] = (), width: int | None = None, composed: "Composed | None" = None) -> str:
+def help_page(extra_folders: Sequence[str] = (), width: int | None = None, composed: "Overridden | None" = None) -> str:
     """Returns the page.
 
     Args:
@@ -114,7 +114,7 @@ def help_page(extra_folders: Sequence[str] = (), width: int | None = None, compo
 
 
 @dataclass(frozen=True)
-class Composed:
+class Overridden:
     """What the overrides of a command make."""
 
     overrides: tuple[str, ...]

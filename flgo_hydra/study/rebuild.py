@@ -21,7 +21,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import open_dict
 
 from flgo_hydra import compose, machine_errors
 from flgo_hydra.composer import Composer
@@ -53,7 +52,6 @@ from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.replicates import identity_of, split_replicates
 from flgo_hydra.study.trials import Trials
-from flgo_hydra.templates import Templates
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import SweepStudy
@@ -339,7 +337,6 @@ def _read_runs(paths: SweepPaths, composer: Composer, record: str | None, is_len
         is_lenient: one with the result of another config is left out; else all is refused.
     """
     runs = []
-    typed = Templates(composer)
     for run in map(RunPaths, sorted(_folders(paths.folder))):
         ended = read_result(run) or read_failure(run)
         if ended is None:
@@ -350,7 +347,9 @@ def _read_runs(paths: SweepPaths, composer: Composer, record: str | None, is_len
         except recorded.SingleRun as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
+        conf = composer.point(overrides).conf
+        if conf is None:
+            raise ValueError(f"{run.folder} is of another Hydra app: what its jobs returned is in its study only.")
         if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
             if is_lenient:
                 _log.warning("left out: %s has the result of another config", run.folder)
@@ -378,17 +377,6 @@ def _folders(folder: Path) -> Iterator[Path]:
                     yield path
             else:
                 yield from _folders(path)
-
-
-def _compose(composer: Composer, typed: Templates, overrides: list[str], run: RunPaths) -> Conf:
-    cfg = composer.compose(overrides)
-    if not compose.is_ours(cfg):
-        raise ValueError(f"{run.folder} is of another Hydra app: what its jobs returned is in its study only.")
-    with open_dict(cfg):
-        del cfg["hydra"]
-    conf = compose.to_conf(cfg)
-    typed.learn(overrides, cfg, conf)
-    return conf
 
 
 @contextmanager
