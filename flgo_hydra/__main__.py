@@ -9,15 +9,16 @@ import threading
 import traceback
 from collections.abc import Sequence
 
+from flgo_hydra.flags import name_and_value
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.launch import server_process
 from flgo_hydra.launch.host import num_cores
+from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.streams import keep_going, tell_error, whole
 
 _GRID_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i", "--version", "--hydra-help", "--shell-completion", "-sc"}
-_OUR_LAUNCHER = "hydra/launcher=flgo_hydra"
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def _help(arguments: Sequence[str]) -> int:
     from flgo_hydra.help import config_dirs, help_page
 
     composed = None
-    if any("=" in argument and not argument.startswith("-") for argument in arguments):
+    if any(Override.read(text).is_set and not text.startswith("-") for text in arguments):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -132,18 +133,18 @@ def _print_traceback() -> None:
 def _starts_grid(arguments: Sequence[str]) -> bool:
     """True for a command that will most likely start jobs with our launcher."""
     is_grid = not _GRID_FLAGS.isdisjoint(arguments)
-    other_launcher = any(text.startswith("hydra/launcher=") and text != _OUR_LAUNCHER for text in arguments)
+    other_launcher = texts_of(arguments).get("hydra/launcher", "flgo_hydra") != "flgo_hydra"
     return is_grid and not _only_shows(arguments) and not other_launcher
 
 
 def _only_shows(arguments: Sequence[str]) -> bool:
     """Whether a command's product is what it prints."""
-    return any(text.partition("=")[0] in _SHOWING_FLAGS for text in arguments)
+    return any(name_and_value(text)[0] in _SHOWING_FLAGS for text in arguments)
 
 
 def _expected_threads(arguments: Sequence[str], cores: int) -> int:
     """Threads of a job, if there is no GPU; a guess that is wrong costs the server that was started early."""
-    given = {key: int(value) for key, _, value in (text.partition("=") for text in arguments) if value.isdecimal()}
+    given = {key: int(text) for key, text in texts_of(arguments).items() if text.isdecimal()}
     threads, slots = given.get("hydra.launcher.threads"), given.get("hydra.launcher.slots")
     return max(1, threads or cores // (slots or cores))
 

@@ -14,6 +14,7 @@ from flgo_hydra.job.engines import engine_of
 from flgo_hydra.job.group import fuse_key, job_group
 from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
+from flgo_hydra.overrides import Override
 from flgo_hydra.record.files import writing
 from flgo_hydra.record.paths import RunPaths, run_of_sweep
 from flgo_hydra.record.plain_text import traceback_of
@@ -82,7 +83,7 @@ def _check_unused(hydra: Any) -> None:
     from hydra.core.plugins import Plugins
 
     for part in ("launcher", "sweeper"):
-        if any(text.lstrip("+~").startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
+        if any(Override.read(text).key.startswith(f"hydra.{part}.") for text in hydra.overrides.hydra):
             Plugins.instance()._instantiate(hydra[part])  # as Hydra makes it for `-m`
 
 

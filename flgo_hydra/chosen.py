@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
+from flgo_hydra.overrides import Override
 
 _NODES = {"task": "task", "task/partition": "task.partition", "model": "model", "algorithm": "algorithm"}
 """Each group that names something, with the key under which its choice stands."""
@@ -33,7 +34,7 @@ class _Identity(NamedTuple):
 
 def writes_identity(overrides: Sequence[str]) -> bool:
     """Whether some override sets a name or a function that comes with a choice."""
-    return any(text.partition("=")[0].lstrip("+~") in _KEYS for text in overrides)
+    return any(Override.read(text).key in _KEYS for text in overrides)
 
 
 def check_identities(cfg: DictConfig, hydra: Any) -> None:

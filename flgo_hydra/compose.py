@@ -15,6 +15,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationEr
 
 from flgo_hydra import mistakes, reference
 from flgo_hydra.config import SCHEMAS, Conf, FlgoConf, TaskConf
+from flgo_hydra.overrides import line_of
 from flgo_hydra.record.secrets import masked
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -101,7 +102,7 @@ def choices_alone(hydra: Any, chosen: Mapping[str, str]) -> DictConfig | None:
     path = ConfigSearchPathImpl()
     for source in hydra.runtime.config_sources:
         path.append(source.provider, f"{source.schema}://{source.path}")
-    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    overrides = [line_of(group, choice) for group, choice in chosen.items()]
     try:
         return ConfigLoaderImpl(path).load_configuration("config", overrides, RunMode.RUN)
     except HydraException:

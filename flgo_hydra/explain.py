@@ -11,8 +11,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from flgo_hydra import kinds, mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
-from flgo_hydra.help import GROUPS, Composed, config_dirs, group_choices, keys_by_choice, meaning_of
-from flgo_hydra.overrides import override
+from flgo_hydra.help import GROUPS, Overridden, config_dirs, group_choices, keys_by_choice, meaning_of
+from flgo_hydra.overrides import Override, line_of, override, setting, texts_of
 
 _HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 _NO_CHOICE = re.compile(r"Could not find '([^']+)'")
@@ -34,7 +34,8 @@ def refuse_early(arguments: Sequence[str]) -> None:
     """Raises ValueError for overrides that Hydra takes, or breaks at, though nothing good can come of them."""
     refuse_endless_numbers(arguments)
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        one = Override.read(argument)
+        key, value = one.name, one.text or ""
         group = key.replace(".", "/")
         if key.endswith("._target_") and group.rpartition("/")[0] in _HYDRA_GROUPS:
             node = key.rpartition(".")[0]
@@ -60,14 +61,14 @@ def refuse_endless_numbers(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if digits := _ENDLESS.search(argument):
             raise ValueError(
-                f"`{_key(argument)}` must have numbers of at most {_MOST_DIGITS} digits, but got one of "
+                f"`{Override.read(argument).key}` must have numbers of at most {_MOST_DIGITS} digits, but got one of "
                 f"{len(digits[0])}, {digits[0][:8]}…. Write a smaller one."
             )
 
 
 def of_overflow(error: BaseException) -> str | None:
     """The sentence for such a number in a file, of which OmegaConf says where it was put; None for other errors."""
-    if not isinstance(error, OverflowError) or "object_type=" not in str(error):
+    if not isinstance(error, OverflowError) or "object_type" not in str(error):
         return None
     where = _FULL_KEY.search(str(error))
     said = f"`{where[1]}` must be a number" if where else "Every number of a config must be one"
@@ -92,8 +93,7 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> str:
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         return mistakes.unknown_choice(group, name, options or group_choices(group))
     if "Config group override must be" in text:  # model=null, model=3
-        for argument in arguments:
-            group, _, names = argument.partition("=")
+        for group, names in texts_of(arguments).items():
             choices = group_choices(group, config_dirs(arguments)) if group in GROUPS else []
             for name in names.split(",") if choices else ():
                 if name == "null" and "," in names:
@@ -128,15 +128,16 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> str:
 
 def _of_value_error(error: BaseException, arguments: Sequence[str]) -> str:
     if (index := _NO_INDEX.fullmatch(str(error))) and not _is_ours(error):
-        for typed in (_key(argument) for argument in arguments):
+        for typed in _keys(arguments):
             above, _, last = typed.rpartition(".")
             if above and last == index[1]:
                 return kinds.no_keys_below(above, meaning_of(above), list, False, typed)
     said = str(error)
     for argument in arguments:  # `+pair={lr: 0.1},{lr: 0.2}`
-        if argument.startswith("+") and f"There is no `{_key(argument)}`" in said and (points := _as_points(argument)):
+        key = Override.read(argument).key
+        if argument.startswith("+") and f"There is no `{key}`" in said and (points := _as_points(argument)):
             return (
-                f"There is no `{_key(argument)}`: keys that vary together need no name. List the points: "
+                f"There is no `{key}`: keys that vary together need no name. List the points: "
                 f"'hydra.sweeper.points=[{','.join(points)}]'."
             )
     return said
@@ -153,15 +154,12 @@ def _is_ours(error: BaseException) -> bool:
 
 def _as_points(argument: str) -> list[str]:
     """Dicts that an override lists as points, each in quotes; none where it is something else."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(argument)
+        values = list(getattr(Override.read(argument).value, "list", []))  # a sweep's
     except HydraException:
         return []
-    sweep: Any = parsed.value()
-    values = list(getattr(sweep, "list", [])) if parsed.is_sweep_override() else []
     if not values or not all(isinstance(value, dict) for value in values):
         return []
     return [f'"{" ".join(override(str(key), item) for key, item in value.items())}"' for value in values]
@@ -186,10 +184,11 @@ def _of_instantiation(error: BaseException, arguments: Sequence[str]) -> str:
 
 def _of_grammar(error: BaseException, arguments: Sequence[str]) -> str:
     """An argument that is no override."""
-    typed = getattr(error, "override", None) or next((text for text in arguments if "=" not in text), "")
+    typed = getattr(error, "override", None) or next((a for a in arguments if not Override.read(a).is_set), "")
     said = mistakes.first_line(error).rstrip(".")
-    key, is_set, value = str(typed).partition("=")
-    if not is_set and not typed.startswith("~"):
+    one = Override.read(str(typed))
+    key, value = one.name, one.text
+    if value is None and one.sign != "~":
         groups = [group for group in GROUPS if typed in group_choices(group, config_dirs(arguments))]
         advice = f" Did you mean `{groups[0]}={typed}`?" if groups else ""
         return f"`{typed}` must be `key=value`, but it has no `=`.{advice}"
@@ -207,8 +206,9 @@ def _of_grammar(error: BaseException, arguments: Sequence[str]) -> str:
 def _of_several_values(text: str, arguments: Sequence[str]) -> str:
     found = re.search(r"Ambiguous value for argument '(.*)'$", text, flags=re.MULTILINE)
     typed = found[1] if found else next(iter(arguments), "")
-    key, _, value = typed.partition("=")
-    if any(text.startswith("hydra.sweeper.points=") and typed in text for text in arguments):
+    key, value = Override.read(typed).name, Override.read(typed).text or ""
+    listed = setting(arguments, "hydra.sweeper.points")
+    if listed is not None and typed in str(listed.text):
         points = ",".join(f'"{key}={one.strip()}"' for one in value.split(","))
         return (
             f"`{typed}` must be one value, as it stands in a point of `hydra.sweeper.points`, but it has several. "
@@ -229,9 +229,9 @@ def _of_unknown_key(name: str, arguments: Sequence[str]) -> str:
     if having and lacking:
         return mistakes.of_other_points(name, lacking[0], having[0])
     if having:  # Hydra composes what is fixed with the defaults, before it looks at points
-        text = next(text for text in arguments if text.lstrip("+").startswith(f"{name}="))
-        swept = f"{name}=choice({text.partition('=')[2]})"
-        return f"`{text}` is a key of the choices that vary: give it as one that varies, `{swept}`."
+        one = next(one for one in map(Override.read, arguments) if one.key == name)
+        swept = f"{name}=choice({one.text})"
+        return f"`{one.write()}` is a key of the choices that vary: give it as one that varies, `{swept}`."
     every = dict.fromkeys(key for _, keys in known for key in keys)
     return mistakes.unknown_key(name, [*GROUPS, *_HYDRA_GROUPS, *every], keys_by_choice())
 
@@ -241,7 +241,7 @@ def _of_value(error: OmegaConfBaseException, arguments: Sequence[str]) -> str:
     key = str(error.full_key)
     if part := _PART.fullmatch(key):  # an item of a list
         parent: Any = error.parent_node
-        below = next((typed for typed in map(_key, arguments) if typed.startswith(f"{part[1]}.")), None)
+        below = next((typed for typed in _keys(arguments) if typed.startswith(f"{part[1]}.")), None)
         if below is not None:
             return kinds.no_keys_below(part[1], meaning_of(part[1]), list, False, below)
         kind = parent._metadata.ref_type if parent is not None else list
@@ -251,15 +251,15 @@ def _of_value(error: OmegaConfBaseException, arguments: Sequence[str]) -> str:
     if not is_type or node is None:
         return f"`{_typed(key, arguments) or key}`: {mistakes.first_line(error).rstrip('.')}."
     kind, is_optional = node._metadata.ref_type, node._metadata.optional
-    below = next((typed for typed in map(_key, arguments) if typed.startswith(f"{key}.")), None)
+    below = next((typed for typed in _keys(arguments) if typed.startswith(f"{key}.")), None)
     if below is not None and error.value == {}:
         return kinds.no_keys_below(key, meaning_of(key), kind, is_optional, below)
     typed = _typed(key, arguments)
     if "does not support deletion" in str(error):
         return f"`~{key}`: a key of ours can be set, but not deleted. Set it: `{key}=…`."
     got = error.value
-    if got is None and typed is not None and typed.partition("=")[2] != "null":  # OmegaConf has not kept it
-        got = kinds.Written(typed.partition("=")[2])
+    if got is None and typed is not None and (text := Override.read(typed).text) != "null":  # OmegaConf has not kept it
+        got = kinds.Written(text)
     return kinds.wrong_type(key, meaning_of(key), kind, is_optional, got)
 
 
@@ -272,18 +272,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         next_error = next_error.__cause__ or next_error.__context__
 
 
-def _key(argument: str) -> str:
-    return argument.partition("=")[0].lstrip("+~")
+def _keys(arguments: Sequence[str]) -> list[str]:
+    return [Override.read(argument).key for argument in arguments]
 
 
 def _typed(key: str, arguments: Sequence[str]) -> str | None:
-    """The argument that sets a key."""
-    return next((argument for argument in arguments if _key(argument) == key and "=" in argument), None)
+    """The first argument that sets a key."""
+    found = (one for one in map(Override.read, arguments) if one.key == key and one.is_set)
+    return next((one.write() for one in found), None)
 
 
 def _as_typed(key: str, arguments: Sequence[str]) -> str:
     """The whole key of the argument that ends in `key`: Hydra may name its last part only."""
-    for typed in map(_key, arguments):
+    for typed in _keys(arguments):
         if typed == key or typed.endswith("." + key):
             return typed
     return key
@@ -294,7 +295,7 @@ def _hydra_choices(group: str) -> list[str]:
     return sorted({"basic", *group_choices(group)})
 
 
-def composed(arguments: Sequence[str]) -> Composed | None:
+def composed(arguments: Sequence[str]) -> Overridden | None:
     """The config that a command's overrides make, for the help page; None where there are none.
 
     Of what varies the defaults are shown.
@@ -307,7 +308,7 @@ def composed(arguments: Sequence[str]) -> Composed | None:
     from omegaconf import OmegaConf
 
     parser = OverridesParser.create()
-    typed = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    typed = [a for a in arguments if Override.read(a).is_set and not a.startswith("-")]
     overrides = [text for text in typed if not parser.parse_override(text).is_sweep_override()]
     if not overrides:
         return None
@@ -321,7 +322,7 @@ def composed(arguments: Sequence[str]) -> Composed | None:
             node = node[part]
         values[key] = node
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
-    return Composed(tuple(overrides), choices, values)
+    return Overridden(tuple(overrides), choices, values)
 
 
 @contextlib.contextmanager
@@ -357,7 +358,7 @@ def _known_keys(arguments: Sequence[str]) -> list[tuple[list[str], list[str]]]:
 
 def _picked(arguments: Sequence[str], most: int = 8) -> list[list[str]]:
     """The group choices that were typed, each value of a swept group in turn."""
-    typed = [a.partition("=") for a in arguments if a.partition("=")[0] in GROUPS]
-    choices = [[f"{group}={name}" for name in names.split(",")] for group, _, names in typed]
+    typed = [(group, names) for group, names in texts_of(arguments).items() if group in GROUPS]
+    choices = [[line_of(group, name) for name in names.split(",")] for group, names in typed]
     longest = max((len(values) for values in choices), default=0)
     return [[values[i % len(values)] for values in choices] for i in range(min(longest, most))]

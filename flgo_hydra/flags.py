@@ -30,10 +30,11 @@ def in_order(arguments: Sequence[str], parser: argparse.ArgumentParser, keys: Co
         if not text.startswith("-") or text == "-" or _NUMBER.fullmatch(text):
             overrides.append(text)
             continue
-        name, is_joined, value = text.partition("=")
+        name, value = name_and_value(text)
+        is_joined = value is not None
         action = actions.get(_whole(name, actions))
         if action is None:
-            raise ValueError(_no_flag(name, value if is_joined else _value(waiting), actions, keys))
+            raise ValueError(_no_flag(name, _value(waiting) if value is None else value, actions, keys))
         flags.append(text)
         takes_value = action.nargs in (None, "?") and not is_joined
         if takes_value and (action.nargs is None or _value(waiting)):
@@ -43,6 +44,12 @@ def in_order(arguments: Sequence[str], parser: argparse.ArgumentParser, keys: Co
         if action.choices and value and value not in action.choices:
             raise ValueError(f"`{name}` must be one of {', '.join(map(str, action.choices))}, but got {value!r}.")
     return [*flags, *overrides]
+
+
+def name_and_value(argument: str) -> tuple[str, str | None]:
+    """A flag and the value that is joined to it: `--config-dir=mine`; None where none is."""
+    name, is_joined, value = argument.partition("=")
+    return name, value if is_joined else None
 
 
 def _whole(name: str, known: Collection[str]) -> str:
@@ -56,7 +63,7 @@ def _whole(name: str, known: Collection[str]) -> str:
 def _value(waiting: Sequence[str]) -> str:
     """What follows, if it is no override and no flag."""
     following = waiting[0] if waiting else ""
-    is_value = "=" not in following and (not following.startswith("-") or _NUMBER.fullmatch(following))
+    is_value = name_and_value(following)[1] is None and (not following.startswith("-") or _NUMBER.fullmatch(following))
     return following if is_value else ""
 
 

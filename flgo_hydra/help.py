@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra import config
+from flgo_hydra import config, flags
 from flgo_hydra.compose import conf_dir
+from flgo_hydra.overrides import Override
 
 GROUPS = {
     "task": "data, and how it is split into training, validation and test samples",
@@ -77,7 +78,7 @@ _EXAMPLES = """\
       a named grid, on other data"""
 
 
-def help_page(extra_folders: Sequence[str] = (), width: int | None = None, composed: "Composed | None" = None) -> str:
+def help_page(extra_folders: Sequence[str] = (), width: int | None = None, composed: "Overridden | None" = None) -> str:
     """Returns the page.
 
     Args:
@@ -113,7 +114,7 @@ def help_page(extra_folders: Sequence[str] = (), width: int | None = None, compo
 
 
 @dataclass(frozen=True)
-class Composed:
+class Overridden:
     """What the overrides of a command make."""
 
     overrides: tuple[str, ...]
@@ -124,8 +125,8 @@ class Composed:
 
     def value(self, key: str, choice: str, default: str) -> str:
         """What is set of a key that comes with a choice; the default where another one is chosen."""
-        group, _, name = choice.partition("=")
-        if key not in self.values or (choice and self.choices.get(group) != name):
+        one = Override.read(choice)
+        if key not in self.values or (choice and self.choices.get(one.key) != one.text):
             return default
         return _as_written(self.values[key])
 
@@ -173,9 +174,9 @@ def config_dirs(arguments: Sequence[str]) -> list[str]:
     """The folders given with Hydra's `--config-dir X`, `--config-dir=X`, `-cd X` or `-cd=X`."""
     folders: list[str] = []
     for i, argument in enumerate(arguments):
-        flag, is_joined, folder = argument.partition("=")
+        flag, folder = flags.name_and_value(argument)
         if flag in ("--config-dir", "-cd"):
-            folders += [folder] if is_joined else arguments[i + 1 : i + 2]
+            folders += arguments[i + 1 : i + 2] if folder is None else [folder]
     return folders
 
 

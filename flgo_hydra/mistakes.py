@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from flgo_hydra.overrides import Override
+
 FLGO_NAMES = {
     "learning_rate": "lr",
     "learning_rate_decay": "lr_decay",
@@ -97,7 +99,7 @@ def of_other_points(key: str, point: Sequence[str], others: Sequence[str]) -> st
     Args:
         others: choices that have it, if they are known: `algorithm=fedprox`.
     """
-    own = [text for text in point if text.partition("=")[0] != key]
+    own = [text for text in point if Override.read(text).name != key]
     whose = f", which is a key of {' '.join(others)}" if others else ", which other points have"
     with_it = f"{' '.join(others) or '…'} {key}=…"
     return (

@@ -6,7 +6,6 @@ twice.
 """
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import __main__, compose, streams
-from flgo_hydra.overrides import as_text
+from flgo_hydra.flags import name_and_value
+from flgo_hydra.overrides import Override, override
 from flgo_hydra.study.kept_grid import KEEP_RECORD, grow_recorded
 from flgo_hydra.study.recorded import read_hydra
 
@@ -38,7 +38,6 @@ _ONCE = (
 _DIR = {"--config-dir", "-cd"}
 _ONLY = "--only"
 _NAME = {"--config-name", "-cn"}
-_PLAIN_PATH = re.compile(r"[\w/.:+%@-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
         raise ValueError(f"There is no folder {folder}.")
     sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
     if sweep.is_file():
-        recorded, pinned = read_hydra(sweep), ["-m", f"hydra.sweep.dir={_quoted(folder)}"]
+        recorded, pinned = read_hydra(sweep), ["-m", override("hydra.sweep.dir", str(folder))]
     elif run.is_file():
-        recorded, pinned = read_hydra(run), [f"hydra.run.dir={_quoted(folder)}"]
+        recorded, pinned = read_hydra(run), [override("hydra.run.dir", str(folder))]
         if "MULTIRUN" in str(recorded["mode"]):
             raise ValueError(f"{folder} is one run of a sweep. Go on with the sweep: {folder.parent}.")
     else:
@@ -103,14 +102,11 @@ def read_command(folder: Path, more: Sequence[str] = ()) -> Command:
         overrides, told = grow_recorded(sweep, recorded["overrides"]["task"], overrides)
         for line in told:
             print(line)
-    replaced = {_key(text) for text in overrides}
+    replaced = {Override.read(text).key for text in overrides}
     if replaced & {"hydra.sweep.dir", "hydra.run.dir"}:
         raise ValueError(f"The output folder is {folder}: it cannot be changed on the way.")
-    kept = [
-        text
-        for text in [*recorded["overrides"]["hydra"], *recorded["overrides"]["task"]]
-        if _key(text) not in _ONCE and _key(text) not in replaced
-    ]
+    given = [*recorded["overrides"]["hydra"], *recorded["overrides"]["task"]]
+    kept = [text for text in given if Override.read(text).key not in {*_ONCE, *replaced}]
     cwd = Path(recorded["runtime"]["cwd"])
     return Command((*pinned[:-1], *_recorded_flags(recorded, flags), *flags, *kept, *overrides, pinned[-1]), cwd)
 
@@ -146,9 +142,8 @@ def _split(more: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     for text in more:
         if text.startswith("-"):
-            flag, _, value = text.partition("=")
-            flags += [flag, value] if value else [flag]
-        elif flags and flags[-1].startswith("-") and "=" not in text and not text.startswith("~"):
+            flags += [part for part in name_and_value(text) if part]
+        elif flags and flags[-1].startswith("-") and not Override.read(text).is_set and not text.startswith("~"):
             flags.append(text)
         else:
             overrides.append(text)
@@ -156,16 +151,6 @@ def _split(more: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag in _DIR:
             flags[i + 1] = str(Path(flags[i + 1]).absolute())
     return flags, overrides
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def _quoted(folder: Path) -> str:
-    """A path as an override's value: quoted where Hydra's grammar would read more into it."""
-    text = str(folder)
-    return text if _PLAIN_PATH.fullmatch(text) else as_text(text)
 
 
 def _near(folder: Path) -> str:

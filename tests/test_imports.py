@@ -25,7 +25,7 @@ LAYERS = {
     "installed": set(),
     "own_code": {"installed", "record", "reference"},
     "captured": {"own_code"},
-    "mistakes": set(),
+    "mistakes": {"overrides"},
     "kinds": set(),
     "flags": {"mistakes"},
     "machine_errors": {"installed"},
@@ -33,14 +33,17 @@ LAYERS = {
     "record": {"machine_errors", "objective"},
     "recorder": set(),
     "federated": {"config", "reference", "objective", "own_code", "captured", "record", "recorder"},
-    "compose": {"config", "reference", "mistakes", "help", "record"},
-    "chosen": {"compose", "help"},
-    "help": {"config", "compose"},
-    "resume": {"__main__", "compose", "overrides", "streams", "study"},
+    "compose": {"config", "reference", "mistakes", "help", "overrides", "record"},
+    "composer": {"compose", "config", "overrides", "templates"},
+    "templates": {"config"},
+    "chosen": {"compose", "help", "overrides"},
+    "help": {"config", "compose", "flags", "overrides"},
+    "resume": {"__main__", "compose", "flags", "overrides", "streams", "study"},
     "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
-    "report": {"machine_errors", "mistakes", "objective", "progress", "record", "streams"},
+    "report": {"flags", "machine_errors", "mistakes", "objective", "overrides", "progress", "record", "streams"},
     "launch": {
-        *("chosen", "compose", "config", "machine_errors", "objective", "reference", "progress", "record", "streams"),
+        *("chosen", "compose", "composer", "config", "machine_errors", "objective", "reference", "progress", "record"),
+        "streams",
     },
     "job": {
         "where_typed",
@@ -50,12 +53,13 @@ LAYERS = {
         "own_code",
         *("importing", "reference", "progress", "record", "federated", "compose", "launch.reporter"),
     },
-    "app": {"where_typed", "chosen", "config", "job", "record", "federated", "compose"},
+    "app": {"where_typed", "chosen", "config", "job", "overrides", "record", "federated", "compose"},
     "study": {
         *(
             "chosen",
             "config",
             "compose",
+            "composer",
             "help",
             "machine_errors",
             "mistakes",
@@ -72,7 +76,18 @@ LAYERS = {
     },
     "plugins": {"config", "study", "launch"},
     "__main__": {
-        *("app", "compose", "explain", "flags", "help", "importing", "machine_errors", "record", "streams"),
+        *(
+            "app",
+            "compose",
+            "explain",
+            "flags",
+            "help",
+            "importing",
+            "machine_errors",
+            "overrides",
+            "record",
+            "streams",
+        ),
         *("launch.host", "launch.server_process"),
     },
     "api": {
@@ -107,9 +122,22 @@ ANYWHERE = {
         f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
     ),
     "pynvml": ("launch/devices.py",),
-    "hydra": ("compose.py", "explain.py", "__main__.py", "config.py", "study/", "launch/", "plugins/"),
+    "hydra": (
+        "compose.py",
+        "composer.py",
+        "explain.py",
+        "overrides.py",
+        "__main__.py",
+        "config.py",
+        "study/",
+        "launch/",
+        "plugins/",
+    ),
     "omegaconf": (
-        *(f"{p}.py" for p in ("app", "chosen", "compose", "config", "explain", "mistakes", "__main__")),
+        *(
+            f"{p}.py"
+            for p in ("app", "chosen", "compose", "composer", "config", "explain", "mistakes", "templates", "__main__")
+        ),
         "report/table.py",
         "report/points.py",
     )

@@ -19,7 +19,7 @@ from flgo_hydra.job import engines
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduler import Scheduler
-from flgo_hydra.overrides import override
+from flgo_hydra.overrides import override, setting
 from flgo_hydra.record.paths import free_folder
 from flgo_hydra.report.points import sort_points
 from flgo_hydra.streams import going_on
@@ -183,12 +183,8 @@ def _collect(outcome: Outcome) -> Sweep:
 
 def _value_of(overrides: Sequence[str], key: str) -> str | None:
     """The value that was typed for a key, without its quotes."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    for text in overrides:
-        if text.lstrip("+").startswith(f"{key}="):
-            return str(OverridesParser.create().parse_overrides([text])[0].value())
-    return None
+    one = setting(overrides, key)
+    return None if one is None else str(one.value)
 
 
 @contextlib.contextmanager

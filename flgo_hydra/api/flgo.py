@@ -14,7 +14,7 @@ from flgo_hydra.api.parts import Objects, algorithm_overrides, is_flgo, model_ov
 from flgo_hydra.api.results import Run, Sweep
 from flgo_hydra.api.schedulers import Devices, as_scheduler, device_list, devices_override
 from flgo_hydra.api.shipped import check_unchanged, target_of
-from flgo_hydra.overrides import override
+from flgo_hydra.overrides import override, varied
 from flgo_hydra.study.grid import parse_point
 
 _RUNNER_KEYS = ("task", "algorithm", "option", "model", "Logger", "Simulator", "scene", "metrics")
@@ -201,7 +201,7 @@ def tune(
     """
     request = _request(task, algorithm, option, model, Logger, Simulator, scene, metrics, is_grid=True)
     settings = request.settings
-    axes = [f"{key}={','.join(map(_text, values))}" for key, values in settings.overrides.items()]
+    axes = [varied(key, values) for key, values in settings.overrides.items()]
     devices = device_list(settings.gpus or [])
     sweep = _sweep([*request.overrides, *axes], [request], devices, scheduler, folder)
     best = sweep.best
@@ -280,10 +280,6 @@ def _sweep(
         more.append("hydra.launcher.view=none")
     objects = {target: value for request in requests for target, value in request.objects.items()}
     return calls.run_sweep([*overrides, *more], objects, scheduler, is_quiet)
-
-
-def _text(value: Any) -> str:
-    return override("", value).removeprefix("=")
 
 
 def _as_written(settings: Settings, key: str, found: Mapping[str, Any]) -> Any:

@@ -33,9 +33,13 @@ _EACH_ITS_OWN = ("checkpoint_interval", "save_best")
 """What each run of a program does by itself."""
 
 
-def fuse_key(cfg: DictConfig) -> str:
-    """The same text for jobs that can run as one program, since they differ in values only; for our launcher."""
-    conf = compose.to_conf(cfg, has_known_keys=True)
+def fuse_key(cfg: DictConfig | Conf) -> str:
+    """The same text for jobs that can run as one program, since they differ in values only; for our launcher.
+
+    Args:
+        cfg: typed, where the launcher has it so already.
+    """
+    conf = cfg if isinstance(cfg, Conf) else compose.to_conf(cfg, has_known_keys=True)
     if conf.parts or not engine_of(conf).can_fuse(conf):  # with parts a run's data or cohorts are its own
         return ""
     how = {key: value for key, value in compose.not_deciding(conf).items() if key not in _EACH_ITS_OWN}

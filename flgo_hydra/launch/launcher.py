@@ -7,7 +7,8 @@ again as soon as it is free, not when a batch has ended. `launch` itself is a lo
 Nothing here keeps a job that has ended and been told of; what has come from it is whoever's who asks for it.
 
 Jobs are composed here, one at a time while others run, and travel to their workers by pickle: composing needs
-Hydra's singletons, and `${now:}` must mean the same in every job. Processes, devices and retries are the queue's.
+Hydra's singletons, and `${now:}` must mean the same in every job. What has been composed to be checked is not composed
+again (`Composer.take`). Processes, devices and retries are the queue's.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.version import VersionBase
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import reference
-from flgo_hydra.config import LauncherConf
-from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.composer import Composer, number_config, run_folder, without_hydra
+from flgo_hydra.config import Conf, LauncherConf
 from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.kernel_kills import read_kernel_kills
@@ -99,7 +100,7 @@ class PackingLauncher(Launcher):
         self._version_base = None if type(version_base) is object else version_base
         # A job needs the callbacks only; Hydra 1.3's loader cannot be pickled where Hydra was started twice.
         self._context = pickle.dumps(replace(hydra_context, config_loader=None))  # type: ignore[arg-type]
-        self.composer = SweepComposer(hydra_context.config_loader, config)
+        self.composer = Composer(hydra_context.config_loader, config)
 
     # Hydra's contract
 
@@ -170,20 +171,18 @@ class PackingLauncher(Launcher):
                     self._close_pool()
                     self._queue = None
 
-    def submit(
-        self, overrides: Sequence[str], num: int, config: DictConfig | None = None, name: str | None = None
-    ) -> Job:
+    def submit(self, overrides: Sequence[str], num: int, name: str | None = None) -> Job:
         """Queues a job and returns it. What is wrong with its config becomes its failure.
 
         Args:
             num: Hydra's job number, which also names the job's folder.
-            config: what `overrides` compose to, with Hydra's node, where the caller has composed it already.
             name: what people call the job; None: its overrides.
         """
         queue = self._open_queue()
         name = " ".join(filter_overrides(list(overrides))) if name is None else name
         try:
-            composed = self._compose(overrides, num) if config is None else number_config(config, num)
+            config, conf = self.composer.take(overrides)
+            composed = number_config(config, num)
             folder = run_folder(composed)
             memory_keys = self.settings.memory_keys
             assignment = Assignment(
@@ -202,7 +201,7 @@ class PackingLauncher(Launcher):
                 signature=signature(composed, memory_keys, self._task),
                 duration_signature=signature(composed, [*memory_keys, *self.settings.duration_keys], self._task),
                 memory_mib=self.settings.job_memory_mib,
-                fuse_key=self._find_fuse_key(composed) if queue.fuse != 1 else "",
+                fuse_key=self._find_fuse_key(composed, conf) if queue.fuse != 1 else "",
                 name=name,
                 cwd=os.getcwd(),
             )
@@ -295,20 +294,18 @@ class PackingLauncher(Launcher):
             read_kernel_kills=read_kernel_kills,
         )
 
-    def _compose(self, overrides: Sequence[str], num: int) -> DictConfig:
-        assert self._config is not None
-        return number_config(self.composer.compose(overrides), num)
+    def _find_fuse_key(self, config: DictConfig, conf: Conf | None) -> str:
+        """Jobs with the same one can run as one program; empty: this one cannot.
 
-    def _find_fuse_key(self, config: DictConfig) -> str:
-        """Jobs with the same one can run as one program; empty: this one cannot."""
+        Args:
+            conf: the job's typed config, if it has been made.
+        """
         # Callbacks and the working folder are a process's, not a job's.
         others = [one for one in (config.hydra.get("callbacks") or {}).values() if one.get("_target_") != _OWN_CALLBACK]
         if self._fuse_key is None or others or config.hydra.job.get("chdir"):
             return ""
-        own = config.copy()
-        with open_dict(own):
-            del own["hydra"]
-        return str(self._fuse_key(own) or "")
+        with without_hydra(config):
+            return str(self._fuse_key(conf or config) or "")
 
     @property
     def is_interrupted(self) -> bool:
@@ -431,29 +428,6 @@ def failure_record(job: Job, own: FailureRecord | None = None) -> FailureRecord:
         attempts=[asdict(attempt) for attempt in job.attempts],
         wanted_memory_mib=max([*wanted, job.failure.wanted_mib or 0]) or None,
     )
-
-
-def number_config(config: DictConfig, num: int) -> DictConfig:
-    """Gives a composed job its number, as Hydra's launchers do."""
-    with open_dict(config):
-        config.hydra.job.id = f"{config.hydra.job.name}_{num}"
-        config.hydra.job.num = num
-        config.hydra.sweep.dir = str(config.hydra.sweep.dir)  # answers ${now:} before the config travels
-    return config
-
-
-def run_folder(config: DictConfig) -> Path:
-    """Where Hydra runs a composed and numbered job."""
-    # hydra.sweep.subdir may ask for ${hydra:…}, which only a job's own HydraConfig answers.
-    from hydra.core.hydra_config import HydraConfig
-
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # not set_config, which copies it
-    try:
-        sweep_dir = str(OmegaConf.select(config, "hydra.sweep.dir"))
-        return Path(sweep_dir, str(OmegaConf.select(config, "hydra.sweep.subdir"))).absolute()
-    finally:
-        HydraConfig.instance().cfg = before
 
 
 def _plain(value: Any) -> Any:

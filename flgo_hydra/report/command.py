@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from flgo_hydra.flags import name_and_value
 from flgo_hydra.objective import Objective
 from flgo_hydra.record.files import to_json, write_text
 from flgo_hydra.report import pictures
@@ -62,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
         """Answers a mistyped option with the nearest one."""
         options = [option for action in self._actions for option in action.option_strings]
         for word in message.split():
-            near = difflib.get_close_matches(word.partition("=")[0], options, n=1) if word.startswith("--") else []
+            near = difflib.get_close_matches(name_and_value(word)[0], options, n=1) if word.startswith("--") else []
             if near and "unrecognized" in message:
                 message += f". Did you mean `{near[0]}`?"
                 break

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra.overrides import texts_of
 from flgo_hydra.record.files import replacing
 from flgo_hydra.report.figure import BEST, COLORS, Name, line_looks
 
@@ -30,7 +31,7 @@ class Curve:
 
 def line_names(points: Sequence[Sequence[str]]) -> list[Name]:
     """Of jobs by their overrides: where algorithms vary, each has a colour."""
-    swept = [dict(text.partition("=")[::2] for text in point) for point in points]
+    swept = [texts_of(point) for point in points]
     if len({values.get("algorithm") for values in swept}) < 2:
         return [(tuple(values.items()), "") for values in swept]
     return [(values.pop("algorithm", None), tuple(values.items())) for values in swept]

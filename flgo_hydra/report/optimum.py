@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from flgo_hydra.objective import Objective
+from flgo_hydra.overrides import Override
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.report.conditions import by_condition, conditions_of, is_condition
 from flgo_hydra.report.points import PointRow, print_best_point
@@ -74,7 +75,7 @@ def points_apart(rows: Sequence[Row], points: Sequence[PointRow]) -> list[tuple[
 
 
 def _keys_of(rows: Sequence[Row | PointRow]) -> set[str]:
-    return {text.partition("=")[0].lstrip("+") for row in rows for text in row.overrides}
+    return {Override.read(text).key for row in rows for text in row.overrides}
 
 
 def _print_each(optima: Sequence[tuple[dict[str, str], _T]], best: _T, show: Callable[[_T, str], None]) -> None:

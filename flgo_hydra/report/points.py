@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from flgo_hydra.objective import VALID_LOSS, Objective
+from flgo_hydra.overrides import texts_of
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.plain_text import first_line, printable
 from flgo_hydra.record.result import decimals
@@ -50,7 +51,7 @@ def sort_points(rows: Sequence[PointRow]) -> list[PointRow]:
 
 def write_points(path: Path, rows: Sequence[PointRow]) -> None:
     """Rewrites points.csv: the points with the best mean first, those without one last."""
-    swept = [dict(text.split("=", 1) for text in row.overrides) for row in rows]
+    swept = [texts_of(row.overrides) for row in rows]
     keys = list(dict.fromkeys(key for values in swept for key in values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -58,7 +59,7 @@ def write_points(path: Path, rows: Sequence[PointRow]) -> None:
     monitor = (ranked or [PointRow((), ())])[0].monitor
     writer.writerow([*keys, f"mean_{monitor.column}", "std", "num_replicates", "values", "jobs", "message"])
     for row in [*ranked, *(row for row in rows if row not in ranked)]:
-        values = dict(text.split("=", 1) for text in row.overrides)
+        values = texts_of(row.overrides)
         writer.writerow(
             [*(values.get(key, "") for key in keys)]
             + ["" if math.isnan(row.mean) else repr(row.mean), "" if row.std is None else repr(row.std), len(row.jobs)]

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from flgo_hydra.objective import VALID_LOSS, Objective
+from flgo_hydra.overrides import Override, line_of, unquoted
 from flgo_hydra.record.lock import is_held
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
@@ -204,7 +206,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         seen: folders that have been looked into, by device and inode: a mount can lead back, too.
     """
     if not folder.exists():
-        hint = f" To choose runs by their config: `--where {folder}`." if "=" in folder.name else ""
+        hint = f" To choose runs by their config: `--where {folder}`." if Override.read(folder.name).is_set else ""
         raise ValueError(f"There is no folder {folder}.{hint}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file. Give the folder of a sweep or of a run.")
@@ -259,7 +261,7 @@ def _read(folder: Path, name: str) -> Run:
         if key not in values or _is_group(key, values):
             values[key] = _parse(text)
     job = int(folder.name) if folder.name.isdecimal() else 0
-    texts = tuple(f"{key}={text}" for key, text in overrides.items())
+    texts = tuple(starmap(line_of, overrides.items()))
     if result is not None:
         row = Row.of_result(job, texts, paths, result)
         code = result.code
@@ -318,16 +320,16 @@ def _read_overrides(folder: Path) -> dict[str, str]:
 
 
 def _by_key(texts: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts if not text.startswith("~")]
-    return {key.lstrip("+"): _unquoted(value) for key, equals, value in pairs if equals}
+    read = [one for one in map(Override.read, texts) if one.sign != "~"]
+    return {one.key: _unquoted(one.text) for one in read if one.text is not None}
 
 
 def _unquoted(text: str) -> str:
     """A text without its quotes, unless they tell it from a number or the like: `"1"`."""
-    is_quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    if not is_quoted:
+    inner = unquoted(text)
+    if inner is None:
         return text
-    return text[1:-1] if isinstance(_parse(text[1:-1]), str) else f'"{text[1:-1]}"'
+    return inner if isinstance(_parse(inner), str) else f'"{inner}"'
 
 
 def read_yaml(path: Path) -> Any:

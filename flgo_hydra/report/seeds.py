@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from flgo_hydra.overrides import texts_of
 from flgo_hydra.report.comparison import compare, with_parameters
 from flgo_hydra.report.conditions import by_condition, conditions_of
 from flgo_hydra.report.formats import as_text
@@ -20,7 +21,7 @@ def seeds_summary(rows: Sequence[Row]) -> str:
 
     Empty where no two valid rows differ in the seed alone.
     """
-    if not any(text.startswith("seed=") for row in rows for text in row.overrides):
+    if not any("seed" in texts_of(row.overrides) for row in rows):
         return ""
     runs = runs_of_rows(rows)
     selection = selection_of(runs)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flgo_hydra.mistakes import nearest
 from flgo_hydra.objective import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Objective, metric_of
+from flgo_hydra.overrides import Override
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.table import DAMAGED, FACTS
 
@@ -184,8 +185,9 @@ def choose(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     """
     kept = list(runs)
     for condition in conditions:
-        key, equals, text = condition.partition("=")
-        if not equals or not text:
+        one = Override.read(condition)
+        key, text = one.name, one.text
+        if not text:
             raise ValueError(f"`{condition}` must be `key=value` or `key=value,value`.")
         if key != "status":
             check_keys([key], runs)

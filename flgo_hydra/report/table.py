@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from flgo_hydra.objective import BEST_VALID_LOSS, VALID_LOSS, Objective
+from flgo_hydra.overrides import texts_of
 from flgo_hydra.record.files import write_text
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import csv_cell, first_line, printable
@@ -138,7 +139,7 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Rewrites results.csv: a column for each swept key between status and metrics."""
-    swept = {row.job: dict(text.split("=", 1) for text in row.overrides) for row in rows}
+    swept = {row.job: texts_of(row.overrides) for row in rows}
     keys = list(dict.fromkeys(key for values in swept.values() for key in values))
     at_best = {row.job: {row.monitor.at_best(name): value for name, value in row.best.items()} for row in rows}
     metrics = dict.fromkeys(name for values in at_best.values() for name in values)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.launch.launcher import number_config, run_folder
+from flgo_hydra.composer import Composer, number_config, run_folder
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths
 
@@ -25,7 +24,7 @@ _SAME_IN_ALL = re.compile(r"\$\{(now|oc\.env):[^${}]*\}")
 class RunFolders:
     """The folders of one sweep's jobs, relative to the sweep folder."""
 
-    def __init__(self, composer: SweepComposer, config: DictConfig, paths: SweepPaths, fixed: Sequence[str]) -> None:
+    def __init__(self, composer: Composer, config: DictConfig, paths: SweepPaths, fixed: Sequence[str]) -> None:
         """Args:
         config: the sweep's own, with Hydra's node.
         fixed: the overrides that all jobs share.
@@ -41,6 +40,7 @@ class RunFolders:
         """as it was written"""
         is_one_place = "${" not in _SAME_IN_ALL.sub("", str(sweep["dir"]))
         self.is_by_number = is_one_place and str(sweep["subdir"]) == _NUMBER
+        self._places: dict[tuple[int, tuple[str, ...]], str] = {}
         self._owners: dict[str, int] = {}  # jobs by folder
         self._inside: dict[str, int] = {}  # folders that hold a job's
 
@@ -52,6 +52,12 @@ class RunFolders:
         """
         if self.is_by_number:
             return str(number)
+        job = number, tuple(overrides)
+        if job not in self._places:
+            self._places[job] = self._compose(number, overrides)
+        return self._places[job]
+
+    def _compose(self, number: int, overrides: Sequence[str]) -> str:
         config = number_config(self._composer.compose([*self._fixed, *overrides]), number)
         folder = Path(os.path.realpath(run_folder(config)))
         if self._root not in folder.parents:

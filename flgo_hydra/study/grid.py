@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import Override as Parsed
 
-from flgo_hydra.overrides import as_text, override
+from flgo_hydra.overrides import Override, line_of, override, texts_of, varied
 
 Value = str | int | float | bool | None
 
@@ -33,9 +33,14 @@ class Axis:
         """The key as the study calls it: without the `+` that adds it."""
         return self.key.lstrip("+")
 
+    @property
+    def lines(self) -> list[str]:
+        """An override for each value."""
+        return [line_of(self.key, text) for text in self.values]
+
     def texts(self) -> dict[Value, str]:
         """Each value as it is written, by what it is: `{0.1: "0.1", "fedavg": "fedavg"}`."""
-        typed = {parse_point([f"{self.key}={text}"])[self.name]: text for text in self.values}
+        typed = {parse_point([line])[self.name]: text for line, text in zip(self.lines, self.values, strict=True)}
         # 1, 1.0 and true are one key of a dict, but three values.
         return typed if len(typed) == len(self.values) else {text: text for text in self.values}
 
@@ -94,7 +99,7 @@ class Grid:
                 f"(`{interval.key}=0.1,0.01`, `{interval.key}=range(…)`), or let a sampler choose: "
                 "`hydra.sweeper.sampler=tpe hydra.sweeper.n_trials=30`."
             )
-        lists = [[f"{axis.key}={value}" for value in axis.values] for axis in self.axes]
+        lists = [axis.lines for axis in self.axes]
         return [(*point, *rest) for point in self.listed or ((),) for rest in itertools.product(*lists)]
 
     def keys(self) -> list[str]:
@@ -122,7 +127,7 @@ class Grid:
 
 
 def _lines(texts: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{key}={text}" for key, text in texts.items())
+    return tuple(itertools.starmap(line_of, texts.items()))
 
 
 def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
@@ -134,7 +139,9 @@ def read_points(written: Any) -> tuple[tuple[str, ...], ...]:
     points = []
     for point in written:
         overrides = point.split() if isinstance(point, str) else point
-        if not isinstance(overrides, list) or not all(isinstance(text, str) and "=" in text for text in overrides):
+        if not isinstance(overrides, list) or not all(
+            isinstance(text, str) and Override.read(text).is_set for text in overrides
+        ):
             raise ValueError(
                 '`hydra.sweeper.points` must list points as texts, "algorithm=fedprox lr=0.1", or as lists of '
                 f"overrides, but got {point!r}."
@@ -153,8 +160,8 @@ def write_axis(key: str, values: Any) -> str:
     if isinstance(values, list | tuple):
         if not values:
             raise ValueError(f"`hydra.sweeper.params` has no values for `{key}`.")
-        return f"{key}={','.join(map(as_text, values))}"
-    return f"{key}={values}" if isinstance(values, str) else override(key, values)
+        return varied(key, values)
+    return line_of(key, values) if isinstance(values, str) else override(key, values)
 
 
 def refuse_twice(grid: Grid) -> None:
@@ -163,11 +170,11 @@ def refuse_twice(grid: Grid) -> None:
     Raises:
         ValueError: there is one; or a point sets a key twice.
     """
-    besides = {_name(text): text for text in grid.fixed}
-    besides |= {axis.name: f"{axis.key}={','.join(axis.values)}" for axis in grid.axes}
+    besides = {Override.read(text).key: text for text in grid.fixed}
+    besides |= {axis.name: line_of(axis.key, ",".join(axis.values)) for axis in grid.axes}
     besides |= {interval.name: interval.line for interval in grid.intervals}
     for point in grid.listed:
-        names = [_name(text) for text in point]
+        names = [Override.read(text).key for text in point]
         for name, text in zip(names, point, strict=True):
             if name in besides:
                 raise ValueError(
@@ -178,7 +185,7 @@ def refuse_twice(grid: Grid) -> None:
                 raise ValueError(f"The point `{' '.join(point)}` of `hydra.sweeper.points` sets `{name}` twice.")
 
 
-def refuse_repeated(overrides: Iterable[Override]) -> None:
+def refuse_repeated(overrides: Iterable[Parsed]) -> None:
     """Refuses values that a command lists for a key that it sets again: they would never run.
 
     Raises:
@@ -186,18 +193,15 @@ def refuse_repeated(overrides: Iterable[Override]) -> None:
     """
     swept: dict[str, str] = {}
     for one in overrides:
-        key, line = one.get_key_element().lstrip("+~"), str(one.input_line)
+        line = str(one.input_line)
+        key = Override.read(line).key
         if swept.get(key, line) != line:
             raise ValueError(f"`{key}` is given twice, `{swept[key]}` and `{line}`: only the last would count.")
         if one.is_sweep_override():
             swept[key] = line
 
 
-def _name(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
-
-
-def read_grid(overrides: Iterable[Override]) -> Grid:
+def read_grid(overrides: Iterable[Parsed]) -> Grid:
     """Splits parsed overrides into what varies and what is fixed. Of a key given twice the last one counts.
 
     Raises:
@@ -229,7 +233,7 @@ def read_grid(overrides: Iterable[Override]) -> Grid:
         if not values:
             raise ValueError(f"`{line}` has no values.")
         if len(values) == 1 and not one.is_range_sweep():
-            fixed[key] = f"{key}={values[0]}"
+            fixed[key] = line_of(key, values[0])
         else:
             axes[key] = Axis(key, values, is_range=one.is_range_sweep())
     return Grid(tuple(fixed.values()), tuple(axes.values()), tuple(intervals.values()))
@@ -248,10 +252,10 @@ def _read_interval(key: str, sweep: IntervalSweep, line: str) -> Interval:
 def give_axes(grid: Grid, keys: Iterable[str]) -> Grid:
     """The same grid with fixed keys as axes of one value, where an earlier sweep of the study varied them."""
     wanted = list(keys)
-    fixed = {text.partition("=")[0]: text for text in grid.fixed}
-    moved = tuple(Axis(key, (fixed[key].partition("=")[2],)) for key in wanted if key in fixed)
+    fixed = texts_of(grid.fixed)
+    moved = tuple(Axis(key, (fixed[key],)) for key in wanted if key in fixed)
     gone = {axis.key for axis in moved}
-    kept = tuple(text for key, text in fixed.items() if key not in gone)
+    kept = tuple(text for text in grid.fixed if Override.read(text).name not in gone)
     return replace(grid, fixed=kept, axes=(*moved, *grid.axes))
 
 
@@ -261,7 +265,7 @@ def description(earlier: Mapping[str, Any], space: Grid, fixed: Mapping[str, Any
     for axis in space.axes:
         values = grid.get(axis.key, [])
         grid[axis.key] = list(dict.fromkeys([*(values if isinstance(values, list) else []), *axis.values]))
-    grid |= {interval.key: interval.line.partition("=")[2] for interval in space.intervals}
+    grid |= texts_of(interval.line for interval in space.intervals)
     before = earlier.get("fixed")
     kept = fixed if before is None else {key: value for key, value in before.items() if key in fixed}
     return {"grid": grid, "fixed": dict(kept)}
@@ -274,8 +278,8 @@ def parse_point(point: Sequence[str]) -> dict[str, Value]:
 
 @functools.lru_cache(maxsize=100_000)
 def _parse_one(text: str) -> tuple[str, Value]:
-    override = OverridesParser.create().parse_override(text)
-    return override.get_key_element().lstrip("+"), _scalar(override.value())
+    one = Override.read(text)
+    return one.key, _scalar(one.value)
 
 
 def _scalar(value: Any) -> Value:

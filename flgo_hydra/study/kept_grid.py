@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override as Parsed
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from flgo_hydra.overrides import Override, line_of
 from flgo_hydra.study.grid import write_axis
 from flgo_hydra.study.recorded import read_config
 
@@ -39,11 +40,12 @@ def grow(config: DictConfig | ListConfig, recorded: Sequence[str], given: Sequen
     )
     assert isinstance(params, dict)
     lines = [*(write_axis(str(key), values) for key, values in params.items()), *recorded]  # of two the last counts
-    parsed = {_key(line): parser.parse_override(line) for line in lines}
+    parsed = {Override.read(line).key: parser.parse_override(line) for line in lines}
     swept = {key: one for key, one in parsed.items() if one.is_sweep_override()}
     texts, told = [], []
     for text in given:
-        old = swept.get(_key(text)) if not text.startswith("~") else None
+        one = Override.read(text)
+        old = swept.get(one.key) if one.sign != "~" else None
         if old is None:
             texts.append(text)
             continue
@@ -52,20 +54,16 @@ def grow(config: DictConfig | ListConfig, recorded: Sequence[str], given: Sequen
             texts.append(text)
             told.append(f"`{text}` takes the place of `{old.input_line}`: points of that alone are not run any more.")
             continue
-        texts.append(f"{str(old.input_line).partition('=')[0]}={','.join(dict.fromkeys([*values, *new]))}")
+        both = ",".join(dict.fromkeys([*values, *new]))
+        texts.append(line_of(Override.read(str(old.input_line)).name, both))
         told.append(f"`{texts[-1]}`: what the sweep had is kept (with --only, `{text}` alone is run).")
     return texts, told
 
 
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
-
-
-def _values(override: Override) -> list[str] | None:
+def _values(override: Parsed) -> list[str] | None:
     """The values as they are written; None of an interval, and where only Hydra's search path knows them."""
-    line = str(override.input_line).partition("=")[2]
     if not override.is_sweep_override():
-        return [line]
+        return [Override.read(str(override.input_line)).text or ""]
     if override.is_interval_sweep():
         return None
     try:

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from flgo_hydra import compose, mistakes
 from flgo_hydra.chosen import check_identities, writes_identity
+from flgo_hydra.composer import MOST_KEPT, Composed, Composer
 from flgo_hydra.config import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job import engines
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.objective import VALID_LOSS
+from flgo_hydra.overrides import Override
 from flgo_hydra.study.common import Common
-from flgo_hydra.study.typed_points import TypedPoints
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class PointChecker:
     """Composes points of one sweep, one at a time, and holds them to their laws."""
 
     def __init__(
-        self, composer: SweepComposer, sweep_config: DictConfig, fixed: Sequence[str], common: Common | None = None
+        self, composer: Composer, sweep_config: DictConfig, fixed: Sequence[str], common: Common | None = None
     ) -> None:
         """Args:
         sweep_config: the sweep's own config, with Hydra's node.
@@ -97,7 +97,6 @@ class PointChecker:
         self._fixed = tuple(fixed)
         self._outer = sweep_config.hydra.sweeper.get("params")
         self._common = common
-        self._typed = TypedPoints(composer)
         self._seen: set[str] = set()
         self._data: dict[str, tuple[str, str]] = {}
         self._hows: dict[str, Mapping[str, Any]] = {}
@@ -106,8 +105,8 @@ class PointChecker:
         self.take_in: Callable[[Sequence[Point]], None] = lambda points: None
         """called with each point that `check` finds lawful; may refuse it"""
 
-    def compose(self, overrides: tuple[str, ...]) -> tuple[Point, Conf | None]:
-        """Returns the point, and its config where it is one of ours.
+    def compose(self, overrides: tuple[str, ...]) -> tuple[Point, Composed]:
+        """Returns the point, and its config.
 
         Raises:
             ValueError: it breaks a law; the error says at which point.
@@ -116,28 +115,20 @@ class PointChecker:
         everything = [*self._fixed, *overrides]
         if not self._seen:
             self._refuse_unknown(overrides)
-        conf = None if writes_identity(everything) else self._typed.make(everything)
-        if conf is None:
-            cfg = self._load(everything, overrides)
-            if compose.is_ours(cfg):
-                try:
-                    conf = compose.to_conf(cfg, has_known_keys=not any(text[0] in "+~" for text in everything))
-                except ValueError as error:
-                    raise ValueError(f"{error}{_at(overrides)}") from error
-                self._typed.learn(everything, cfg, conf)
+        composed = None if writes_identity(everything) else self._composer.typed_quickly(everything)
+        if composed is None:
+            composed = self._load(everything, overrides)
+        conf, parts, identity = composed.conf, composed.parts, composed.identity
         if conf is not None:
-            parts = compose.deciding(conf)
             settings = {**parts["option"], **{key: value for key, value in parts.items() if key != "option"}}
             group, num_rounds, how = compose.group_of(parts), conf.num_rounds, self._how(conf)
             task = compose.hash_of(parts["task"])
         else:
-            parts = settings = _plain(cfg)
-            group, num_rounds, how, task = "", 0, {}, ""
-        identity = compose.hash_of(parts)
+            group, num_rounds, how, task, settings = "", 0, {}, "", dict(parts)
         if self._common is not None and identity not in self._seen:
             self._common.add(settings, VALID_LOSS if conf is None else conf.followed)
         self._seen.add(identity)
-        return tell_apart(Point(overrides, identity, group, num_rounds, how=how, task=task), self.apart), conf
+        return tell_apart(Point(overrides, identity, group, num_rounds, how=how, task=task), self.apart), composed
 
     def _refuse_unknown(self, overrides: Sequence[str]) -> None:
         """Refuses a point with a plain key that its config does not have."""
@@ -146,7 +137,7 @@ class PointChecker:
             return
         key, cfg = unknown
         elsewhere = keys_by_choice()
-        chooses = any(self._composer.group_options(text.partition("=")[0]) for text in overrides)
+        chooses = any(self._composer.group_options(Override.read(text).name) for text in overrides)
         if chooses and (self._seen or key in elsewhere):
             others = [elsewhere[key]] if key in elsewhere else []
             raise ValueError(mistakes.of_other_points(key, overrides, others))
@@ -157,8 +148,8 @@ class PointChecker:
         how = compose.not_deciding(conf)
         return self._hows.setdefault(repr(how), how)
 
-    def _load(self, everything: Sequence[str], overrides: Sequence[str]) -> DictConfig:
-        """A point's config without Hydra's node."""
+    def _load(self, everything: Sequence[str], overrides: Sequence[str]) -> Composed:
+        """A point's config, composed and typed."""
         try:
             cfg = self._composer.compose(everything)
         except HydraException as error:
@@ -169,14 +160,12 @@ class PointChecker:
         own = cfg.hydra.sweeper.get("params")
         if own and own != self._outer:
             raise ValueError(_nested_grid(overrides))
-        if compose.is_ours(cfg):
-            try:
+        try:
+            if compose.is_ours(cfg):
                 check_identities(cfg, cfg.hydra)
-            except ValueError as error:
-                raise ValueError(f"{error}{_at(overrides)}") from error
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
+            return self._composer.typed(everything, cfg)
+        except ValueError as error:
+            raise ValueError(f"{error}{_at(overrides)}") from error
 
     def refer(self, overrides: tuple[str, ...], conf: Conf) -> tuple[str, str]:
         """Checks what a config refers to: functions, data files, the task they make, and whether a model fits it.
@@ -194,12 +183,17 @@ class PointChecker:
 
     def check(self, overrides: tuple[str, ...]) -> Point:
         """Does both for one point."""
-        point, conf = self.compose(overrides)
-        if conf is not None:
-            data_sha256, source = self.refer(overrides, conf)
+        point, composed = self.compose(overrides)
+        if composed.conf is not None:
+            data_sha256, source = self.refer(overrides, composed.conf)
             point = replace(point, data_sha256=data_sha256, source=source)
             self.take_in([point])
+        self.keep(overrides, composed)
         return point
+
+    def keep(self, overrides: Sequence[str], composed: Composed) -> None:
+        """Keeps a point's config for who starts it."""
+        self._composer.keep([*self._fixed, *overrides], composed)
 
 
 def check_points(
@@ -218,11 +212,13 @@ def check_points(
     composed: list[Point] = []
     confs: list[tuple[tuple[str, ...], Conf]] = []
     for overrides in points:
-        point, conf = checker.compose(overrides)
-        if conf is not None:
-            confs.append((overrides, conf))
+        point, made = checker.compose(overrides)
+        if made.conf is not None:
+            confs.append((overrides, made.conf))
         if not composed:
             when_first_is_lawful()
+        if len(composed) < MOST_KEPT:  # those that start first
+            checker.keep(overrides, made)
         composed.append(point)
     data: dict[tuple[str, ...], tuple[str, str]] = {}
     for overrides, conf in confs:  # laws first: what they refer to takes longer to look at
@@ -238,11 +234,6 @@ def check_points(
 
 def _at(overrides: Sequence[str]) -> str:
     return f" (at the point {' '.join(overrides)})" if overrides else ""
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(cfg, resolve=False)
-    return dict(content)
 
 
 def _nested_grid(overrides: Sequence[str]) -> str:

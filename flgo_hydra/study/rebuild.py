@@ -21,11 +21,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import open_dict
 
 from flgo_hydra import compose, machine_errors
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import Conf, SweeperConf
-from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
@@ -52,7 +52,6 @@ from flgo_hydra.study.ownership import owning
 from flgo_hydra.study.points import Point, keys_apart, tell_apart
 from flgo_hydra.study.replicates import identity_of, split_replicates
 from flgo_hydra.study.trials import Trials
-from flgo_hydra.study.typed_points import TypedPoints
 
 if TYPE_CHECKING:  # imports optuna
     from flgo_hydra.study.study import SweepStudy
@@ -127,7 +126,7 @@ def rebuild(
     return name, num_trials, where
 
 
-def take_over(paths: SweepPaths, storage: str | None, name: str, composer: SweepComposer) -> int:
+def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Composer) -> int:
     """Makes a study from the run folders of its sweep where it is gone, or kept in another storage from now on.
 
     Args:
@@ -154,7 +153,7 @@ def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Sweep
 def _make(
     runs: "Sequence[_Run]",
     hydra: dict[str, Any],
-    composer: SweepComposer,
+    composer: Composer,
     paths: SweepPaths,
     storage: str | None,
     name: str,
@@ -203,7 +202,7 @@ class _Recorded:
     """keys that it varied, listed points included"""
 
 
-def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
+def _read_command(hydra: dict[str, Any], composer: Composer) -> _Recorded:
     known = {field.name for field in fields(SweeperConf)}
     sweeper = {key: value for key, value in hydra["sweeper"].items() if key in known}
     settings = SweeperConf(**sweeper)
@@ -213,7 +212,7 @@ def _read_command(hydra: dict[str, Any], composer: SweepComposer) -> _Recorded:
     grid = replace(grid, listed=read_points(sweeper.get("points") or []))
     grid = give_axes(grid, settings.replicate_keys)
     space, replicates = split_replicates(grid, settings.replicate_keys)
-    listed = {_key(text) for point in grid.listed for text in point}
+    listed = {name for point in grid.listed for name in texts_of(point)}
     return _Recorded(settings, space, replicates, frozenset({*grid.keys(), *listed}))
 
 
@@ -221,7 +220,7 @@ def _fill(
     study: "SweepStudy",
     runs: Sequence[_Run],
     command: _Recorded,
-    composer: SweepComposer,
+    composer: Composer,
     paths: SweepPaths,
     is_database: bool,
 ) -> int:
@@ -230,14 +229,16 @@ def _fill(
     Args:
         is_database: a study of which a part may be seen, until it is whole; a journal gets its name then only.
     """
-    listed = {_key(text) for point in command.space.listed for text in point}
+    listed = {name for point in command.space.listed for name in texts_of(point)}
     swept = _swept(runs, command)
     space = _grown(command, runs, [key for key in swept if key not in listed])
     common = Common([*space.keys(), *command.settings.replicate_keys])
     points = []
     for run in runs:
         common.add(compose.settings(run.conf), run.conf.followed)
-        overrides = tuple(text for text in run.overrides if _key(text) in swept or _replicates(command, text))
+        overrides = tuple(
+            text for text in run.overrides if Override.read(text).name in swept or _replicates(command, text)
+        )
         how = compose.not_deciding(run.conf)
         task = compose.hash_of(compose.deciding(run.conf)["task"])
         known = (run.ended.data_sha256, run.ended.source) if isinstance(run.ended, RunResult) else ("", "")
@@ -320,7 +321,7 @@ def _trials(jobs: Sequence[Job], command: _Recorded) -> list[PointTrial]:
 
 
 def _replicates(command: _Recorded, text: str) -> bool:
-    return _key(text).lstrip("+") in command.settings.replicate_keys
+    return Override.read(text).key in command.settings.replicate_keys
 
 
 def _swept(runs: Sequence[_Run], command: _Recorded) -> list[str]:
@@ -328,8 +329,8 @@ def _swept(runs: Sequence[_Run], command: _Recorded) -> list[str]:
     keys = [*command.space.keys(), *command.swept]
     first = set(runs[0].overrides)
     for run in runs:  # what earlier commands varied, and the last one leaves out
-        keys += [_key(text) for text in run.overrides if text not in first]
-        keys += [_key(text) for text in runs[0].overrides if text not in run.overrides]
+        keys += texts_of(text for text in run.overrides if text not in first)
+        keys += texts_of(text for text in runs[0].overrides if text not in run.overrides)
     return [key for key in dict.fromkeys(keys) if not _replicates(command, key)]
 
 
@@ -340,7 +341,7 @@ def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Gri
     axes = []
     for key in keys:
         if key not in intervals:
-            ran = [text.partition("=")[2] for run in runs for text in run.overrides if _key(text) == key]
+            ran = [texts[key] for texts in (texts_of(run.overrides) for run in runs) if key in texts]
             axis = written.get(key, Axis(key, ()))
             # In the order of the sweeps: runs tell it, unless they were chosen at random, or lack the key.
             is_told = command.settings.sampler == "grid" and len(ran) == len(runs)
@@ -349,14 +350,13 @@ def _grown(command: _Recorded, runs: Sequence[_Run], keys: Sequence[str]) -> Gri
     return replace(command.space, axes=tuple(axes))
 
 
-def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None, is_lenient: bool = False) -> list[_Run]:
+def _read_runs(paths: SweepPaths, composer: Composer, record: str | None, is_lenient: bool = False) -> list[_Run]:
     """Finished run folders, by job number.
 
     Args:
         is_lenient: one with the result of another config is left out; else all is refused.
     """
     runs = []
-    typed = TypedPoints(composer)
     for run in map(RunPaths, sorted(_folders(paths.folder))):
         ended = read_result(run) or read_failure(run)
         if ended is None:
@@ -367,7 +367,9 @@ def _read_runs(paths: SweepPaths, composer: SweepComposer, record: str | None, i
         except recorded.SingleRun as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        conf = typed.make(overrides) or _compose(composer, typed, overrides, run)
+        conf = composer.point(overrides).conf
+        if conf is None:
+            raise ValueError(f"{run.folder} is of another Hydra app: what its jobs returned is in its study only.")
         if isinstance(ended, RunResult) and ended.fingerprint != compose.fingerprint(conf):
             if is_lenient:
                 _log.warning("left out: %s has the result of another config", run.folder)
@@ -397,33 +399,18 @@ def _folders(folder: Path) -> Iterator[Path]:
                 yield from _folders(path)
 
 
-def _compose(composer: SweepComposer, typed: TypedPoints, overrides: list[str], run: RunPaths) -> Conf:
-    cfg = composer.compose(overrides)
-    if not compose.is_ours(cfg):
-        raise ValueError(f"{run.folder} is of another Hydra app: what its jobs returned is in its study only.")
-    with open_dict(cfg):
-        del cfg["hydra"]
-    conf = compose.to_conf(cfg)
-    typed.learn(overrides, cfg, conf)
-    return conf
-
-
 @contextmanager
-def _composer(hydra: dict[str, Any]) -> Iterator[SweepComposer]:
+def _composer(hydra: dict[str, Any]) -> Iterator[Composer]:
     """Composes as the recorded command did."""
     compose.prepare()
     own = recorded.config_dir(hydra)
     if own is not None and not own.is_dir():
         raise ValueError(f"The sweep was started with --config-dir {own}, which is gone.")
     searched = [f"hydra.searchpath=[file://{own}]"] if own is not None else []
-    given = [text for text in hydra["overrides"]["hydra"] if text.startswith("hydra.searchpath=")]
+    given = [text for text in hydra["overrides"]["hydra"] if Override.read(text).key == "hydra.searchpath"]
     base = {key: value for key, value in compose.hydra_main_arguments().items() if key == "version_base"}
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
         name = hydra["job"].get("config_name") or "config"
-        yield SweepComposer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0]
+        yield Composer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))

@@ -17,8 +17,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import SweeperConf
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.machine_errors import CannotWrite
@@ -102,7 +102,7 @@ class Sweep:
         config: DictConfig,
         settings: SweeperConf,
         launcher: Launcher,
-        composer: SweepComposer,
+        composer: Composer,
         plan: Plan,
         paths: SweepPaths,
     ) -> None:
@@ -140,7 +140,7 @@ class Sweep:
             self._describe({"folder": str(paths.folder)})
         check_same(earlier.get("fixed", {}), plan.common.values, self._study.name, str(paths.folder))
         self._space = give_axes(plan.space, earlier.get("grid", {}))
-        added = tuple(f"{axis.key}={axis.values[0]}" for axis in self._space.axes[: -len(plan.space.axes) or None])
+        added = tuple(axis.lines[0] for axis in self._space.axes[: -len(plan.space.axes) or None])
         # Once a key tells points of a study apart, it always does.
         self._apart = plan.apart | set(earlier.get("apart", ()))
         points = [

@@ -15,8 +15,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra import compose, reference
+from flgo_hydra.composer import Composer
 from flgo_hydra.config import SweeperConf
-from flgo_hydra.launch.composing import SweepComposer
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths, free_folder, is_by_the_second
@@ -89,7 +89,7 @@ class StudySweeper(Sweeper):
         self._composer = (
             launcher.composer
             if isinstance(launcher, PackingLauncher)
-            else SweepComposer(hydra_context.config_loader, config)
+            else Composer(hydra_context.config_loader, config)
         )
 
         for tell in set_up_listeners:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flgo_hydra.machine_errors import refused_by_storage
+from flgo_hydra.overrides import texts_of
 from flgo_hydra.record.files import set_aside
 from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.plain_text import message_of
@@ -54,10 +55,6 @@ def _key(overrides: Sequence[str]) -> frozenset[tuple[str, Value]]:
     return frozenset(parse_point(overrides).items())
 
 
-def _keys(overrides: Sequence[str]) -> set[str]:
-    return {text.partition("=")[0] for text in overrides}
-
-
 class Trials:
     """The trials of one call of the sweeper."""
 
@@ -88,7 +85,7 @@ class Trials:
                 point = Point(job.overrides, job.identity, fingerprint=job.fingerprint)
                 self.jobs.know(job.number, point, job.folder)
                 if stored.is_replicated:
-                    keys = _keys(job.overrides) - _keys(stored.overrides)
+                    keys = texts_of(job.overrides).keys() - texts_of(stored.overrides).keys()
                     earlier = self._earlier.setdefault(_key(stored.overrides), _Earlier(stored.overrides, keys))
                     earlier.identities[job.identity] = None
                     if stored.status == "completed":
@@ -114,7 +111,7 @@ class Trials:
         jobs = [self._job_of(point) for point in points]
         if not is_replicated:
             return PointTrial(overrides, points[0].identity, tuple(jobs))
-        keys = _keys(points[0].overrides) - _keys(overrides)
+        keys = texts_of(points[0].overrides).keys() - texts_of(overrides).keys()
         asked = {job.point.identity for job in jobs}
         earlier = self._earlier.get(_key(overrides))
         # A key that is swept from now on had one value before: the same jobs are the same point.

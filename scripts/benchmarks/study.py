@@ -62,7 +62,7 @@ class Idle(real.PackingLauncher):
         self._since = time.process_time()
         yield self._queue_state
 
-    def submit(self, overrides: Sequence[str], num: int, config: Any = None, name: str | None = None) -> Any:
+    def submit(self, overrides: Sequence[str], num: int, name: str | None = None) -> Any:
         self._leave()
         job = SimpleNamespace(num=num, state="done", is_ended=True)
         write_record(RunPaths(Path(str(self._config.hydra.sweep.dir)) / str(num)), self.identity, self.num_rounds)
@@ -155,7 +155,7 @@ def main() -> None:
             sys.argv[1:] = arguments
             begin, wall = time.process_time(), time.perf_counter()
             with open("log", "a") as log, contextlib.redirect_stdout(log), profiling(given.profile):
-                status = __main__._run([])
+                status = __main__._run(arguments)
             cpu, wall = time.process_time() - begin, time.perf_counter() - wall
             print(f"{what}: status {status}, {cpu:.1f} s CPU, {wall:.1f} s; of it composing and checking ", end="")
             print(f"{took['points']:.0f} points {took['check']:.1f} s CPU, {took['check wall']:.1f} s", flush=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.record.lock import holding
-from flgo_hydra.report.runs import keys_that_vary, read_runs, value_text
+from flgo_hydra.report.runs import keys_that_vary, read_runs, runs_of_rows, value_text
+from flgo_hydra.report.table import Row
 
 
 def _read(*folders: Path):
@@ -44,6 +45,14 @@ def test_unfinished_runs_are_as_far_as_their_rounds_go(make_run, tmp_path):
         assert begun.row.best == {"valid_loss": 1.0, "test_loss": 1.5, "test_accuracy": 0.5}
         assert begun.values["lr"] == 0.5 and begun.num_rounds == 5
         assert new.row.best_round is None and new.rounds == []
+
+
+@pytest.mark.parametrize(
+    "line, value", [("+a.note='it\\'s 1=1'", "it's 1=1"), ("+a.note='1'", '"1"'), ("+a.note=1", 1), ("+a.note=", "")]
+)
+def test_a_quoted_text_is_what_it_says(line, value):
+    (run,) = runs_of_rows([Row(0, (line,), Path("0"), "completed")])
+    assert run.values == {"a.note": value}
 
 
 @pytest.mark.parametrize("status", ["pruned", "diverged"])

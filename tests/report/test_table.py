@@ -34,6 +34,12 @@ def test_best_row(rows: list[Row], job: int | None) -> None:
     assert (best.job if best else None) == job
 
 
+def test_a_deleted_key_has_a_column_too(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.csv", [Row(0, ("~extra", "lr=1"), tmp_path / "0", "failed")])
+    (row,) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    assert (row["~extra"], row["lr"]) == ("", "1")
+
+
 def test_results_csv(tmp_path: Path) -> None:
     metrics = {"valid_loss": 0.1, "test_accuracy": 0.75}
     rows = [

@@ -2,35 +2,42 @@
 
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 
-from flgo_hydra import compose
+from flgo_hydra import app, compose
+from flgo_hydra.composer import MOST_KEPT, Composer
 from flgo_hydra.explain import explain
-from flgo_hydra.launch.composing import SweepComposer
+from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.study.grid import read_grid
 from flgo_hydra.study.points import PointChecker, check_points
+from flgo_hydra.templates import Templates
 
 
 @pytest.fixture
-def points_of(empty_folder):
-    """`points_of("lr=0.1,0.2")`: the grid's points on our conf/."""
+def loader(empty_folder):
     compose.prepare()
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
-        loader = GlobalHydra.instance().config_loader()
+        yield GlobalHydra.instance().config_loader()
 
-        def check(*overrides, searchpath=None):
-            own = [] if searchpath is None else [f"hydra.searchpath=[file://{searchpath}]"]
-            config = loader.load_configuration("config", overrides=own, run_mode=RunMode.MULTIRUN)
-            parser = OverridesParser.create(config_loader=loader)
-            grid = read_grid(parser.parse_overrides(list(overrides)))
-            return check_points(PointChecker(SweepComposer(loader, config), config, grid.fixed), grid.points())
 
-        yield check
+@pytest.fixture
+def points_of(loader):
+    """`points_of("lr=0.1,0.2")`: the grid's points on our conf/."""
+
+    def check(*overrides, searchpath=None, composer=None):
+        own = [] if searchpath is None else [f"hydra.searchpath=[file://{searchpath}]"]
+        config = loader.load_configuration("config", overrides=own, run_mode=RunMode.MULTIRUN)
+        parser = OverridesParser.create(config_loader=loader)
+        grid = read_grid(parser.parse_overrides(list(overrides)))
+        return check_points(PointChecker(composer or Composer(loader, config), config, grid.fixed), grid.points())
+
+    return check
 
 
 def test_points_keep_their_order_and_their_words(points_of):
@@ -118,3 +125,59 @@ def test_where_nothing_but_that_is_swept_a_run_may_go_on_with_another(points_of)
     (one,), (other,) = points_of("num_threads=1"), points_of("num_threads=2")
     assert one.identity == other.identity == one.run_fingerprint
     assert {point.run_fingerprint for point in points_of("num_threads=1,2")} == {one.identity}
+
+
+class _Queue:
+    """Takes the launcher's jobs, and starts none."""
+
+    fuse = 8
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def refuse(self, job, failure):
+        raise AssertionError(failure.message)
+
+
+@pytest.mark.parametrize(
+    "overrides, num_points, num_composed",
+    [
+        (["lr=range(1,21)"], 20, 20),
+        (["algorithm=fedavg,fedprox", "lr=range(1,6)", "seed=0,1"], 20, 20),
+        (["model.hidden=" + ",".join(f"[{width}]" for width in range(1, 9))], 8, 8),
+        # Ten thousand such configs would not fit into memory: the last ones are composed when they start.
+        (["task.seed='${seed}'", "lr=range(1,101)"], 100, 100 + 100 - MOST_KEPT),
+    ],
+)
+def test_from_check_to_launch_a_point_is_composed_once_and_typed_once(
+    points_of, loader, monkeypatch, overrides, num_points, num_composed
+):
+    launcher, queue = PackingLauncher(), _Queue()
+    config = loader.load_configuration("config", overrides=["hydra.sweep.dir=sweep"], run_mode=RunMode.MULTIRUN)
+    context = HydraContext(callbacks=Callbacks(), config_loader=loader)
+    launcher.setup(hydra_context=context, task_function=app.job, config=config)
+    launcher._queue, launcher._num_threads = queue, 1
+    monkeypatch.setattr(PointChecker, "refer", lambda *_: ("", ""))  # composes and types nothing
+    composed, typed = [], []
+    once, to_conf, make = Composer.compose, compose.to_conf, Templates.make
+
+    def count(made, made_by):
+        def counting(*args, **kwargs):
+            result = made_by(*args, **kwargs)
+            made.extend([result] * (result is not None))
+            return result
+
+        return counting
+
+    monkeypatch.setattr(Composer, "compose", count(composed, once))
+    monkeypatch.setattr(compose, "to_conf", count(typed, to_conf))
+    monkeypatch.setattr(Templates, "make", count(typed, make))
+    points, fixed = points_of(*overrides, composer=launcher.composer), [text for text in overrides if "$" in text]
+    for number, point in enumerate(points):
+        launcher.submit([*fixed, *point.overrides], number)
+    assert len(points) == num_points == len(queue.jobs) and {job.num for job in queue.jobs} == {*range(num_points)}
+    assert all(job.fuse_key for job in queue.jobs)
+    assert (len(composed), len(typed)) == (num_composed, num_composed)

@@ -6,28 +6,29 @@ value is converted once by the composed config's types, and set in a copy of the
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra.config import Conf
-from flgo_hydra.launch.composing import SweepComposer
 
-_Scalar = str | int | float | bool | None
+Scalar = str | int | float | bool | None
+
+_MOST = 256
 
 
 class _Template:
     """The first point with its group choices."""
 
-    def __init__(self, config: DictConfig, conf: Conf, values: Mapping[str, _Scalar]) -> None:
+    def __init__(self, config: DictConfig, conf: Conf, values: Mapping[str, Scalar]) -> None:
         self.conf = conf
         self.values = values
         self._config = config
         self._converted: dict[tuple[str, str], Any] = {}
 
-    def convert(self, key: str, value: _Scalar) -> Any:
+    def convert(self, key: str, value: Scalar) -> Any:
         """The value as the config's type for the key has it: 1 is 1.0 for a float."""
         text = f"{type(value).__name__} {value!r}"
         if (key, text) not in self._converted:
@@ -36,30 +37,28 @@ class _Template:
         return self._converted[key, text]
 
 
-class TypedPoints:
+class Templates:
     """Makes typed configs from those that were composed."""
 
-    def __init__(self, composer: SweepComposer) -> None:
-        self._composer = composer
+    def __init__(self) -> None:
         self._templates: dict[tuple[tuple[str, ...], tuple[str, ...]], _Template | None] = {}
 
-    def learn(self, overrides: Sequence[str], config: DictConfig, conf: Conf) -> None:
-        """Takes over a composed point (without Hydra's node), for others with its group choices."""
-        split = self._composer.split(overrides)
-        if split is None:
-            return
-        choices, values = split
+    def learn(self, choices: tuple[str, ...], values: Mapping[str, Scalar], config: DictConfig, conf: Conf) -> None:
+        """Takes a copy of a composed point (without Hydra's node), for others with its group choices.
+
+        Args:
+            choices: its overrides that are no plain values.
+            values: its plain values by key.
+        """
         key = (choices, tuple(values))
         if key not in self._templates:
+            if len(self._templates) >= _MOST:
+                del self._templates[next(iter(self._templates))]
             is_plain = "${" not in OmegaConf.to_yaml(config)  # else one value may decide another
-            self._templates[key] = _Template(config, conf, values) if is_plain else None
+            self._templates[key] = _Template(config.copy(), conf, values) if is_plain else None
 
-    def make(self, overrides: Sequence[str]) -> Conf | None:
+    def make(self, choices: tuple[str, ...], values: Mapping[str, Scalar]) -> Conf | None:
         """The typed config of a point, lawful, or None where it has to be composed."""
-        split = self._composer.split(overrides)
-        if split is None:
-            return None
-        choices, values = split
         template = self._templates.get((choices, tuple(values)))
         if template is None or any(isinstance(value, str) and "${" in value for value in values.values()):
             return None

@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from flgo_hydra import compose
-from flgo_hydra.launch.composing import SweepComposer
-from flgo_hydra.study.typed_points import TypedPoints
+from flgo_hydra.composer import Composer
+from flgo_hydra.templates import Templates
 
 
 @pytest.fixture
@@ -20,14 +20,16 @@ def composer():
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
-        yield SweepComposer(loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN))
+        yield Composer(loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN))
 
 
 def composed(composer, overrides):
-    config = composer.compose(overrides)
-    with open_dict(config):
-        del config["hydra"]
-    return config, compose.to_conf(config)
+    return composer.typed(overrides, composer.compose(overrides)).conf
+
+
+def quickly(composer, overrides):
+    made = composer.typed_quickly(overrides)
+    return None if made is None else made.conf
 
 
 def types(value):
@@ -51,16 +53,14 @@ def types(value):
 )
 def test_the_same_config(composer, points):
     first, *others = points
-    typed = TypedPoints(composer)
-    assert typed.make(first) is None
-    template = composed(composer, first)[1]
-    typed.learn(first, *composed(composer, first))
+    assert quickly(composer, first) is None
+    template = composed(composer, first)
     for overrides in (*others, first):
-        made, expected = typed.make(overrides), composed(composer, overrides)[1]
+        made, expected = quickly(composer, overrides), compose.to_conf(_own(composer.compose(overrides)))
         assert made == expected and type(made) is type(expected)
         assert types(asdict(made)) == types(asdict(expected))
-        assert compose.fingerprint(made) == compose.fingerprint(expected)
-    assert typed.make(first) == template  # nobody has changed it
+        assert composer.typed_quickly(overrides).identity == compose.fingerprint(expected)
+    assert quickly(composer, first) == template  # nobody has changed it
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,31 @@ def test_the_same_config(composer, points):
         (("lr=0.1",), ("lr=0.1", "algorithm=fedprox")),  # other choices
         (("lr=0.1",), ("lr='${seed}'",)),
         (("model.hidden=[1]",), ("model.hidden=[2]",)),
-        (("+model.x=1",), ("+model.x=2",)),
+        (("model=custom", "model._target_=a.B", "+model.x=1"), ("model=custom", "model._target_=a.B", "+model.x=2")),
     ],
 )
 def test_what_is_not_plain_is_composed(composer, first, other):
-    typed = TypedPoints(composer)
-    config = composer.compose(first)
-    with open_dict(config):
-        del config["hydra"]
-    typed.learn(first, config, compose.to_conf(config, has_known_keys=True))
-    assert typed.make(other) is None
+    composed(composer, first)
+    assert quickly(composer, other) is None
 
 
 def test_a_config_whose_values_decide_others_is_composed(composer):
-    typed = TypedPoints(composer)
-    config, conf = composed(composer, ["seed=1"])
+    config = composer.compose(["seed=1"])
     config.task.seed = "${seed}"
-    typed.learn(["seed=1"], config, conf)
-    assert typed.make(["seed=1"]) is None
+    composer.typed(["seed=1"], config)
+    assert quickly(composer, ["seed=1"]) is None
+
+
+def test_few_templates_are_kept(composer, monkeypatch):
+    monkeypatch.setattr("flgo_hydra.templates._MOST", 3)
+    templates, config = Templates(), _own(composer.compose([]))
+    conf = compose.to_conf(config)
+    for number in range(4):
+        templates.learn((f"choice={number}",), {}, config, conf)
+    assert templates.make(("choice=0",), {}) is None and templates.make(("choice=1",), {}) == conf
+
+
+def _own(config):
+    with open_dict(config):
+        del config["hydra"]
+    return config
