@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError, flag_override
 
 from flgo_hydra import mistakes, reference
-from flgo_hydra.config import SCHEMAS, Conf, FlgoConf, TaskConf
+from flgo_hydra.config import SCHEMAS, Conf, TaskConf
 from flgo_hydra.overrides import line_of
 from flgo_hydra.record.secrets import masked
 
@@ -150,8 +150,6 @@ def to_conf(cfg: DictConfig, has_known_keys: bool = False) -> Conf:
             f"`algorithm.lr={own['lr']}`: an algorithm cannot have a number of that name, since it is given the run's "
             "own `lr` of each round under it. Rename it, say to `algorithm.server_lr`."
         )
-    if conf.parts and isinstance(conf.algorithm, FlgoConf):
-        raise ValueError(f"`parts` are of our algorithms, but algorithm={own['name']} is trained by FLGo. Drop them.")
     return conf
 
 

@@ -34,13 +34,14 @@ def behind(config: Mapping[str, Any]) -> dict[str, Any]:
     """The code behind a config's task, model, algorithm and metrics, as result.json has it.
 
     Args:
-        config: `task`, `model`, `algorithm` and `option` as plain values.
+        config: `task`, `model`, `algorithm`, `option` and, if there are any, `parts` as plain values.
     Returns:
         `sha256` of all, empty where nothing is the user's own, and `files` with the hash of each, of
         `initial_weights` too; an object that a Python program gave stands there by its name, which ends in its hash.
     """
     task, algorithm = config["task"], config["algorithm"]
-    parts = (task.get("source"), task.get("partition"), config["model"], algorithm)
+    composed = config.get("parts", {}).values()
+    parts = (task.get("source"), task.get("partition"), config["model"], algorithm, *composed)
     targets = [str(part.get("_target_", "")) for part in parts if isinstance(part, Mapping)]
     targets += [f"{algorithm['module']}.Server"] if "module" in algorithm else []
     targets += [str(config["option"].get("metrics") or "")]

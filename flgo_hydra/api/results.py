@@ -188,10 +188,7 @@ def _dtype(column: Sequence[Any]) -> Any:
 
 def _varied(run: Run) -> dict[str, Any]:
     """What varied, typed: as the run's config has it, and where there is no result, as it was written."""
-    config: dict[str, Any] = {}
-    if run.result is not None:
-        parts = {"task": run.result.task, "model": run.result.model, "algorithm": run.result.algorithm}
-        config = {**run.result.option, **parts}
+    config = {} if run.result is None else run.result.config
     values: dict[str, Any] = {}
     for key, written in parse_point(run.overrides).items():
         found: Any = config

@@ -22,6 +22,10 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
     """Whether FLGo could run it. FLGo reads the task itself: none is built."""
     from flgo_hydra.federated import flgo_runner
 
+    if conf.parts:
+        raise ValueError(
+            "`parts` are of our algorithms, but `algorithm.module` names one that FLGo trains. Drop one of them."
+        )
     flgo_runner.check(conf, conf.task, conf.algorithm, compose.parameters(conf.model))
     if data is not None and repr(conf.task) not in data:
         data[repr(conf.task)] = data_sha256(conf.task), ""

@@ -87,8 +87,9 @@ def data_sha256(task: TaskConf) -> str:
 
 
 def targets(conf: Conf) -> Mapping[str, str]:
-    """Of model, algorithm and metrics."""
+    """Of model, algorithm, parts and metrics."""
     found = {key: str(compose.parameters(getattr(conf, key))["_target_"]) for key in ("model", "algorithm")}
+    found |= {f"parts.{name}": str(part["_target_"]) for name, part in conf.parts.items()}
     return found if conf.metrics is None else {**found, "metrics": conf.metrics}
 
 

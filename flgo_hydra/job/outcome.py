@@ -163,6 +163,7 @@ def result_of(
         model=compose.parameters(conf.model),
         algorithm=compose.parameters(conf.algorithm),
         option=parts["option"],
+        parts=parts.get("parts", {}),
         versions={
             "flgo_hydra": flgo_hydra.__version__,
             "python": platform.python_version(),

@@ -65,9 +65,17 @@ class RunResult:
     """what the task's source was and returned, see `federated.task.Task`"""
     code: dict[str, Any] = field(default_factory=dict)
     """the user's own: `sha256` of all, `files` with the hash of each (`own_code.py`)"""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """what was composed with the algorithm"""
 
     def __post_init__(self) -> None:
         make_plain(self, "message", "engine", "warnings")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """By the keys that people type; empty where it is none."""
+        named = {"task": self.task, "model": self.model, "algorithm": self.algorithm, "parts": self.parts}
+        return {**self.option, **named} if all(isinstance(part, dict) for part in named.values()) else {}
 
     @property
     def value(self) -> float:

@@ -248,8 +248,7 @@ def _read(folder: Path, name: str) -> Run:
     overrides = _read_overrides(folder)
     result = read_result(paths)
     if result is not None:
-        parts = {"task": result.task, "model": result.model, "algorithm": result.algorithm}
-        config = {**result.option, **parts} if all(isinstance(part, dict) for part in parts.values()) else {}
+        config = result.config
     else:
         config = read_yaml(folder / ".hydra" / "config.yaml")
         config = config if isinstance(config, dict) else {}

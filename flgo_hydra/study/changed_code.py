@@ -42,6 +42,7 @@ class ChangedCode:
             "model": _only(result.model, "_target_"),
             "algorithm": _only(result.algorithm, "_target_", "module"),
             "option": _only(result.option, "metrics", "initial_weights"),
+            "parts": {name: _only(part, "_target_") for name, part in result.parts.items()},
         }
         return self._known.setdefault(json.dumps([result.code, parts]), RunCode(result.code, parts))
 

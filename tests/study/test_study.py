@@ -140,7 +140,10 @@ def test_an_accuracy_goes_in_and_comes_out_as_it_is_and_its_negative_is_minimise
     assert running.intermediate_values == {0: -0.2}
     assert (of_two.value, of_two.intermediate_values) == (pytest.approx(-0.8), {0: -0.1, 1: -0.8})
     assert of_two.user_attrs["replicates"] == [-0.9, -0.7] and of_one.user_attrs["replicates"] == [-0.9, None]
-    values = [[job.value for job in stored.jobs] for stored in study.stored_trials()]
+    study.close()
+    again = SweepStudy(storage, "s")  # a later call: one's own ended trials are kept by Optuna alone
+    again.follow(followed)
+    values = [[job.value for job in stored.jobs] for stored in again.stored_trials()]
     assert values == [[0.9], [None], [0.9, 0.7], [0.9, None]]
 
 
