@@ -166,8 +166,7 @@ class ClientStates:
         into = self._new(at_once, torch.device("cpu"))
         for begin in range(0, len(clients), at_once):
             some = self.get_many(clients[begin : begin + at_once], into)
-            parts = [t.flatten(1) if t.dim() > 1 else t.unsqueeze(1) for ts in some.values() for t in ts.values()]
-            yield torch.cat([part.view(torch.uint8) for part in parts], dim=1).numpy().data
+            yield np.concatenate(self._columns(some), axis=1).data
 
     def restore(self, exported: dict[str, Any], rows: BinaryIO | None) -> None:
         """Puts what a checkpoint has kept.
@@ -183,26 +182,26 @@ class ClientStates:
             return
         if exported["layout"] != self._layout():
             raise ValueError(
-                f"What the algorithm's clients keep must be as it was when the run's checkpoint was written, "
+                "What the algorithm's clients keep must be as it was when the run's checkpoint was written, "
                 f"{exported['layout']}, but is {self._layout()} now. Put the code back, or delete the checkpoint to "
                 "start anew."
             )
         at_once = max(1, _AT_ONCE // max(1, self._row_bytes))
         for begin in range(0, len(clients), at_once):
             some = clients[begin : begin + at_once]
-            block = torch.frombuffer(bytearray(rows.read(len(some) * self._row_bytes)), dtype=torch.uint8)
-            self.put_many(some, self._unpacked(block.view(len(some), -1)))
+            block = np.frombuffer(rows.read(len(some) * self._row_bytes), np.uint8).reshape(len(some), -1)
+            found, left = self._new(len(some), torch.device("cpu")), 0
+            for column in self._columns(found):
+                column[:] = block[:, left : left + column.shape[1]]
+                left += column.shape[1]
+            self.put_many(some, found)
 
     def _layout(self) -> list[list[Any]]:
         return [[s, n, str(t.dtype), list(t.shape)] for s, ts in self._first.items() for n, t in ts.items()]
 
-    def _unpacked(self, block: Tensor) -> State:
-        sizes = [t.nbytes for ts in self._first.values() for t in ts.values()]
-        columns = iter(torch.split(block, sizes, dim=1))
-        return {
-            s: {n: next(columns).clone().view(-1).view(t.dtype).view(len(block), *t.shape) for n, t in ts.items()}
-            for s, ts in self._first.items()
-        }
+    def _columns(self, stacked: State) -> list[np.ndarray]:
+        """The bytes of each tensor on the host that has any, a client a row."""
+        return [np.frombuffer(part, np.uint8).reshape(-1, n) for part, n in self._parts(stacked) if n]
 
 
 def _empty(template: Tensor, num_rows: int, device: torch.device) -> Tensor:
