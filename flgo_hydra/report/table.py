@@ -1,11 +1,13 @@
 """One row a job: results.csv, and best.yaml for the best of them."""
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import OmegaConf
 
@@ -15,6 +17,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import csv_cell, first_line, printable
 from flgo_hydra.record.result import Failure, RunResult
 
+_T = TypeVar("_T")
 RETURNED = Monitor("value")
 """what decides between jobs of another Hydra app"""
 NO_BEST = "without a best"
@@ -83,7 +86,7 @@ class Row:
             job,
             overrides,
             run.folder,
-            result.status,
+            _one(result.status),
             result.best_valid_loss,
             result.best_round,
             result.last_round,
@@ -92,7 +95,7 @@ class Row:
             result.peak_memory_mib,
             result.message,
             result.option.get("num_rounds"),
-            result.monitor,
+            _one(result.monitor),
             tuple(result.warnings),
         )
 
@@ -106,17 +109,31 @@ class Row:
         return Row(job, overrides, run.folder, "failed", message=f"{failure.kind}: {failure.message}")
 
 
+@functools.cache
+def _one(value: _T) -> _T:
+    """The first of its equals: a sweep has many rows, which say the same of nearly all jobs."""
+    return value
+
+
 def best_row(rows: Sequence[Row]) -> Row | None:
     """The row with the best value; the first of equals."""
     return min((row for row in rows if row.is_valid), key=lambda row: row.score, default=None)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Rewrites results.csv: a column for each swept key between status and metrics."""
-    swept = {row.job: dict(text.split("=", 1) for text in row.overrides) for row in rows}
-    keys = list(dict.fromkeys(key for values in swept.values() for key in values))
-    at_best = {row.job: {row.monitor.at_best(name): value for name, value in row.best.items()} for row in rows}
-    metrics = dict.fromkeys(name for values in at_best.values() for name in values)
+    """Rewrites results.csv: a column for each swept key between status and metrics.
+
+    Of ten thousand rows it makes one at a time: a sweep does this again and again, and memory comes back in pieces.
+    """
+
+    def swept(row: Row) -> dict[str, str]:
+        return dict(text.split("=", 1) for text in row.overrides)
+
+    def at_best(row: Row) -> dict[str, float]:
+        return {row.monitor.at_best(name): value for name, value in row.best.items()}
+
+    keys = list(dict.fromkeys(key for row in rows for key in swept(row)))
+    metrics = dict.fromkeys(name for row in rows for name in at_best(row))
     metrics.pop(VALID_LOSS.at_best("valid_loss"), None)  # that is best_valid_loss
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -127,10 +144,11 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
         + ["seconds", "peak_memory_mib", "message", "folder"]
     )
     for row in rows:
+        values, best = swept(row), at_best(row)
         cells = (
-            [str(row.job), row.status, *(swept[row.job].get(key, "") for key in keys)]
+            [str(row.job), row.status, *(values.get(key, "") for key in keys)]
             + [_number(row.best_valid_loss), _number(row.best_round), _number(row.last_round)]
-            + [_number(at_best[row.job].get(name)) for name in metrics]
+            + [_number(best.get(name)) for name in metrics]
             + [_number(row.seconds), _number(row.peak_memory_mib), row.message, _below(path.parent, row.folder)]
         )
         writer.writerow(map(csv_cell, cells))
