@@ -1,12 +1,13 @@
 """One row a job: results.csv, and best.yaml for the best of them."""
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -17,6 +18,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import csv_cell, first_line, printable
 from flgo_hydra.record.result import Failure, RunResult
 
+_T = TypeVar("_T")
 RETURNED = Objective("value")
 """what decides between jobs of another Hydra app"""
 NO_BEST = "without a best"
@@ -95,6 +97,7 @@ class Row:
     def of_result(job: int, overrides: tuple[str, ...], run: RunPaths, result: RunResult) -> "Row":
         said = {field.name: getattr(result, field.name) for field in fields(Row) if hasattr(result, field.name)}
         more = {"num_rounds": result.option.get("num_rounds"), "warnings": tuple(result.warnings)}
+        more |= {"status": _one(result.status), "monitor": _one(result.monitor)}
         return Row(job, overrides, run.folder, **(said | more))
 
     @staticmethod
@@ -105,6 +108,12 @@ class Row:
     @staticmethod
     def of_failure(job: int, overrides: tuple[str, ...], run: RunPaths, failure: Failure) -> "Row":
         return Row(job, overrides, run.folder, "failed", message=f"{failure.kind}: {failure.message}")
+
+
+@functools.cache
+def _one(value: _T) -> _T:
+    """The first of its equals: a sweep has many rows, which say the same of nearly all jobs."""
+    return value
 
 
 class Column(NamedTuple):
@@ -138,11 +147,19 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Rewrites results.csv: a column for each swept key between status and metrics."""
-    swept = {row.job: texts_of(row.overrides) for row in rows}
-    keys = list(dict.fromkeys(key for values in swept.values() for key in values))
-    at_best = {row.job: {row.monitor.at_best(name): value for name, value in row.best.items()} for row in rows}
-    metrics = dict.fromkeys(name for values in at_best.values() for name in values)
+    """Rewrites results.csv: a column for each swept key between status and metrics.
+
+    Of ten thousand rows it makes one at a time: a sweep does this again and again, and memory comes back in pieces.
+    """
+
+    def swept(row: Row) -> dict[str, str]:
+        return texts_of(row.overrides)
+
+    def at_best(row: Row) -> dict[str, float]:
+        return {row.monitor.at_best(name): value for name, value in row.best.items()}
+
+    keys = list(dict.fromkeys(key for row in rows for key in swept(row)))
+    metrics = dict.fromkeys(name for row in rows for name in at_best(row))
     metrics.pop(VALID_LOSS.at_best("valid_loss"), None)  # that is best_valid_loss
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -155,10 +172,11 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
         + ["folder"]
     )
     for row in rows:
+        values, best = swept(row), at_best(row)
         cells = (
-            [str(row.job), row.status, *(swept[row.job].get(key, "") for key in keys), _cell(row.best_valid_loss)]
+            [str(row.job), row.status, *(values.get(key, "") for key in keys), _cell(row.best_valid_loss)]
             + [_cell(column.of(row)) for column in ROUNDS]
-            + [_cell(at_best[row.job].get(name)) for name in metrics]
+            + [_cell(best.get(name)) for name in metrics]
             + [_cell(column.of(row)) for column in (*COSTS, *TEXTS)]
             + [_below(path.parent, row.folder)]
         )

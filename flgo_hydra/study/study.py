@@ -423,7 +423,8 @@ class SweepStudy:
         """
         trial = self._backend.get_trial(trial_id)  # Optuna's own, not a copy
         if self._sampler is None:
-            trial.user_attrs = trial.intermediate_values = self._nothing
+            trial.user_attrs = trial.system_attrs = trial.intermediate_values = self._nothing
+            trial.datetime_start = trial.datetime_complete = None
         else:
             trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name == "choice"}
         if trial.distributions == self._same_kinds:
