@@ -134,8 +134,9 @@ def _of_value_error(error: BaseException, arguments: Sequence[str]) -> str:
                 return kinds.no_keys_below(above, meaning_of(above), list, False, typed)
     said = str(error)
     for argument in arguments:  # `+pair={lr: 0.1},{lr: 0.2}`
-        key = Override.read(argument).key
-        if argument.startswith("+") and f"There is no `{key}`" in said and (points := _as_points(argument)):
+        one = Override.read(argument)
+        key = one.key
+        if one.sign in ("+", "++") and f"There is no `{key}`" in said and (points := _as_points(argument)):
             return (
                 f"There is no `{key}`: keys that vary together need no name. List the points: "
                 f"'hydra.sweeper.points=[{','.join(points)}]'."

@@ -141,9 +141,10 @@ def _split(more: Sequence[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     overrides: list[str] = []
     for text in more:
+        one = Override.read(text)
         if text.startswith("-"):
             flags += [part for part in name_and_value(text) if part]
-        elif flags and flags[-1].startswith("-") and not Override.read(text).is_set and not text.startswith("~"):
+        elif flags and flags[-1].startswith("-") and not one.is_set and one.sign != "~":
             flags.append(text)
         else:
             overrides.append(text)

@@ -121,14 +121,15 @@ def _end(node: ast.AST) -> str:
 
 
 def _cuts(source: str) -> Iterator[int]:
-    """Lines where a text is cut, or looked into, at "="."""
+    """Lines where a text is cut, or looked into, at "=", or where its sign is."""
     for node in ast.walk(ast.parse(source)):
         looked_for: list[ast.expr] = []
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CUTTING:
             looked_for = node.args[:1]
         elif isinstance(node, ast.Compare):
             looked_for = [node.left, *node.comparators]
-        if any(_end(one).endswith("=") for one in looked_for):
+        of_sign = isinstance(node, ast.Call) and any(_end(one) in ("+", "~", "+~") for one in looked_for)
+        if of_sign or any(_end(one).endswith("=") for one in looked_for):
             yield node.lineno
 
 
@@ -141,6 +142,9 @@ def _cuts(source: str) -> Iterator[int]:
         ("a.startswith('hydra.searchpath=')", True),
         ("'=' in a", True),
         ("a[0] == '='", True),
+        ("a.lstrip('+~')", True),
+        ("a.startswith('~')", True),
+        ("one.sign == '~'", False),
         ("a.partition(':')", False),
         ("f'`{key}={value}` is wrong'", False),
         ("a == 'hydra/launcher=basic'", False),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flgo_hydra.overrides import Override
 from flgo_hydra.report.conditions import covers
 from flgo_hydra.report.runs import Run, read_yaml
 from flgo_hydra.report.selection import values_of
@@ -34,7 +35,7 @@ def replicate_keys(path: Path) -> list[str]:
     except (KeyError, TypeError):
         return []
     keys = found if isinstance(found, list) else [found]
-    return [key.lstrip("+") for key in keys if isinstance(key, str) and key]
+    return [Override.read(key).key for key in keys if isinstance(key, str) and key]
 
 
 def _sweep_of(folder: Path) -> Path | None:

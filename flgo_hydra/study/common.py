@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flgo_hydra.objective import VALID_LOSS, Objective
+from flgo_hydra.overrides import Override
 
 _MOST_NAMED = 5
 
@@ -16,7 +17,7 @@ class Common:
         """Args:
         axes: keys that vary by name, even where a sweep gives them one value.
         """
-        self._axes = tuple(key.lstrip("+").partition("@")[0].replace("/", ".") for key in axes)
+        self._axes = tuple(Override.read(key).key.partition("@")[0].replace("/", ".") for key in axes)
         self._values: dict[str, Any] | None = None
         self._monitor: Objective | None = None
 

@@ -31,7 +31,7 @@ class Axis:
     @property
     def name(self) -> str:
         """The key as the study calls it: without the `+` that adds it."""
-        return self.key.lstrip("+")
+        return Override.read(self.key).key
 
     @property
     def lines(self) -> list[str]:
@@ -58,7 +58,7 @@ class Interval:
 
     @property
     def name(self) -> str:
-        return self.key.lstrip("+")
+        return Override.read(self.key).key
 
     @property
     def is_int(self) -> bool:
