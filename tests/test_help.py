@@ -120,7 +120,7 @@ def test_help_is_of_what_is_composed(group: str, empty_folder: Path) -> None:
         composed = explain.composed(["--help", f"{group}={choice}", "seed=3,4", "num_rounds=7"])
         assert composed is not None
         page = " ".join(help_page(composed=composed, width=100).split())
-        content = yaml.safe_load((compose.conf_dir() / group / f"{choice}.yaml").read_text())
+        content = yaml.safe_load((compose.conf_dir() / group / f"{choice}.yaml").read_text()) or {}
         prefix = "" if group == "option" else f"{group.replace('/', '.')}."
         shown = [key for key in content if f" {prefix}{key}=" in page]
         for key in shown:

@@ -2,8 +2,8 @@
 
 A scheduler decides from values alone: what waits, what runs, what the devices look like, what time it is. It starts
 nothing, reads no file and asks no driver, so that a table of values tests it and a virtual clock can run it
-(`simulator.py`). The parent of a sweep calls `choose` whenever a job has started, reported or ended, and again after
-`wait_s` seconds where the clock alone, or somebody else's process, may change the answer.
+(`scripts/benchmarks/simulator.py`). The parent of a sweep calls `choose` whenever a job has started, reported or ended,
+and again after `wait_s` seconds where the clock alone, or somebody else's process, may change the answer.
 
 Your own rule is a class with `choose`, named by `hydra.launcher.scheduler._target_`; its other keys are the
 constructor's arguments. For example, one that keeps a share of each GPU free for colleagues:

@@ -253,7 +253,7 @@ class Sweep:
         try:
             if isinstance(self._launcher, PackingLauncher):
                 # While the workers import torch, this process has nothing to do but what it needs at the end.
-                threading.Thread(target=curves.prepare, daemon=True).start()
+                threading.Thread(target=_prepare_end, args=(bool(self._settings.replicate_keys),), daemon=True).start()
                 self._roll(self._launcher)
             else:
                 while not self._behind.is_lost and (batch := self._next_batch()):
@@ -548,3 +548,10 @@ class Sweep:
                 self._pruning.finish(trial, value, ended is not None and ended.status == "pruned")
         self._trials.settle(job)
         self._tables.has_news = True
+
+
+def _prepare_end(has_replicates: bool) -> None:
+    """Imports what the end of a sweep needs."""
+    curves.prepare()
+    if has_replicates:
+        import scipy.special  # noqa: F401  # of the intervals of means

@@ -1,4 +1,4 @@
-"""Prints how close each scheduler comes to the bound of `flgo_hydra.launch.simulator`, on a virtual clock.
+"""Prints how close each scheduler comes to the bound of `simulator.py`, on a virtual clock.
 
     python scripts/benchmarks/schedulers.py [--seeds 10] [--gpus 1 4] [--jobs 50] [--workloads small mixed …]
 
@@ -18,10 +18,11 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from simulator import MAX_OOM, WORKLOADS, FlgoAsCoded, Outcome, Simulation
+
 from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.ledger import LedgerScheduler
 from flgo_hydra.launch.scheduler import BasicScheduler, Scheduler
-from flgo_hydra.launch.simulator import MAX_OOM, WORKLOADS, FlgoAsCoded, Outcome, Simulation
 
 SCHEDULERS: dict[str, Callable[[], Scheduler]] = {
     "one job a GPU": lambda: BasicScheduler(max_jobs_per_device=1),

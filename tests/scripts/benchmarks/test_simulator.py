@@ -2,14 +2,18 @@
 
 import random
 import statistics
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.ledger import LedgerScheduler
 from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Request, RunningJob
-from flgo_hydra.launch.simulator import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "benchmarks"))
+from simulator import (  # noqa: E402
     CONTEXT_MIB,
     DRIVER_MIB,
     NUM_CORES,
