@@ -1,9 +1,9 @@
 """Rows of bytes in a file that has no name and goes with the process.
 
-Read and written at their places, into and out of memory that is there already: mapped, each page of a row would be
-given out and cleared one by one (measured: 2.4 ms for a row of 636 kB at its first time, of which this takes 0.2 and
-later 0.1). Rows that nobody has written take no room where the file system knows holes, or where rows are numbered in
-the order in which they are first written.
+Read and written at their places, into and out of memory that is there already. Mapped, each page of a row is given out
+and cleared by itself: a row of 636 kB cost the kernel 1.8 ms at its first time, read and written, and costs it 0.2 so
+(SCAFFOLD, 100 of 10,000 clients a round). Written by a thread while the next clients train, a round took as long: the
+fastest of 20 was 10 % shorter, their median 10 % longer.
 """
 
 import errno
