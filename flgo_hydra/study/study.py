@@ -419,14 +419,13 @@ class SweepStudy:
     def _slim(self, trial_id: int) -> None:
         """Takes from an ended trial what nobody asks for again: Optuna keeps all trials of a journal in memory.
 
-        A sampler looks at trials and their curves. What earlier calls have left is asked for by `stored_trials`.
+        A sampler, also one that is asked later, may look at all of it; in a grid nobody does. What earlier calls have
+        left is asked for by `stored_trials`.
         """
         trial = self._backend.get_trial(trial_id)  # Optuna's own, not a copy
-        if self._sampler is None:
+        if self._space is None:
             trial.user_attrs = trial.system_attrs = trial.intermediate_values = self._nothing
             trial.datetime_start = trial.datetime_complete = None
-        else:
-            trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name == "choice"}
         if trial.distributions == self._same_kinds:
             trial.distributions = self._same_kinds
         self._same_kinds = trial.distributions

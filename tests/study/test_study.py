@@ -13,6 +13,7 @@ from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
 from flgo_hydra.report.table import Row
+from flgo_hydra.study.grid import Grid, Interval
 from flgo_hydra.study.study import MOST_REPORTS, SweepStudy, _thinned, stride
 from flgo_hydra.study.widening import distribution
 
@@ -72,17 +73,18 @@ def test_a_finished_run_is_complete_with_its_best_value_and_curve(storage):
     assert attributes["test_accuracy@best(valid_loss)"] == 0.9
 
 
-@pytest.mark.parametrize("sampler", [None, optuna.samplers.RandomSampler()])
-def test_of_ended_trials_memory_has_no_more_than_samplers_ask_for(tmp_path, sampler):
+@pytest.mark.parametrize("is_search", [False, True])
+def test_of_ended_trials_memory_has_no_more_than_is_asked_for(tmp_path, is_search):
+    """A search that goes on tries points again before its sampler is asked: what that will look at stays."""
     study = SweepStudy(tmp_path / "study.journal", "s")
-    study._sampler = sampler
-    numbers = [start(study, lr, job) for job, lr in enumerate((0.1, 0.01))]
-    for number in numbers:
-        study.annotate(number, {"choice": number})
+    space = Grid((), (), (Interval("lr", 0.01, 0.1),))
+    for job, lr in enumerate((0.1, 0.01)):
+        number = study.ask_again(space, {"lr": lr}, None) if is_search else start(study, lr, job)
+        study.annotate(number, {"choice": job, "job": job})
         study.finish(number, RESULT, ROUNDS)
     kept = study._study.get_trials(deepcopy=False)
-    assert [trial.user_attrs for trial in kept] == ([{}, {}] if sampler is None else [{"choice": 0}, {"choice": 1}])
-    assert [len(trial.intermediate_values) for trial in kept] == ([0, 0] if sampler is None else [3, 3])
+    assert [trial.user_attrs.get("choice") for trial in kept] == ([0, 1] if is_search else [None, None])
+    assert [len(trial.intermediate_values) for trial in kept] == ([3, 3] if is_search else [0, 0])
     assert kept[0].distributions is kept[1].distributions and kept[1].params == {"lr": 0.01}
     stored = load(tmp_path / "study.journal").trials
     assert [trial.user_attrs["job"] for trial in stored] == [0, 1] and len(stored[0].intermediate_values) == 3
