@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors, takes_all_messages
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
@@ -150,11 +151,11 @@ class VmapBackend:
         does."""
         if self._found is None and not self.why_not:
             one = ([self._loop], [server], [Numbers(hyper)])
-            self._found, self.why_not = find_lanes(
-                self._make, self._extent, *one, self._num_lanes, self._compiles, self._dual
-            )
-            if self.why_not:
-                _log.info("clients train one after another: %s", self.why_not)
+            try:
+                self._found = find_lanes(self._make, self._extent, *one, self._num_lanes, self._compiles, self._dual)
+            except Cannot as error:
+                self.why_not = str(error)
+                _log.info("clients train one after another: %s", error)
             self._loop.begin_to_watch()
 
     @property

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.batched import extent_of
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.habits import copied, one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
@@ -309,8 +310,11 @@ class FusedBackend:
             loops = [member.loop for member in chunk.members]
             numbers = chunk.numbers()
             servers = [self._untrained] * runs
-            found, why_not = find_lanes(make, extent, loops, servers, numbers, self._shape[1], compiles, dual)
-            if why_not := why_not or self._why_not_models() or self._why_not_servers(chunk):
+            try:
+                found = find_lanes(make, extent, loops, servers, numbers, self._shape[1], compiles, dual)
+            except Cannot as error:
+                raise CannotFuse(str(error)) from error
+            if why_not := self._why_not_models() or self._why_not_servers(chunk):
                 raise CannotFuse(why_not)
             self._lanes = found
         assert self._lanes is not None

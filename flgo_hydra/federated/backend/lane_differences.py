@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, State, Tensors
 from flgo_hydra.federated.algorithm.message import sends_own
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, schedule
@@ -125,15 +126,15 @@ class LaneDifferences:
         before = self._plain[run].after((), self._servers[run], self._client(own[0]), self._numbers[run].hyper)
         return difference(before, each(plain), ours, None if noise is None else each(noise))
 
-    def of_messages(self, num_steps: Sequence[int]) -> str:
-        """How what clients send and keep differs from what each alone does, or nothing.
+    def require_messages(self, num_steps: Sequence[int]) -> None:
+        """Raises `Cannot` where what clients send and keep differs from what each alone does.
 
         Args:
             num_steps: of each lane, H.
         """
         lanes, algorithm = self._lanes, self._lanes.recipe.algorithm
         if not sends_own(algorithm):
-            return ""
+            return
         with torch.no_grad():
             orders = lanes.orders_at_trial(lanes.kinds[0])
             lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts, self._ids)
@@ -144,7 +145,7 @@ class LaneDifferences:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                return f"`finish` of clients side by side: {one_line(error)}"
+                raise Cannot(f"`finish` of clients side by side: {one_line(error)}") from error
             for lane in self._looked_at:
                 params = {name: p[lane].detach() for name, p in lanes.tensors.params.items()}
                 hyper = self._numbers[lane // self._k].hyper
@@ -154,12 +155,11 @@ class LaneDifferences:
                 alone = plain.end(self._ids[lane], carry, self._client(lane), num_steps[lane], hyper, buffers)
                 theirs, ours = _flat(alone), _flat((_of_lane(found[0], lane), _of_lane(found[1], lane)))
                 if theirs.keys() != ours.keys():
-                    return "`finish` of clients side by side sends something else than one after another"
+                    raise Cannot("`finish` of clients side by side sends something else than one after another")
                 ours = {name: t.to(theirs[name].dtype) for name, t in ours.items()}
                 before = {name: torch.zeros_like(t) for name, t in theirs.items()}
                 if (worst := difference(before, theirs, ours)) is not None:
-                    return f"`finish` of clients side by side: {worst}"
-        return ""
+                    raise Cannot(f"`finish` of clients side by side: {worst}")
 
 
 def _of_lane(state: State, lane: int) -> State:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_schedule import MASKED
@@ -37,24 +38,24 @@ def find_lanes(
     clients: int,
     compiles: bool,
     dual: bool,
-) -> tuple[Lanes | None, str]:
+) -> Lanes:
     """Makes lanes and tries them.
 
     Args:
         loops, servers, numbers: of the runs, P.
         clients: K.
         compiles, dual: which forms may be taken.
-    Returns:
-        the lanes, or None and why there are none.
+    Raises:
+        Cannot: none does what plain steps do.
     """
     first = loops[0]
     habits = first.habits(servers[0], numbers[0].hyper)
     first.find_program(servers[0], numbers[0].hyper)
     if habits.why_apart:
-        return None, habits.why_apart
+        raise Cannot(habits.why_apart)
     tried = [one._replace(hyper={**one.hyper, "lr": TRIAL_LR}) for one in numbers]
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
-    why_not, before = "", ""
+    why_plainer = ""
     dual = dual and first.program is None
     for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
         model = copy.deepcopy(first.model)
@@ -62,30 +63,28 @@ def find_lanes(
         lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
         kept = {"model": first.model, "algorithm": first.step.algorithm} if first.has_users_code else {}
         with generators_kept(), outside_kept(**kept):
-            why_not = lanes.record(extent.kinds, numbers)
-            if why_not:  # what vmap does not take, it takes in no form
-                return None, why_not
+            lanes.record(extent.kinds, numbers)  # what vmap does not take, it takes in no form
             with exact_convolutions():
-                why_not = _verdict(lanes, make, extent, loops, plain, servers, tried, is_compiled, is_dual)
-                if not why_not and MASKED in extent.kinds:
+                try:
+                    _require_alike(lanes, make, extent, loops, plain, servers, tried, is_compiled, is_dual)
+                except Cannot as error:
+                    why_plainer = str(error)
+                    if lanes.is_recorded:
+                        continue
+                    raise  # the plainest has been tried
+                if MASKED in extent.kinds:
                     mixed = why_mixed(plain[0], servers[0], extent.partial, extent.width, extent.least)
                     if mixed:  # it is so in all forms
-                        return None, mixed
-            if not why_not:
-                lanes.capture(servers, tried)
-                lanes.why_plainer = before
-                break
-        before = why_not
-        if not lanes.is_recorded:  # the plainest has been tried
-            return None, why_not
-    else:
-        return None, why_not
-    if first.has_users_code:
-        lanes.begin_to_watch()
-    return lanes, ""
+                        raise Cannot(mixed)
+            lanes.capture(servers, tried)
+        lanes.why_plainer = why_plainer
+        if first.has_users_code:
+            lanes.begin_to_watch()
+        return lanes
+    raise Cannot(why_plainer)
 
 
-def _verdict(
+def _require_alike(
     lanes: Lanes,
     make: MakeLanes,
     extent: Extent,
@@ -95,8 +94,8 @@ def _verdict(
     numbers: Sequence[Numbers],
     compiles: bool,
     dual: bool,
-) -> str:
-    """What the lanes do otherwise than plain steps, or nothing."""
+) -> None:
+    """Raises `Cannot` where the lanes do otherwise than plain steps."""
     ends = [0, len(loops) - 1] if len(loops) > 1 else [0]
 
     differences = LaneDifferences(lanes, plain, servers, numbers)
@@ -112,8 +111,7 @@ def _verdict(
             return None
         clients = min(lanes.size // len(loops), 3 if len(ends) == 1 and MASKED in extent.kinds else 2)
         ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
-        if ours.record(extent.kinds, [numbers[run] for run in ends]):
-            return None
+        ours.record(extent.kinds, [numbers[run] for run in ends])
         some = [widened(servers[run]) for run in ends]
         return LaneDifferences(ours, theirs, some, [numbers[run] for run in ends]).of_steps
 
@@ -122,11 +120,12 @@ def _verdict(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what the plain step raises, it will raise again
-        return one_line(error)
+        raise Cannot(one_line(error)) from error
     if found:
         kind = " (batches that differ in size)" if extent.kinds == {MASKED} else ""
-        return f"clients side by side compute something else than one after another{kind}: {found}"
+        raise Cannot(f"clients side by side compute something else than one after another{kind}: {found}")
     num_steps = [[extent.most_steps] * lanes.size]
     if extent.least_steps < extent.most_steps and lanes.size > 1:
         num_steps.append([extent.most_steps if lane % 2 == 0 else extent.least_steps for lane in range(lanes.size)])
-    return next((why for steps in num_steps if (why := differences.of_messages(steps))), "")
+    for steps in num_steps:
+        differences.require_messages(steps)

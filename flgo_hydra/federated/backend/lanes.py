@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
 from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
@@ -435,11 +436,11 @@ class Lanes:
 
     # Programs.
 
-    def record(self, kinds: Collection[int], numbers: Sequence[Numbers]) -> str:
-        """Makes ready the steps of these kinds; says why they cannot be, or nothing."""
+    def record(self, kinds: Collection[int], numbers: Sequence[Numbers]) -> None:
+        """Makes ready the steps of these kinds. Raises `Cannot`."""
         self.tensors.set_numbers(numbers)
         with torch.no_grad():
-            return next((why for number in sorted(kinds) if (why := self._add(number))), "")
+            self._add_all(sorted(kinds))
 
     def capture(self, servers: Sequence[ServerState], numbers: Sequence[Numbers]) -> None:
         """On CUDA, captures a graph of each kind of step."""
@@ -448,8 +449,13 @@ class Lanes:
                 for number in list(self._kinds):
                     self._capture(number, servers, numbers)
 
-    def _add(self, number: int) -> str:
-        """Records the steps of a kind; says why they cannot be, or nothing."""
+    def _add_all(self, numbers: Sequence[int]) -> None:
+        """Records the steps of these kinds, from the first again where one of them changes what all have in common."""
+        while any(self._add(number) for number in numbers):
+            self._kinds.clear()
+
+    def _add(self, number: int) -> bool:
+        """Records the steps of a kind; returns whether that has changed what all kinds have in common."""
         kind = self._empty_kind(number)
         samples = VisitedSamples(self._dual, kind.x, kind.index) if self._dual is not None else None
         try:
@@ -457,31 +463,31 @@ class Lanes:
         except CannotRecord as error:
             # Of all runs, or of all clients, at once.
             if isinstance(error, MayRaise) or (isinstance(error, ReadsNumbers) and not self.tensors.is_shared):
-                return str(error)
+                raise Cannot(str(error)) from error
             self._why_not_compiled = str(error)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
-            return one_line(error)
+            raise Cannot(one_line(error)) from error
         if any(other.stepped != kind.stepped for other in self._kinds.values()):
             # They would have taken different numbers of steps, which optimizers ask for.
-            return "some parameters have a gradient in batches of one size and none in those of another"
+            raise Cannot("some parameters have a gradient in batches of one size and none in those of another")
         if samples is not None and (not samples.names or set(samples.names) != self._dual.names):  # type: ignore[union-attr]
             # All kinds of steps must keep a layer in one form.
             self._dual = None
-            return self._add_again([*self._kinds, number])
+            return True
         dual, program = self._dual, kind.program
         if self.tensors.stack_what_is_read(
             lambda t: program is None or program.reads(t) or (dual is not None and dual.reads(t))
         ):
             self._dual = self._make_dual(self._like) if self._dual is not None else None
-            return self._add_again([*self._kinds, number])
+            return True
         if kind.program is not None:
             kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
         self._kinds[number] = kind
         if self._plans:
             kind.add_plan(self.extent.most_steps, self._dual is not None, self._count if kind.counts else None)
-        return ""
+        return False
 
     def _record(self, kind: Kind, samples: VisitedSamples | None) -> Program | None:
         # In a function of its own: what was recorded holds memory as long as it is in sight.
@@ -489,10 +495,6 @@ class Lanes:
         ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
         rewrite = samples.rewrite if samples is not None else None
         return compile_program(ops, results, self._scalars, self._arena, rewrite) if self._compiles else None
-
-    def _add_again(self, numbers: Sequence[int]) -> str:
-        self._kinds.clear()
-        return next((why for number in numbers if (why := self._add(number))), "")
 
     def _empty_kind(self, number: int) -> Kind:
         shape = (self.size, number or self.extent.width)

@@ -26,6 +26,7 @@ from flgo_hydra.federated.algorithm.base import (
 )
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.python_state import outside_kept
@@ -379,30 +380,35 @@ class LoopBackend:
         habits = self.habits(server, hyper)
         self.find_program(server, hyper)
         if not self._is_prepared and self._paying:
-            self._prepare(habits.why_plain, server, hyper)
+            self._is_prepared = True
+            try:
+                if habits.why_plain:
+                    raise Cannot(habits.why_plain)
+                self._record_alike(server, hyper)
+            except Cannot as error:
+                self.why_not_compiled = str(error)
+                _log.info("local steps run uncompiled: %s", error)
         self.begin_to_watch()
 
-    def _prepare(self, why_not: str, server: ServerState, hyper: Hyper) -> None:
-        self._is_prepared = True
-        if not why_not:
-            original = self.model
-            plain = self.copy()
-            # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
-            self._bind(copy.deepcopy(original))
-            self.find_program(server, hyper)
-            kept = {"model": original, "algorithm": self.step.algorithm} if self.has_users_code else {}
+    def _record_alike(self, server: ServerState, hyper: Hyper) -> None:
+        """Records programs that do what plain steps do. Raises `Cannot`, and is then as before."""
+        original = self.model
+        plain = self.copy()
+        # The programs are of a copy, which from now on is trained: the trial leaves no trace in the user's model.
+        self._bind(copy.deepcopy(original))
+        self.find_program(server, hyper)
+        kept = {"model": original, "algorithm": self.step.algorithm} if self.has_users_code else {}
+        try:
             with generators_kept(), exact_convolutions(), outside_kept(**kept):
-                why_not = self._record(sorted(self._paying), server, hyper) or self._verdict(plain, server, hyper)
-            if why_not:
-                self._traced = None
-                self._bind(original)
-                self.find_program(server, hyper)
-            elif self._traced is not None:
-                with generators_kept():
-                    self._traced.capture(lambda: self.load(server), server, hyper)
-        if why_not:
-            _log.info("local steps run uncompiled: %s", why_not)
-            self.why_not_compiled = why_not
+                traced = self._record(sorted(self._paying), server, hyper)
+                self._require_alike(plain, server, hyper)
+        except Cannot:
+            self._traced = None
+            self._bind(original)
+            self.find_program(server, hyper)
+            raise
+        with generators_kept():
+            traced.capture(lambda: self.load(server), server, hyper)
 
     def begin_to_watch(self, has_users_metrics: bool = False) -> None:
         """Before the first round: from now on it is noticed where Python keeps something else.
@@ -440,10 +446,10 @@ class LoopBackend:
         if self._watch is not None:
             self._watch.put_back()
 
-    def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> str:
-        """Records a program for each of these batch sizes; says why that cannot be, or nothing."""
+    def _record(self, sizes: list[int], server: ServerState, hyper: Hyper) -> TracedSteps:
+        """Records a program for each of these batch sizes. Raises `Cannot`."""
         client = self.client_at_trial(server, 0, hyper)
-        self._traced = TracedSteps(
+        self._traced = traced = TracedSteps(
             self.params,
             self.carried,
             self._buffers,
@@ -458,12 +464,11 @@ class LoopBackend:
         self.load(server)
         self.model.train()
         for size in sizes:
-            if why_not := self._traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper):
-                return why_not
-        return ""
+            traced.compile(_batches_of(self.data, size)[0], lambda: self.load(server), hyper)
+        return traced
 
-    def _verdict(self, plain: "LoopBackend", server: ServerState, hyper: Hyper) -> str:
-        """How the recorded steps differ from plain ones, or nothing."""
+    def _require_alike(self, plain: "LoopBackend", server: ServerState, hyper: Hyper) -> None:
+        """Raises `Cannot` where the recorded steps differ from plain ones."""
         sizes = sorted(self._paying)
 
         def native(is_rounded: bool) -> Difference | None:
@@ -474,8 +479,9 @@ class LoopBackend:
             ours, theirs = (plain.copy(data, torch.float64) for _ in range(2))
             ours.load(wide_server)
             ours.model.train()
-            if not is_wide(ours.model, data.x_train[:2]) or ours._record(sizes, wide_server, hyper):
+            if not is_wide(ours.model, data.x_train[:2]):
                 return None
+            ours._record(sizes, wide_server, hyper)
             return partial(ours._differs, theirs, sizes, wide_server, hyper)
 
         try:
@@ -483,8 +489,9 @@ class LoopBackend:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what the plain step raises, it will raise again
-            return one_line(error)
-        return f"recorded steps differ from plain ones: {found}" if found else ""
+            raise Cannot(one_line(error)) from error
+        if found:
+            raise Cannot(f"recorded steps differ from plain ones: {found}")
 
     def _differs(
         self, plain: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper, is_rounded: bool

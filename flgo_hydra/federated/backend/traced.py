@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.buffers import Buffers
+from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.client_program import StepInputs
 from flgo_hydra.federated.data import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
@@ -136,14 +137,14 @@ class TracedSteps:
         has_graph = any(compiled.graph is not None for compiled in self._compiled.values())
         return {"cuda_graph": has_graph} | ({"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {})
 
-    def compile(self, rows: Tensor, reset: Callable[[], object], hyper: Hyper) -> str:
+    def compile(self, rows: Tensor, reset: Callable[[], object], hyper: Hyper) -> None:
         """Makes the program for batches of this size.
 
         Args:
             rows: a batch.
             reset: gives the working model the server's tensors again.
-        Returns:
-            why there is no program, or nothing.
+        Raises:
+            Cannot: there is no program.
         """
         x, y = self._data.x_train[rows], self._data.y_train[rows]
         numbers = {**hyper, "lr": self._lr}
@@ -151,14 +152,13 @@ class TracedSteps:
             reset()
             program, stepped = self._record(x, y, numbers)
         except CannotRecord as error:
-            return str(error)
+            raise Cannot(str(error)) from error
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
-            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise Cannot(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         self._compiled[len(rows)] = _Compiled(x, y, program, stepped, program.reads(self._count), rows.clone())
         self._find_what_is_read()
-        return ""
 
     def capture(self, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> None:
         """On CUDA, captures graphs of the programs."""
