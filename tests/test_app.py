@@ -216,6 +216,7 @@ def undisturbed(tmp_path_factory):
     return losses(folder / "run")
 
 
+@pytest.mark.few(1)
 def test_a_killed_run_goes_on_from_its_own_checkpoint_with_the_same_numbers(tmp_path, undisturbed):
     (tmp_path / "mine.py").write_text(MODELS)
     killed = start(tmp_path, "hydra.run.dir=run", DIE_AT="4", DIE_OF="SIGKILL")
@@ -323,6 +324,7 @@ def test_what_clients_keep_goes_on(half_done, tmp_path, caplog, monkeypatch, cha
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
+@pytest.mark.few(1)
 def test_ctrl_c_stops_at_the_round_boundary_with_a_checkpoint(tmp_path, undisturbed, name):
     (tmp_path / "mine.py").write_text(MODELS)
     stopped = start(tmp_path, "hydra.run.dir=run", DIE_AT="3", DIE_OF=name)
@@ -348,6 +350,7 @@ def test_the_weights_a_run_began_with_are_known_by_their_content(make_conf, tmp_
 
 
 @pytest.mark.parametrize("changed", ["", "engine.backend=loop", "engine.dual=off", "num_threads=2"])
+@pytest.mark.few(2)
 def test_a_run_goes_on_in_the_form_it_began_with_or_begins_anew(make_conf, tmp_path, monkeypatch, caplog, changed):
     """Float32 numbers of another form differ in the last digits: no run is a mixture of two."""
     from flgo_hydra.launch import reporter
@@ -381,6 +384,7 @@ class Counting(Noisy):
 """
 
 
+@pytest.mark.slow
 def test_what_python_keeps_is_in_no_checkpoint_and_such_a_run_begins_anew(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS)
     (tmp_path / "counting.py").write_text(COUNTING)

@@ -31,6 +31,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("overrides, words", WRITTEN)
+@pytest.mark.few(3)
 def test_a_run_that_would_carry_anothers_name_is_refused(command, overrides, words):
     done = command(*SMALL, *overrides)
     assert done.status == 1 and read_result(RunPaths(Path("run"))) is None
@@ -47,6 +48,7 @@ def test_a_run_that_would_carry_anothers_name_is_refused(command, overrides, wor
         ["algorithm.name=scaffold", "lr=0.1,0.2", "hydra/sweeper=basic", "hydra/launcher=basic"],
     ],
 )
+@pytest.mark.few(2)
 def test_nor_does_a_sweep_begin(command, empty_folder, overrides):
     (empty_folder / "mine" / "experiment").mkdir(parents=True)
     (empty_folder / "mine" / "experiment" / "grid.yaml").write_text(
@@ -84,6 +86,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("choice", OWN)
+@pytest.mark.few(2)
 def test_a_yaml_of_the_users_own_says_what_it_is(command, empty_folder, choice):
     text, name = OWN[choice]
     (empty_folder / "mine" / "algorithm").mkdir(parents=True)
@@ -95,6 +98,7 @@ def test_a_yaml_of_the_users_own_says_what_it_is(command, empty_folder, choice):
     assert done.status == 1 and "Choose with `algorithm=fedavg`" in done.err
 
 
+@pytest.mark.slow
 def test_the_name_of_ones_own_function_is_ones_own(command, empty_folder):
     (empty_folder / "mine.py").write_text(
         "from flgo_hydra.federated.algorithm.base import Algorithm\nclass Own(Algorithm): pass\n"

@@ -170,6 +170,7 @@ def _in_shell(folder: Path, command: str, **more: str) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize("to", [">&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full"])
 @pytest.mark.parametrize("what", _RUNS)
+@pytest.mark.few(3)
 def test_work_is_done_whatever_becomes_of_what_is_printed(tmp_path: Path, what: str, to: str) -> None:
     ended = _in_shell(tmp_path, f"{_RUNS[what]} {to}")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -177,6 +178,7 @@ def test_work_is_done_whatever_becomes_of_what_is_printed(tmp_path: Path, what: 
     assert all((run / "result.json").is_file() for run in runs)
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_say_ends_nothing(tmp_path: Path) -> None:
     (folder := tmp_path / "é").mkdir()
     for encoding, sweep in (("ascii", f"{_RUNS['a sweep']} hydra.launcher.view=table"), ("latin-1", _RUNS["a sweep"])):
@@ -188,6 +190,7 @@ def test_what_a_terminal_cannot_say_ends_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to, why", [(">&-", "it is closed"), (">/dev/full", "No space left on device")])
+@pytest.mark.few(1)
 def test_who_only_prints_says_that_it_is_lost(tmp_path: Path, to: str, why: str) -> None:
     assert _in_shell(tmp_path, _RUNS["a sweep"]).returncode == 0
     report = f"{_ROOT}/scripts/report s"

@@ -47,6 +47,7 @@ def loader(tmp_path):
         (["hydra.job.name=other", "lr=0.2"], False),
     ],
 )
+@pytest.mark.few(5)
 def test_same_as_hydra(loader, overrides, is_quick):
     config = loader.load_configuration("config", ["name=fixed"], RunMode.MULTIRUN)
     sweep_dir = str(config.hydra.sweep.dir)  # answers ${now:}

@@ -123,6 +123,7 @@ def _try(content: bytes, line: str) -> None:
         compose.to_conf(config)
 
 
+@pytest.mark.slow
 def test_every_refusal_names_key_value_and_law(composed: dict[str, bytes]) -> None:
     seen: set[tuple[str, str, bool]] = set()
     wrong: list[str] = []

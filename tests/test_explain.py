@@ -109,6 +109,7 @@ from flgo_hydra.explain import explain
         ("-m learning_rate=0.1,0.2", "There is no `learning_rate`. Did you mean `lr`?"),
     ],
 )
+@pytest.mark.few(6)
 def test_mistakes_on_the_command_line(
     command: Callable[..., Any], empty_folder: Path, typed: str, message: str
 ) -> None:

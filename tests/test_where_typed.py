@@ -50,6 +50,7 @@ def test_a_single_run(command, typed):
 
 
 @pytest.mark.parametrize("launcher", ["flgo_hydra", "basic"])
+@pytest.mark.few(1)
 def test_a_sweep_in_every_launcher(command, typed, launcher):
     arguments = ("-m", *KEYS, "lr=0.1,0.2", f"hydra/launcher={launcher}", "hydra.sweeper.storage=sqlite:///s.db")
     done = command(*arguments, "hydra.sweep.dir=sweep")

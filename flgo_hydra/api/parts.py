@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 from flgo_hydra.api.shipped import target_of
 from flgo_hydra.compose import conf_dir
+from flgo_hydra.config import SCHEMAS
 from flgo_hydra.federated import flgo_task
 from flgo_hydra.help import group_choices
 from flgo_hydra.overrides import override
@@ -147,8 +149,13 @@ def _target_of_choice(choice: str) -> str:
 
 
 def _parameters_of(choice: str) -> dict[str, Any]:
-    """The hyper-parameters of a choice of ours, in the order of its YAML."""
-    return {key: value for key, value in _read(choice).items() if key not in ("defaults", "name", "_target_")}
+    """The hyper-parameters of a choice of ours with their defaults, in the order of its schema."""
+    found: dict[str, Any] = {}
+    for item in _read(choice).get("defaults", []):
+        name, _, package = str(item).removeprefix("/schema/").partition("@")
+        if str(item).startswith("/schema/") and package == "_here_":
+            found = asdict(SCHEMAS[name]())
+    return {key: value for key, value in found.items() if key not in ("name", "_target_")}
 
 
 def _read(choice: str) -> dict[str, Any]:

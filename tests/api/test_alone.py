@@ -28,6 +28,7 @@ def test_runs_from_several_threads_are_those_of_one_after_another(empty_folder):
     assert len({str(losses) for _, losses in alone}) == 3
 
 
+@pytest.mark.slow
 def test_sweeps_and_runners_from_several_threads(empty_folder):
     def grid(seed):
         found = sweep(*SMALL, f"seed={seed}", "lr=0.1,0.01", "hydra/launcher=basic")

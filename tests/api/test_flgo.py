@@ -90,6 +90,7 @@ def plain_script(tmp_path_factory, cache_folder):
     return records, int(line.removeprefix("RECORDS ")[end:])
 
 
+@pytest.mark.slow
 def test_a_plain_script_runs_classes_of_its_own(plain_script):
     records, asked = plain_script
     assert [r["status"] for r in records] == ["completed"] * 3 + ["failed", "diverged", "completed"]

@@ -181,6 +181,7 @@ def edit(name, old, new):
         ("still", lambda: edit("my_source.py", "np.arange(40.0)", "np.arange(41.0)")),
     ],
 )
+@pytest.mark.few(5)
 def test_what_changes_is_built_again(folder, target, change):
     path = "a.npy" if target == "by_argument" else ""
     before, _ = build(target, path)

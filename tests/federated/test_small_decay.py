@@ -118,6 +118,7 @@ def assert_alike(effect, wanted):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.few(4)
 def test_it_adds_up_over_many_steps(monkeypatch, form, case):
     monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
     assert_alike(effect(form, torch.float32, case, (40, 40)), effect("plain", torch.float64, case, (40, 40)))

@@ -99,6 +99,7 @@ def recorded(folder):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.few(3)
 def test_a_seed_decides_what_is_drawn_everywhere(run, case):
     first = run("a", case)
     assert run("another", case) == first
@@ -107,6 +108,7 @@ def test_a_seed_decides_what_is_drawn_everywhere(run, case):
 
 
 @pytest.mark.parametrize("case", ["local training", "evaluation", "server", "lazy weights"])
+@pytest.mark.few(2)
 def test_backends_draw_alike(run, case, tmp_path):
     first = run("loop", case, "engine.backend=loop", "num_rounds=30")
     for line, other in zip(first, run("vmap", case, "engine.backend=vmap", "num_rounds=30"), strict=True):

@@ -20,6 +20,7 @@ LONG = "x" * 260
         (f"hydra.output_subdir={LONG}", "File name too long"),
     ],
 )
+@pytest.mark.few(2)
 def test_every_point_fails_with_the_reason_and_the_sweep_ends(command, override, words):
     done = command(*SMALL, "lr=0.1,0.01", override)
     assert done.status == 1
@@ -77,6 +78,7 @@ def test_an_error_of_any_text_is_that_points_failure_and_small(command, empty_fo
     assert "failed: 4 of 6" in command(*SMALL, *odd).out
 
 
+@pytest.mark.slow
 def test_a_study_with_a_line_that_is_too_long_is_made_again(command, empty_folder):
     """As earlier versions wrote it: the failure as it was, in failure.json and in the journal."""
     (empty_folder / "odd.py").write_text(ODD)
@@ -113,6 +115,7 @@ def test_what_the_machine_did_not_let_start_is_tried_again_by_the_same_command(c
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, AssertionError])
+@pytest.mark.few(2)
 def test_an_error_of_ours_has_its_traceback_where_the_words_say(command, empty_folder, monkeypatch, kind):
     def wrong(*_):
         raise kind("our\nown")

@@ -82,6 +82,7 @@ def test_points_run_as_one_program_are_what_they_are_alone(tmp_path):
         assert not (run / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_group_goes_on_one_by_one_with_the_same_digits(tmp_path):
     """In float32: each as a program of one, which rounds as that of all did."""
     (tmp_path / "mine.py").write_text(MINE)
@@ -174,6 +175,7 @@ def test_groups_of_64_run_side_by_side_where_1024_files_may_be_open(tmp_path):
     assert sum("Ran in one process with other jobs" not in log for log in logs) == 2
 
 
+@pytest.mark.slow
 def test_a_group_that_needs_more_files_than_may_be_open_is_smaller(tmp_path):
     few = ("lr=0.1", "seed=range(0,32)", "num_rounds=1", "model=logistic", "hydra.launcher.fuse=32")
     done, runs = sweep(tmp_path, "some", *few, most_files=100)

@@ -107,6 +107,7 @@ def test_a_folder_is_of_a_sweep_or_of_a_run(command):
 
 @pytest.mark.parametrize("form", [["hydra.run.dir=run"], ["-m", "lr=0.1,0.2", "hydra.sweep.dir=run"]])
 @pytest.mark.parametrize("what", ["folder", "link", "circle", "device", "pipe"])
+@pytest.mark.few(3)
 def test_what_is_no_lock_is_refused_and_left_alone(command, tmp_path, form, what):
     lock = Path("run/.owner.lock")
     lock.parent.mkdir()
@@ -136,6 +137,7 @@ def test_what_is_no_lock_is_refused_and_left_alone(command, tmp_path, form, what
         (["-m", "lr=0.1,0.2", "hydra.sweep.dir=run"], "results.csv"),
     ],
 )
+@pytest.mark.few(1)
 def test_files_of_somebody_elses_are_not_written_over(command, form, name):
     Path("run").mkdir()
     theirs = Path("run", name)

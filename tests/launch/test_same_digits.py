@@ -82,6 +82,7 @@ def test_slots_order_kills_and_threads_change_no_digit(folders):
     assert (engines[0]["chosen_by"], engines[0]["num_threads"]) == ("cost model", 1)
 
 
+@pytest.mark.slow
 def test_who_is_fused_with_whom_changes_no_digit(folders):
     """Groups of three and one, or of two and two."""
     sweep = ["-m", "lr=0.1,0.03", "seed=0,1", *SWEEP, "hydra.sweep.dir=sweep"]

@@ -133,6 +133,7 @@ def test_the_others_finish_and_the_report_names_the_rest(tmp_path):
     assert not [path for path in (tmp_path / "sweep").rglob(".*.*") if path.name != ".owner.lock" and path.is_file()]
 
 
+@pytest.mark.slow
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     (tmp_path / "tmp").mkdir()
     fifo = tmp_path / "fifo"
@@ -154,6 +155,7 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     assert "optimal combination" in out
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_says_how_to_go_on_and_does(tmp_path):
     (tmp_path / "tmp").mkdir()
     fifo = tmp_path / "fifo"

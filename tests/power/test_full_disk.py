@@ -115,6 +115,7 @@ def test_a_run_at_every_write(undisturbed, try_run, number, lasts):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "best.yaml", "curves.png"])
+@pytest.mark.few(1)
 def test_a_table_that_cannot_be_written(command, full_disk, empty_folder, monkeypatch, name):
     """The jobs have ended all the same, and the tables that were there stay as they were."""
     monkeypatch.setattr("flgo_hydra.study.sweep._MOST_RECORDS_S", 0.2)
@@ -131,6 +132,7 @@ def test_a_table_that_cannot_be_written(command, full_disk, empty_folder, monkey
     assert command(*arguments, "seed=0,1").status == 0 and Path("sweep", name).read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_job_whose_disk_is_full_and_the_others(command, full_disk, empty_folder):
     """The others go on, and the same command does the rest, without being told to try what has failed."""
     arguments = (*SWEEP, "hydra/launcher=basic", "lr=0.1,0.05,0.01")

@@ -25,6 +25,7 @@ def results() -> dict[str, str]:
 
 @pytest.mark.parametrize("replicate", [(), ("hydra.sweeper.replicate=seed",)], ids=["points", "replicates"])
 @pytest.mark.parametrize("harm", ["unfinished", "damaged", "foreign"])
+@pytest.mark.few(2)
 def test_a_run_is_gone_on_with_in_its_folder_though_the_study_is_gone(command, replicate, harm, capfd):
     assert command(*GRID, *replicate).status == 0
     before = results()
@@ -73,6 +74,7 @@ def test_a_copy_of_a_run_is_no_point_and_counts_once(command, capfd):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.few(1)
 def test_what_a_search_has_lost_is_told_and_run_again(command, sampler):
     search = ("-m", *SMALL, f"hydra.sweeper.sampler={sampler}", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=sweep")
     search = (*search, "lr=interval(0.01,0.1)", "hydra.sweeper.sampler_seed=1")

@@ -135,6 +135,7 @@ def undisturbed(command):
 
 
 @pytest.mark.parametrize("launcher", ["flgo_hydra", "basic"])
+@pytest.mark.few(2)
 def test_a_disk_that_is_full_for_a_while(command, undisturbed, launcher, monkeypatch):
     calls = iter(range(10**9))
     append = files.append
@@ -197,6 +198,7 @@ def locked_while(hold, monkeypatch, num=3):
     return heard
 
 
+@pytest.mark.slow
 def test_sqlite_that_somebody_locks_while_a_command_starts(command, undisturbed, monkeypatch):
     """With a trial that a killed sweep has left open, which is to be closed first."""
     where = ("hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=s", "hydra/launcher=basic")
@@ -214,6 +216,7 @@ def test_sqlite_that_somebody_locks_while_a_command_starts(command, undisturbed,
     assert values("sqlite:///s.db", "s") == undisturbed
 
 
+@pytest.mark.slow
 def test_sqlite_that_stays_locked_while_a_command_starts(command, monkeypatch):
     where = ("hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=s", "hydra/launcher=basic")
     sweep = (*SWEEP, *where, "hydra.sweep.dir=sweep")
@@ -228,6 +231,7 @@ def test_sqlite_that_stays_locked_while_a_command_starts(command, monkeypatch):
     assert "cannot be used: " in done.err and "locked" in done.err and "give the same command again" in done.err
 
 
+@pytest.mark.few(1)
 def test_a_storage_that_stays_away(command, undisturbed, monkeypatch):
     """The jobs stop, what has run is kept, and the same command makes up for the rest."""
 

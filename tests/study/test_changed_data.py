@@ -91,6 +91,7 @@ def hashes(root="sweep"):
         ),
     ],
 )
+@pytest.mark.few(2)
 def test_a_sweep_does_not_go_on_with_other_data(command, folder, one, other):
     assert command(*SWEEP, *one).status == 0
     (sha,) = set(hashes()[:1])
@@ -107,6 +108,7 @@ def test_a_sweep_does_not_go_on_with_other_data(command, folder, one, other):
 
 
 @pytest.mark.parametrize("change", ["file", "variable", "code"])
+@pytest.mark.few(1)
 def test_whatever_it_was_that_changed(command, folder, monkeypatch, change):
     import changed_data
 
@@ -175,6 +177,7 @@ def test_a_checkpoint_is_of_its_data(command, folder):
     assert command(*run).status == 0 and len(Path("run/rounds.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_other_splits_of_other_data_are_other_data_too(command, folder):
     """A new `task.seed` or number of clients has no content to be compared with, but one source."""
     for more in (["task.seed=0,1"], ["task.seed=2"], ["task.num_clients=3,4"]):

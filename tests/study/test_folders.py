@@ -29,6 +29,7 @@ def results(names):
         ("${hydra.job.override_dirname}", None),
     ],
 )
+@pytest.mark.few(2)
 def test_they_are_read_back_where_they_ran(command, launcher, subdir, names):
     arguments = (*SMALL, f"hydra.sweep.subdir={subdir}", f"hydra/launcher={launcher}")
     done = command(*arguments, "lr=0.001,1.0")

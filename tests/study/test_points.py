@@ -152,6 +152,7 @@ class _Queue:
         (["task.seed='${seed}'", "lr=range(1,101)"], 100, 100 + 100 - MOST_KEPT),
     ],
 )
+@pytest.mark.few(2)
 def test_from_check_to_launch_a_point_is_composed_once_and_typed_once(
     points_of, loader, monkeypatch, overrides, num_points, num_composed
 ):

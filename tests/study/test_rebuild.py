@@ -87,6 +87,7 @@ def test_it_is_the_one_that_the_sweep_made_and_the_sweep_goes_on_with_it(sweep, 
 
 
 @pytest.mark.parametrize("what", ["folder", "link", "pipe"])
+@pytest.mark.few(1)
 def test_what_lies_where_the_study_should_be_is_kept(sweep, tmp_path, what):
     journal = sweep / "study.journal"
     name = "_".join(sweep.parts[-2:])
@@ -100,6 +101,7 @@ def test_what_lies_where_the_study_should_be_is_kept(sweep, tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["folder", "link"])
+@pytest.mark.few(1)
 def test_what_lies_where_a_result_should_be_is_named(sweep, capfd, what):
     result = sweep / "0" / "result.json"
     result.unlink()
@@ -177,6 +179,7 @@ PRUNER = "hydra.sweeper.pruner={name: median, n_startup_trials: 1}"
     ids=["grid", "replicates", "search", "search of replicates", "points", "pruned", "fused", "subdir", "grown"]
     + ["apart", "types"],
 )
+@pytest.mark.few(2)
 def test_trial_by_trial_whatever_the_sweep(command, empty_folder, commands):
     (empty_folder / "patient.py").write_text(PATIENT)
     for arguments in commands:
@@ -204,6 +207,7 @@ def distributions(study):
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc"])
+@pytest.mark.few(1)
 def test_a_search_chooses_again_what_is_lost_with_its_study(command, empty_folder, sampler):
     """The points are those of the first time: no other one stands twice in its place."""
     search = (f"hydra.sweeper.sampler={sampler}", "hydra.sweeper.n_trials=5", "lr=tag(log,interval(0.001,0.5))", BASIC)

@@ -144,6 +144,7 @@ SPACE = ("x=interval(-1,1)", "n=int(interval(0,4))")
 @pytest.mark.parametrize(
     "sampler", ["tpe", "random", "qmc", pytest.param("cmaes", marks=pytest.mark.skipif(not HAS_CMAES, reason="cmaes"))]
 )
+@pytest.mark.few(2)
 def test_a_search_in_two_calls_asks_for_the_points_of_one(parabola, sampler):
     whole = parabola(*search(sampler, 14), *SPACE, "hydra.sweep.dir=whole")
     first = parabola(*search(sampler, 6), *SPACE)
@@ -216,6 +217,7 @@ def fail_at(parabola, value):
         pytest.param("cmaes", [1, 11], True, marks=pytest.mark.skipif(not HAS_CMAES, reason="cmaes")),
     ],
 )
+@pytest.mark.few(3)
 def test_a_search_stopped_by_ctrl_c_tries_the_points_of_an_undisturbed_one(parabola, sampler, stops, is_failing):
     arguments = (*search(sampler, 13), *SPACE)
     failing = parabola(*search(sampler, 3), *SPACE, "hydra.sweep.dir=first")[2]["x"] if is_failing else None
@@ -280,6 +282,7 @@ def test_a_point_that_is_tried_again_outlives_a_storage_that_is_away(parabola, m
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+@pytest.mark.few(1)
 def test_a_choice_that_could_not_be_kept_is_made_again(parabola, monkeypatch, sampler):
     """The storage went away when the sampler had chosen: what is lost is the trial, not the point."""
     arguments = (*search(sampler, 9), *SPACE)

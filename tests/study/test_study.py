@@ -222,6 +222,7 @@ def test_an_axis_of_numbers_may_grow(storage):
         (["[16]", "[32]"], ["[64]", "[16]"], "[64]", "CategoricalDistribution"),
     ],
 )
+@pytest.mark.few(6)
 def test_an_axis_may_grow_whatever_its_values_are(storage, before, after, new, kind):
     study = SweepStudy(storage, "s")
     for job, value in enumerate(before):

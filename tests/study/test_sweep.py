@@ -49,6 +49,7 @@ def count() -> collections.Counter[str]:
 
 
 @pytest.mark.parametrize("fuse", [1, 2])
+@pytest.mark.few(1)
 def test_a_job_that_has_ended_leaves_its_row_only(command, empty_folder: Path, monkeypatch, fuse: int) -> None:
     """One completes, one fails, one is killed and runs again, one diverges; alone, and two as one program."""
     (empty_folder / "mine.py").write_text(f"DIED = {str(empty_folder / 'died')!r}\n{MINE}")

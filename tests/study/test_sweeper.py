@@ -118,6 +118,7 @@ def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
     assert load().trials[2].value == trials[0].value
 
 
+@pytest.mark.slow
 def test_failed_points_run_again_when_asked_to(command, empty_folder):
     source = "from flgo_hydra.federated.algorithm.fedavg import FedAvg as Base\nclass Own(Base):\n    "
     (empty_folder / "later.py").write_text(source + "def init_server(self, params): raise OSError('no disk')\n")
@@ -220,6 +221,7 @@ def test_params_of_the_config_make_a_grid_and_the_command_line_wins(command):
     ],
 )
 @pytest.mark.parametrize("task, launcher", [("digits", "flgo_hydra"), ("synthetic", "basic")])
+@pytest.mark.few(3)
 def test_presets_work_on_any_task(command, preset, keys, num_points, task, launcher):
     small = ("model=logistic", "num_rounds=2", "hydra.sweep.dir=sweep", f"task={task}", f"hydra/launcher={launcher}")
     done = command("-m", f"experiment={preset}", *small)
@@ -261,6 +263,7 @@ def test_any_optuna_storage_holds_several_sweeps(command, empty_folder):
     assert done.status == 1 and f"`hydra.sweep.dir={empty_folder}/two`" in done.err
 
 
+@pytest.mark.slow
 def test_the_joblib_launcher_runs_it_too(command, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     root = Path(__file__).parents[2]

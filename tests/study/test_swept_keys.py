@@ -34,6 +34,7 @@ def results(folder="sweep"):
 
 
 @pytest.mark.parametrize("more", [(), ("hydra.launcher.fuse=2",), ("hydra/launcher=basic",)])
+@pytest.mark.few(2)
 def test_two_folders_of_data_are_two_points(command, folders, more):
     assert command("-m", *SMALL, "task.data_dir=clean,noisy", "hydra.sweep.dir=sweep", *more).status == 0
     clean, noisy = results()
@@ -69,6 +70,7 @@ def test_such_a_sweep_goes_on_and_grows(command, folders):
         (("engine.backend=loop,vmap", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=6"), 2),
     ],
 )
+@pytest.mark.few(1)
 def test_in_lists_of_points_replicates_and_searches_too(command, empty_folder, arguments, number):
     small = ("hydra/launcher=basic", "hydra.sweep.dir=sweep", "task.num_clients=2", "num_rounds=1", "num_steps=1")
     assert command("-m", *small, *arguments).status == 0

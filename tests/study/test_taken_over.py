@@ -22,6 +22,7 @@ def swept(command):
 
 
 @pytest.mark.parametrize("replicate", [(), ("hydra.sweeper.replicate=seed",)], ids=["points", "replicates"])
+@pytest.mark.few(1)
 def test_a_study_that_was_deleted(command, replicate):
     assert command(*SWEEP, *replicate).status == 0
     before = times()
@@ -63,6 +64,7 @@ def test_runs_that_were_swapped_under_their_study_are_set_aside(command, swept):
         assert Path(f"sweep/{number}/rounds.jsonl.damaged").read_bytes() == before[other]
 
 
+@pytest.mark.few(1)
 def test_the_last_entries_of_a_study_that_a_loss_of_power_has_taken(command, swept):
     """Its run folders have the results: nothing is run again, and the study has all of its trials."""
     journal = Path("sweep/study.journal")
@@ -80,6 +82,7 @@ def test_the_last_entries_of_a_study_that_a_loss_of_power_has_taken(command, swe
     assert "is damaged: its line" in done.out + done.err and Path("sweep/study.journal.damaged").exists()
 
 
+@pytest.mark.few(1)
 def test_another_storage(command, swept):
     done = command(*SWEEP, "hydra.sweeper.storage=sqlite:///new.db", "hydra.sweeper.study_name=new")
     assert done.status == 0, done.err
@@ -98,6 +101,7 @@ def test_a_study_that_was_being_made_when_somebody_killed_it(command, swept):
     assert len(optuna.load_study(study_name="new", storage="sqlite:///new.db").trials) == 4
 
 
+@pytest.mark.few(1)
 def test_a_part_of_a_sweep_leaves_what_the_sweep_is_of(command, swept, monkeypatch):
     from flgo_hydra.resume import read_command
     from flgo_hydra.study.kept_grid import KEEP_RECORD

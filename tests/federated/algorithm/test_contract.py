@@ -151,6 +151,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("name, optimizer, clip_grad, weight_decay, dual_pays", CASES)
+@pytest.mark.few(12)
 def test_backends_give_the_same_rounds(
     ragged, make_mlp, monkeypatch, name, optimizer, clip_grad, weight_decay, dual_pays
 ):

@@ -173,6 +173,7 @@ def test_runs_give_the_numbers_that_they_give_alone(ragged, dual, algorithm, sha
     ids=["sgd", "momentum", "adam"],
 )
 @pytest.mark.parametrize("algorithm", [Ditto, FedSAM, Moon, Median])
+@pytest.mark.few(3)
 def test_programs_and_rules_over_all_messages_do_so_too(ragged, algorithm, shared, points):
     runs = Runs(ragged, algorithm, **shared)
     points = [{**a, **b} for a, b in zip(POINTS, points, strict=True)]

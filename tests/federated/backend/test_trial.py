@@ -517,6 +517,7 @@ def data32(make_ragged_task):
 
 @pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.few(6)
 def test_every_backend_gives_the_plain_numbers(data, build, optimizer):
     expected = MODELS[build] if build is not batch_norm or optimizer == "sgd" else ("", "differs by")
     assert_alike(data, build, 1e-12, *expected, optimizer=optimizer)
@@ -895,6 +896,7 @@ def of_rounding(seed, norm):
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.GroupNorm, 32)], ids=["batch", "alone"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+@pytest.mark.few(2)
 def test_a_gradient_of_nothing_but_rounding_is_no_fault(make_ragged_task, dtype, atol, norm, optimizer):
     """Which form trains a run must not be the luck of its weights."""
     data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)
@@ -904,6 +906,7 @@ def test_a_gradient_of_nothing_but_rounding_is_no_fault(make_ragged_task, dtype,
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_large_numbers_made_of_roundings_take_one_form_whatever_the_seed(make_ragged_task, dtype):
     """Adam moves such a bias as far as any other, each form another way."""
     data = to_data(make_ragged_task((7, 6, 12)), CPU, dtype)
@@ -1036,6 +1039,7 @@ def named(values):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @named(MIXING)
+@pytest.mark.few(10)
 def test_what_mixes_the_samples_of_a_batch_is_found_whatever_fills_it_up(make_ragged_task, build, algorithm, seed):
     """Whichever samples are tried, and in a dtype that rounds."""
     task = make_ragged_task((7, 6, 12))

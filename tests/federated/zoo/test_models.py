@@ -15,6 +15,7 @@ KNOWN = {(name, "fused"): _DISK for name in ("ByFile", "ByDatabase", "ByFolder")
 
 
 @each(MODELS, known=KNOWN)
+@pytest.mark.few(10)
 def test_the_numbers_are_the_plain_loops(name, form, tmp_path, monkeypatch):
     model = MODELS[name]
     kinds = {"recorded": "recorded", "vmap": "vmap", "vmap, plain steps": "vmap", "fused": "fused"}

@@ -117,6 +117,7 @@ def test_waiting_for_nothing_is_an_error() -> None:
             Simulation([job()], 1, kind()).run()
 
 
+@pytest.mark.slow
 def test_auto_comes_to_an_end_after_guesses_larger_than_a_gpu() -> None:
     # Regression: the estimate stayed at a guess that no empty device had free.
     for condition in ["mean", "max"]:

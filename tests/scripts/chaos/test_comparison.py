@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(study_name="finished", storage=storage)
     for job, (lr, loss) in enumerate(losses.items()):
-        (folder / str(job)).mkdir()
+        (folder / str(job) / ".hydra").mkdir(parents=True)
         lines = [f'{{"round": {i}, "valid_loss": {value}, "seconds": 0.1}}\n' for i, value in enumerate(loss)]
         (folder / str(job) / "rounds.jsonl").write_text("".join(lines))
         (folder / str(job) / "best_model.safetensors").write_bytes(lr.encode())
