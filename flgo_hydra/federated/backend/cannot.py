@@ -2,5 +2,7 @@
 
 
 class Cannot(RuntimeError):
-    """It does not do what plain steps do, or nobody can say so. The text stands in `result.json`; whoever catches it takes
-    a plainer form."""
+    """It does not do what plain steps do, or nobody can say so. The text stands in `result.json`.
+
+    Whoever catches it takes a plainer form.
+    """
