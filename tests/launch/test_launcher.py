@@ -1,5 +1,6 @@
 """The launcher under Hydra's own sweeper and a small app: real processes, real failures, nothing left behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -311,7 +312,10 @@ def test_the_parent_killed(waiting_sweep):
 
 
 def assert_gone(pids, timeout_s=5):
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 

@@ -298,7 +298,10 @@ def test_children_do_not_outlive_a_killed_parent(tmp_path, entry):
 
 def wait_gone(pids, timeout_s=5):
     """Fails unless the processes end in time. Waits on them, without looking again and again."""
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
