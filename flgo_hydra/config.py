@@ -545,7 +545,10 @@ class Conf(OptionConf):
         own = vars(self.algorithm) if is_dataclass(self.algorithm) else self.algorithm
         own = own if isinstance(own, dict) else {}  # `compose.to_conf` says what it must be
         numbers = {key: getattr(self, key) for key in ("lr", "weight_decay", "clip_grad")}
-        hold_representable({**numbers, **{f"algorithm.{key}": value for key, value in own.items()}}, self.dtype)
+        numbers |= {f"algorithm.{key}": value for key, value in own.items()}
+        for name, part in self.parts.items():
+            numbers |= {f"parts.{name}.{key}": value for key, value in part.items()} if isinstance(part, dict) else {}
+        hold_representable(numbers, self.dtype)
 
 
 @dataclass

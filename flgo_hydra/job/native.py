@@ -36,8 +36,12 @@ def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task |
         _checked.add(conf.metrics)
     if conf.metrics is None:
         one_of("monitor", conf.monitor, tuple(KNOWN))  # of one's own, only round 0 can say
-    composed = {f"parts.{name}": part for name, part in conf.parts.items()}
-    for key, part in {"model": conf.model, "algorithm": conf.algorithm, **composed}.items():
+    if conf.parts:
+        from flgo_hydra.federated.parts.build import build_parts
+        from flgo_hydra.federated.parts.in_a_run import require_fitting
+
+        require_fitting(build_parts(conf.parts)[0], conf)
+    for key, part in {"model": conf.model, "algorithm": conf.algorithm}.items():
         target = str(part["_target_"] if isinstance(part, dict) else part._target_)
         # Ours are there; to import them would import torch.
         if not target.startswith("flgo_hydra.") and target not in _checked:

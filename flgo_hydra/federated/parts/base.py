@@ -25,6 +25,10 @@ Numbers = Mapping[str, Any]
 class Part:
     """Something that composes with every algorithm."""
 
+    numbers: Mapping[str, tuple[float, float]] | None = None
+    """its numbers by name, each with the smallest and the largest lawful value: a config must give them all, and no
+    other; None: whatever a config gives"""
+
 
 class Selection(Part):
     """Who takes part in a round, in place of `sample`."""

@@ -37,6 +37,7 @@ def build_parts(config: Mapping[str, Mapping[str, Any]]) -> tuple[list[Named], d
         rest = {k: v for k, v in given.items() if k != "_target_"}
         own = {k: v for k, v in rest.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         numbers |= {f"{key}.{k}": v for k, v in own.items()}
+        _require_numbers(kind, key, own)
         part = reference.call(kind, {k: v for k, v in rest.items() if k not in own}, {}, key)
         if isinstance(part, Hostile):
             share = own.get("share")
@@ -50,6 +51,21 @@ def build_parts(config: Mapping[str, Mapping[str, Any]]) -> tuple[list[Named], d
             names = " and ".join(f"`parts.{name}`" for name in own_kind)
             raise ValueError(f"{names}: only one of them {what}. Drop the others.")
     return found, numbers
+
+
+def _require_numbers(kind: type[Part], key: str, given: Mapping[str, float]) -> None:
+    """Raises ValueError where a part's numbers are not those that it has, or not lawful."""
+    if kind.numbers is None:
+        return
+    for name in given:
+        if name not in kind.numbers:
+            has = f"has {' and '.join(kind.numbers)}" if kind.numbers else "has no numbers"
+            raise ValueError(f"There is no `{key}.{name}`: {kind.__name__} {has}.")
+    for name, (least, most) in kind.numbers.items():
+        if name not in given:
+            raise ValueError(f"`{key}.{name}` must be given, a number of {kind.__name__}: `+{key}.{name}=…`.")
+        if not least <= given[name] <= most:
+            raise ValueError(f"`{least:g} <= {key}.{name} <= {most:g}` must hold, but got {given[name]}.")
 
 
 def of_part(name: str, hyper: Mapping[str, Any]) -> dict[str, Any]:

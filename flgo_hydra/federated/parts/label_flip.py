@@ -13,6 +13,8 @@ from flgo_hydra.federated.refused import Refused
 class LabelFlip(Hostile):
     """Hostile clients take class c for C - 1 - c, of C classes. Its number: `share` of the clients."""
 
+    numbers = {"share": (0.0, 1.0)}
+
     def data(self, x: np.ndarray, y: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
         if num_classes is None:
             raise Refused("LabelFlip exchanges classes, but the task is a regression.")

@@ -4,6 +4,8 @@ Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical R
 https://arxiv.org/abs/1803.01498, Definition 1 (Option I of Algorithm 1).
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Tensors
@@ -13,6 +15,8 @@ from flgo_hydra.federated.parts.base import Numbers, ServerRule
 class Median(ServerRule):
     """Each number is the median of the clients', whatever they weigh; of an even number of them, the middle two's
     mean."""
+
+    numbers: Mapping[str, tuple[float, float]] = {}
 
     def combine(self, messages: Tensors, weights: Tensor, hyper: Numbers) -> Tensors:
         return {name: _median(t) for name, t in messages.items()}

@@ -4,6 +4,7 @@ Cho et al., Towards Understanding Biased Client Selection in Federated Learning,
 (https://arxiv.org/abs/2010.01243), section 4: pow-d.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,8 @@ from flgo_hydra.federated.parts.base import Numbers, Selection
 
 class PowerOfChoice(Selection):
     """Of `candidates` clients, drawn by data volume, those with the largest losses. Its number: `candidates`."""
+
+    numbers = {"candidates": (1, math.inf)}
 
     def draw(
         self,

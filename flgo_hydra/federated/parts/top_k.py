@@ -14,7 +14,9 @@ from flgo_hydra.federated.parts.base import Numbers, Transport
 
 
 class TopK(Transport):
-    """Each tensor's largest numbers by size; at least one. Its number: `share` of them, in (0, 1]."""
+    """Each tensor's largest numbers by size; at least one. Its number: `share` of them."""
+
+    numbers = {"share": (0.0, 1.0)}
 
     def first(self, params: Tensors) -> Tensors:
         return {name: torch.zeros_like(p) for name, p in params.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flgo_hydra.federated.parts.base import Transport
+from flgo_hydra.federated.parts.base import Hostile, Transport
 from flgo_hydra.federated.parts.build import build_parts, of_part
 
 HERE = "flgo_hydra.federated.parts"
@@ -14,6 +14,10 @@ MEDIAN = {"_target_": f"{HERE}.median.Median"}
 class Named(Transport):
     def __init__(self, entry):
         self.entry = entry
+
+
+class Own(Hostile):
+    """Says nothing of its numbers, but each has a share."""
 
 
 def test_numbers_come_with_each_call_and_the_rest_goes_to_the_constructor():
@@ -29,8 +33,15 @@ def test_numbers_come_with_each_call_and_the_rest_goes_to_the_constructor():
         ({"a": {"_target_": f"{HERE}.top_k.Top"}}, r"`parts.a._target_=.*top_k.Top`: the module .* has no 'Top'"),
         ({"a": {"_target_": f"{HERE}.build.Named"}}, "must be a subclass of one of Selection, Hostile, Transport, Ser"),
         ({"a": {**TOP, "name": "x"}}, r"`parts.a`: TopK\(\) cannot be called|`parts.a`: TopK"),
-        ({"a": FLIP}, "`0 <= parts.a.share <= 1`, the share of hostile clients, must hold, but got None"),
-        ({"a": {**FLIP, "share": 1.5}}, "must hold, but got 1.5"),
+        ({"a": FLIP}, r"`parts.a.share` must be given, a number of SignFlip: `\+parts.a.share=…`"),
+        ({"a": {**FLIP, "share": 1.5}}, "`0 <= parts.a.share <= 1` must hold, but got 1.5"),
+        ({"a": {**TOP, "share": 7}}, "`0 <= parts.a.share <= 1` must hold, but got 7"),
+        ({"a": {**TOP, "shares": 0.1}}, "There is no `parts.a.shares`: TopK has share"),
+        ({"a": {**MEDIAN, "share": 0.1}}, "There is no `parts.a.share`: Median has no numbers"),
+        (
+            {"a": {"_target_": f"{__name__}.Own", "share": 3}},
+            "`0 <= parts.a.share <= 1`, the share of hostile clients, must hold, but got 3",
+        ),
         ({"a": MEDIAN, "b": MEDIAN}, "`parts.a` and `parts.b`: only one of them makes one message of all"),
     ],
 )

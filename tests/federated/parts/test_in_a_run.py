@@ -82,7 +82,8 @@ def test_a_selection_that_is_none(ragged, make_mlp, ids):
     ],
 )
 def test_options_that_mean_nothing_with_a_part(target, options, message):
-    parts, _ = build_parts({"x": {"_target_": f"{HERE}.{target}"}})
+    numbers = {"candidates": 5} if "choice" in target else {}
+    parts, _ = build_parts({"x": {"_target_": f"{HERE}.{target}", **numbers}})
     with pytest.raises(ValueError, match=message):
         require_fitting(parts, OptionConf(**options))
 
@@ -109,6 +110,12 @@ def test_a_sweep_over_a_parts_number(tmp_path):
     assert sweep.returncode == 0, sweep.stderr
     sparse, whole = (rounds_of(tmp_path / "s" / job) for job in ("0", "1"))
     assert len(sparse) == len(whole) == 7 and sparse != whole and sparse[0] == whole[0]
+
+
+def test_a_sweep_with_an_unlawful_number_does_not_begin(tmp_path):
+    sweep = run(tmp_path, "flgo_hydra", "-m", *SMALL, "+parts.top.share=0.1,7", "hydra.sweep.dir=s")
+    assert sweep.returncode == 1 and not (tmp_path / "s").exists()
+    assert "`0 <= parts.top.share <= 1` must hold, but got 7" in sweep.stderr and "Traceback" not in sweep.stderr
 
 
 def test_flgos_algorithms_have_no_parts(tmp_path):
