@@ -63,6 +63,7 @@ class ReadyRun:
             self.watcher.save(self.state)
             again = f"python -m flgo_hydra.resume {shlex.quote(str(self.paths.folder))}"
             raise KeyboardInterrupt(f"stopped after round {self.state.round_num}; {again} goes on")
+        self.watcher.require_record()
         reason = self.watcher.prune_reason or ""
         record, note = self.watcher.record, self.backend.note
         note |= {"why_not_fused": why} if (why := os.environ.get(reporter.WHY_APART)) else {}

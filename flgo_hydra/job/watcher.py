@@ -105,6 +105,10 @@ class Watcher:
         self._sha256 = hashlib.sha256(b"".join(map(files.line_of, self.record)))
         self._lines = files.JsonLines(self._paths.rounds)
 
+    def require_record(self) -> None:
+        """Before a result is written: what it stands on lies beside it. Raises FileNotFoundError."""
+        self._lines.require_in_place()
+
     def tell_reads(self, names: Iterable[str]) -> None:
         """Says what the user's code has been seen to read, files and variables: it is a part of the code."""
         names = set(names) - self.code.get("reads", {}).keys() - self.code["files"].keys()

@@ -46,6 +46,7 @@ from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.launch.server_process import PRELOAD, worker_env
 from flgo_hydra.launch.task_reference import TaskReference, find_task
 from flgo_hydra.launch.worker import Assignment
+from flgo_hydra.machine_errors import tells_of_storage
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import message_of, printable, traceback_of
 from flgo_hydra.record.result import Failure as FailureRecord
@@ -229,8 +230,9 @@ class PackingLauncher(Launcher):
                 write_failure(run, failure_record(event.job, read_failure(run)))
             except OSError as error:  # its folder may be what failed
                 log.warning("Job %d: %s cannot be written: %s", event.job.num, run.failure, error.strerror)
-                if event.job.failure is not None and event.job.failure.traceback:
-                    log.warning("%s", printable(event.job.failure.traceback, keeps_lines=True))
+                told = event.job.failure.traceback if event.job.failure is not None else ""
+                if told and not tells_of_storage(told):  # of a full disk the sentence says all
+                    log.warning("%s", printable(told, keeps_lines=True))
         self._view.show(event)
         return event
 

@@ -91,6 +91,25 @@ def test_a_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
         lines.append({"round": 1})
 
 
+@pytest.mark.parametrize("what", ["moved", "removed", "another"])
+def test_a_file_that_lies_elsewhere_is_found_out(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run" / "lines.jsonl"
+    path.parent.mkdir()
+    lines = JsonLines(path)
+    lines.require_in_place()  # none has been written yet
+    lines.append({"round": 0})
+    lines.require_in_place()
+    if what == "removed":
+        path.unlink()
+    else:
+        path.parent.rename(tmp_path / "away")
+    if what == "another":
+        path.parent.mkdir()
+        path.write_text("{}\n")
+    with pytest.raises(FileNotFoundError, match="moved away or removed while it was written"):
+        lines.require_in_place()
+
+
 def test_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
     JsonLines(path).append({"round": 0, "valid_loss": math.inf})
