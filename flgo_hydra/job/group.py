@@ -99,6 +99,8 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
                 _log.info("%s", stop)
                 stopped.append(i)
                 return
+            except OSError as error:
+                return fail(i, error)
             result = replace(result, engine={**backend.note, **runs[i].backend.threads})
             try:
                 write_result(runs[i].paths, result)
