@@ -58,7 +58,7 @@ class ReadyRun:
 
         Raises:
             KeyboardInterrupt: it was stopped, and has written a checkpoint.
-            FileNotFoundError: its record has been moved away or removed.
+            CannotWrite: its record has been moved away or removed.
         """
         if status == "stopped":
             self.watcher.save(self.state)

@@ -106,7 +106,7 @@ class Watcher:
         self._lines = files.JsonLines(self._paths.rounds)
 
     def require_record(self) -> None:
-        """Before a result is written: what it stands on lies beside it. Raises FileNotFoundError."""
+        """Before a result is written: what it stands on lies beside it. Raises CannotWrite."""
         self._lines.require_in_place()
 
     def tell_reads(self, names: Iterable[str]) -> None:

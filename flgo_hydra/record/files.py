@@ -162,7 +162,7 @@ class JsonLines:
             append(self._fd, line_of(value))
 
     def require_in_place(self) -> None:
-        """Raises FileNotFoundError where the lines lie elsewhere by now: somebody has moved or removed their folder."""
+        """Raises CannotWrite where the lines lie elsewhere by now: somebody has moved or removed their folder."""
         if self._fd is None:
             return
         mine = os.fstat(self._fd)
@@ -171,7 +171,7 @@ class JsonLines:
         except FileNotFoundError:
             there = None
         if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            raise FileNotFoundError(errno.ENOENT, "moved away or removed while it was written", str(self._path))
+            raise CannotWrite(errno.ENOENT, "moved away or removed while it was written", str(self._path))
 
 
 def line_of(value: Mapping[str, Any]) -> bytes:

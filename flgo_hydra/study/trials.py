@@ -96,6 +96,7 @@ class Trials:
         if any(stored.is_running for stored in self.stored):
             self.stored = study.stored_trials()
         self._over = {stored.identity for stored in self.stored if stored.is_over}
+        self._failed = self._over - {one.identity for one in self.stored if one.is_over and one.status != "failed"}
         self._ended = {job.identity for stored in self.stored if stored.is_over for job in stored.jobs}
         self._values = {
             job.identity: job.value for stored in self.stored for job in stored.jobs if job.value is not None
@@ -271,7 +272,11 @@ class Trials:
             )
 
     def is_over(self, trial: PointTrial) -> bool:
-        """Whether the study has the outcome of all of its jobs already."""
+        """Whether the study has the outcome of all of its jobs already. That they failed is none where their results have
+        come to light since, in a folder that was away."""
+        outcomes = [job.outcome for job in trial.jobs if job.outcome is not None]
+        if trial.identity in self._failed and not any(outcome.status == "failed" for outcome in outcomes):
+            return False
         return trial.identity in self._over
 
     def fail(self, job: Job, error: BaseException) -> None:

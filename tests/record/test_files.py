@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.record.files import (
     JsonLines,
     remove_leftovers,
@@ -106,7 +107,7 @@ def test_a_file_that_lies_elsewhere_is_found_out(tmp_path: Path, what: str) -> N
     if what == "another":
         path.parent.mkdir()
         path.write_text("{}\n")
-    with pytest.raises(FileNotFoundError, match="moved away or removed while it was written"):
+    with pytest.raises(CannotWrite, match="moved away or removed while it was written"):
         lines.require_in_place()
 
 

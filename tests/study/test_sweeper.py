@@ -4,6 +4,8 @@ import csv
 import fcntl
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import optuna
@@ -118,6 +120,27 @@ def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
     assert load().trials[2].value == trials[0].value
 
 
+def test_a_result_that_comes_to_light_is_told_though_its_job_had_failed(command, empty_folder):
+    """Its folder was away when the sweep ended."""
+    arguments = ("-m", *SMALL, "lr=0.1,0.01", "hydra/launcher=basic")
+    source = "from flgo_hydra.federated.algorithm.fedavg import FedAvg\nclass Own(FedAvg):\n    "
+    (empty_folder / "own.py").write_text(source + "def init_server(self, params): raise OSError('away')\n")
+    own = ("algorithm=custom", "algorithm._target_=own.Own")
+    assert command(*arguments, *own).status == 1
+    states = [trial.state.name for trial in load().trials]
+    assert states == ["FAIL", "FAIL"]
+    (empty_folder / "own.py").write_text(source + "pass\n")
+    sys.modules.pop("own")
+    found = command(*arguments, *own, "hydra.sweep.dir=elsewhere")
+    assert found.status == 0, found.err
+    for number in ("0", "1"):
+        shutil.rmtree(Path("sweep") / number)
+        shutil.copytree(Path("elsewhere") / number, Path("sweep") / number)
+    assert command(*arguments, *own, HERE).status == 0
+    assert [trial.state.name for trial in load().trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert command(*arguments, *own, HERE).status == 0 and len(load().trials) == 4
+
+
 @pytest.mark.slow
 def test_failed_points_run_again_when_asked_to(command, empty_folder):
     source = "from flgo_hydra.federated.algorithm.fedavg import FedAvg as Base\nclass Own(Base):\n    "
@@ -125,8 +148,6 @@ def test_failed_points_run_again_when_asked_to(command, empty_folder):
     arguments = ("-m", *SMALL, "algorithm=custom", "algorithm._target_=later.Own", "lr=0.1,0.01,1e38")
     assert command(*arguments).status == 1
     (empty_folder / "later.py").write_text(source + "pass\n")
-    import sys
-
     del sys.modules["later"]
     before = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/failure.json")}
     assert len(before) == 3
