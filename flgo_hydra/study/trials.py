@@ -272,8 +272,10 @@ class Trials:
             )
 
     def is_over(self, trial: PointTrial) -> bool:
-        """Whether the study has the outcome of all of its jobs already. That they failed is none where their results have
-        come to light since, in a folder that was away."""
+        """Whether the study has the outcome of all of its jobs already.
+
+        That they failed is none where their results have come to light since, in a folder that was away.
+        """
         outcomes = [job.outcome for job in trial.jobs if job.outcome is not None]
         if trial.identity in self._failed and not any(outcome.status == "failed" for outcome in outcomes):
             return False
