@@ -40,7 +40,7 @@ def fuse_key(cfg: DictConfig | Conf) -> str:
         cfg: typed, where the launcher has it so already.
     """
     conf = cfg if isinstance(cfg, Conf) else compose.to_conf(cfg, has_known_keys=True)
-    if conf.parts or not engine_of(conf).can_fuse(conf):  # with parts a run's data or cohorts are its own
+    if not engine_of(conf).can_fuse(conf):
         return ""
     how = {key: value for key, value in compose.not_deciding(conf).items() if key not in _EACH_ITS_OWN}
     values = {**compose.deciding(conf), "how": how}  # one program has one device, its threads, and one task's data

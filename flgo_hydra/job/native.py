@@ -98,8 +98,8 @@ def targets(conf: Conf) -> Mapping[str, str]:
 
 
 def can_fuse(conf: Conf) -> bool:
-    """Unless a backend was asked for."""
-    return conf.engine.backend == "auto"
+    """Unless a backend was asked for, or a run has parts: its data or cohorts may be its own."""
+    return conf.engine.backend == "auto" and not conf.parts
 
 
 def train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:

@@ -123,9 +123,9 @@ def prepare(
     dtype = getattr(torch, conf.dtype)
     task = task or build_task(conf.task)
     targets = _targets(conf)
-    has_users_code = not all(t.startswith("flgo_hydra.") for t in targets if t != conf.metrics)
+    has_users_code = not all(t.startswith("flgo_hydra.") for t, _ in targets if t != conf.metrics)
     work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed, has_users_code)
-    is_ours = all(target.startswith("flgo_hydra.") for target in targets)
+    is_ours = all(target.startswith("flgo_hydra.") for target, _ in targets)
     with nullcontext(Record()) if is_ours else recording() as seen:
         seed_all(torch_seed(conf.seed, Purpose.SERVER), device)
         algorithm, numbers = build_algorithm(compose.parameters(conf.algorithm))
@@ -180,7 +180,7 @@ def prepare(
         lambda: backend.loop.kept_by_python,
         names_of(model),
     )
-    for target, part in targets.items():
+    for target, part in targets:
         if not target.startswith("flgo_hydra."):
             # Of metrics one call shows what they read.
             seen.files |= named_by(reference.load(target, "_target_"), part) if target != conf.metrics else set()
@@ -222,8 +222,8 @@ def prepare(
     return ReadyRun(conf, paths, device, data, *parts)
 
 
-def _targets(conf: Conf) -> dict[str, dict[str, Any]]:
+def _targets(conf: Conf) -> list[tuple[str, dict[str, Any]]]:
     """What the config names of code that computes, with the parameters that it gives it."""
-    parts = (compose.parameters(conf.model), compose.parameters(conf.algorithm))
-    found = {str(part["_target_"]): part for part in (*parts, *conf.parts.values())}
-    return found if conf.metrics is None else {**found, conf.metrics: {}}
+    named = (compose.parameters(conf.model), compose.parameters(conf.algorithm), *conf.parts.values())
+    found = [(str(one["_target_"]), one) for one in named]
+    return found if conf.metrics is None else [*found, (conf.metrics, {})]

@@ -168,7 +168,7 @@ class JsonLines:
         mine = os.fstat(self._fd)
         try:
             there = os.stat(self._path)
-        except FileNotFoundError:
+        except OSError:  # a file may stand where a folder was
             there = None
         if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
             raise CannotWrite(errno.ENOENT, "moved away or removed while it was written", str(self._path))

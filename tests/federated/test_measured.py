@@ -138,9 +138,11 @@ def test_what_is_measured_afterwards_is_of_the_trained_model(ragged, make_mlp):
 
 
 @pytest.mark.parametrize("algorithm, numbers", [(Fair, {"q": 2.0}), (Carrying, {})])
-def test_several_runs_at_once(ragged, make_mlp, algorithm, numbers):
-    """Each run's clients measure with its own server's model."""
+def test_several_runs_at_once(ragged, make_mlp, algorithm, numbers, monkeypatch):
+    """Each run's clients measure with its own server's model; what they keep is read once a round."""
     sizes = np.diff(ragged.offsets)
+    read, get_many = [], ClientStates.get_many
+    monkeypatch.setattr(ClientStates, "get_many", lambda *args: read.append(args[1]) or get_many(*args))
 
     def rounds_of(r, servers, clients):
         return {
@@ -172,6 +174,7 @@ def test_several_runs_at_once(ragged, make_mlp, algorithm, numbers):
     for i in (0, 1):
         for name, p in theirs[i].params.items():
             torch.testing.assert_close(ours[i].params[name], p, rtol=0, atol=1e-12)
+    assert len(read) == 3 * 2
 
 
 def test_a_client_of_many_samples_is_measured_in_parts(make_ragged_task, make_mlp):

@@ -255,9 +255,10 @@ class FusedBackend:
             lanes = self._lanes_for(chunk)
             runs, most = self._shape
             orders = [own[i % len(own)] for own in chunk.orders for i in range(most)]
-            facts = self._facts(chunk, most) if lanes.reads_facts else {}
+            kept = self._kept(chunk, lanes, most)
+            facts = self._facts(chunk, kept, most) if lanes.reads_facts else {}
             ids = [k for row in chunk.ids(most) for k in row]
-            lanes.begin(chunk.servers(), chunk.numbers(), orders, self._kept(chunk, lanes, most), facts, ids)
+            lanes.begin(chunk.servers(), chunk.numbers(), orders, kept, facts, ids)
             lanes.run(orders)
             weights = np.zeros((3, runs, most))
             for row, work in enumerate(chunk.works):
@@ -402,14 +403,18 @@ class FusedBackend:
             per_run.append(combine(self._recipe.algorithm, own, work.cohort, work.hyper))
         return {s: {n: torch.stack([one[s][n] for one in per_run]) for n in ts} for s, ts in per_run[0].items()}
 
-    def _facts(self, chunk: _Chunk, most: int) -> Tensors:
-        """What is known of the lanes' clients."""
+    def _facts(self, chunk: _Chunk, kept: State, most: int) -> Tensors:
+        """What is known of the lanes' clients.
+
+        Args:
+            kept: what they keep, (H, …).
+        """
         found: dict[int, Tensors] = {}
-        for member, work in zip(chunk.members, chunk.works, strict=True):
-            if id(work) not in found:
+        for row, (member, work) in enumerate(zip(chunk.members, chunk.works, strict=True)):
+            if id(work) not in found:  # rows that fill up are the first ones again
                 ids = work.cohort.clients.tolist()
-                kept = work.clients.get_many(ids)
-                found[id(work)] = member.loop.facts_of_many(ids, work.server, kept, work.hyper, work.round_num)
+                own = {s: {n: t[row * most : row * most + len(ids)] for n, t in ts.items()} for s, ts in kept.items()}
+                found[id(work)] = member.loop.facts_of_many(ids, work.server, own, work.hyper, work.round_num)
         every = [found[id(work)] for work in chunk.works]
         rows = [[i % len(work.cohort.clients) for i in range(most)] for work in chunk.works]
         return {name: torch.cat([one[name][at] for one, at in zip(every, rows, strict=True)]) for name in every[0]}

@@ -255,10 +255,12 @@ class LoopBackend:
         for k, steps, weights in zip(ids, batches, weights_of(cohort).T.tolist(), strict=True):
             self.load(server)
             state, own_buffers = self.own_buffers.apart(clients.get(k))
+            buffers = server.buffers
             if own_buffers:
-                self._buffers.put({**server.buffers, **own_buffers})
+                buffers = {**buffers, **own_buffers}
+                self._buffers.put(buffers)
             self._seed(k, round_num)
-            client = self._client(k, server, state, {**server.buffers, **own_buffers}, hyper)
+            client = self._client(k, server, state, buffers, hyper)
             self.train_client(steps, client, hyper)
             with torch.no_grad():
                 now = self._buffers.now() if self.buffers else {}
