@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from flgo_hydra.flags import name_and_value
 from flgo_hydra.importing import without_garbage_collection
-from flgo_hydra.launch import server_process
-from flgo_hydra.launch.host import num_cores
+from flgo_hydra.launch.processes import server_process
+from flgo_hydra.launch.scheduling.host import num_cores
 from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.streams import keep_going, tell_error, whole
@@ -78,7 +78,7 @@ def _run(arguments: Sequence[str]) -> int:
         # It imports torch on another core while this process composes and checks the grid.
         server_process.start_early(
             server_process.PRELOAD,
-            ["flgo_hydra.launch.worker:prepare", "flgo_hydra.app:preload"],
+            ["flgo_hydra.launch.processes.worker:prepare", "flgo_hydra.app:preload"],
             _expected_threads(arguments, num_cores()),
         )
     with without_garbage_collection():

@@ -39,10 +39,10 @@ def preload() -> None:
     import flgo_hydra.federated.algorithm.moon
     import flgo_hydra.federated.algorithm.scaffold
     import flgo_hydra.federated.backend.choice
+    import flgo_hydra.federated.data.task
     import flgo_hydra.federated.fit
     import flgo_hydra.federated.model
     import flgo_hydra.federated.rounds
-    import flgo_hydra.federated.task
     import flgo_hydra.federated.weights
     import flgo_hydra.record.checkpoint  # noqa: F401
 

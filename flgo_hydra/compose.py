@@ -219,7 +219,7 @@ def not_deciding(conf: Conf) -> dict[str, Any]:
     """The rest of the config, by the keys that people type: where files lie and how a run is computed.
 
     A run that goes on may change it. Points of a sweep that differ in nothing else are points of their own all the
-    same, since somebody has asked for both (`study/points.py`).
+    same, since somebody has asked for both (`study/space/points.py`).
     """
     values = {key: getattr(conf, key) for key in _DECIDES_NOTHING if key != "engine"}
     values |= {f"engine.{key}": value for key, value in asdict(conf.engine).items()}

@@ -15,8 +15,8 @@ from typing import Any
 from flgo_hydra import __main__, compose, streams
 from flgo_hydra.flags import name_and_value
 from flgo_hydra.overrides import Override, override
-from flgo_hydra.study.kept_grid import KEEP_RECORD, grow_recorded
 from flgo_hydra.study.recorded import read_hydra
+from flgo_hydra.study.space.kept_grid import KEEP_RECORD, grow_recorded
 
 _USAGE = """\
 usage: python -m flgo_hydra.resume FOLDER [OVERRIDE ...]

@@ -108,7 +108,7 @@ def command(
     from hydra.core.global_hydra import GlobalHydra
 
     from flgo_hydra import __main__
-    from flgo_hydra.launch import server_process
+    from flgo_hydra.launch.processes import server_process
 
     root = logging.getLogger()
     before = (list(root.handlers), root.level)

@@ -313,7 +313,7 @@ def as_before(path: Path) -> None:
 @pytest.mark.parametrize("change", [lambda path: None, as_before], ids=["ours", "version 5"])
 @pytest.mark.parametrize("in_memory", [0, 2**30])
 def test_what_clients_keep_goes_on(half_done, tmp_path, caplog, monkeypatch, change, in_memory):
-    from flgo_hydra.federated import client_state
+    from flgo_hydra.federated.clients import client_state
 
     monkeypatch.setattr(client_state, "IN_MEMORY", in_memory)
     change(tmp_path / "run" / "checkpoint.pt")

@@ -88,7 +88,7 @@ LAYERS = {
             "record",
             "streams",
         ),
-        *("launch.host", "launch.server_process"),
+        *("launch.scheduling.host", "launch.processes.server_process"),
     },
     "api": {
         "app",
@@ -117,11 +117,13 @@ LAYERS = {
 
 # Packages with the files and folders that may import them.
 ANYWHERE = {
-    "torch": ("federated/", "recorder/", "record/checkpoint.py", "launch/worker.py"),
-    "optuna": tuple(
-        f"study/{p}.py" for p in ("behind", "study", "storage", "journal", "pruning", "samplers", "widening")
+    "torch": ("federated/", "recorder/", "record/checkpoint.py", "launch/processes/worker.py"),
+    "optuna": (
+        "study/pruning.py",
+        "study/samplers.py",
+        *(f"study/stored/{p}.py" for p in ("behind", "journal", "storage", "study", "widening")),
     ),
-    "pynvml": ("launch/devices.py",),
+    "pynvml": ("launch/scheduling/devices.py",),
     "hydra": (
         "compose.py",
         "composer.py",
@@ -143,7 +145,7 @@ ANYWHERE = {
     )
     + ("study/", "launch/", "api/", "job/group.py"),
     "flgo": (),
-    "cloudpickle": ("api/shipped.py", "launch/task_reference.py"),
+    "cloudpickle": ("api/shipped.py", "launch/processes/task_reference.py"),
     "sklearn": (),
     "mlxtend": (),
     "matplotlib": (),

@@ -11,20 +11,26 @@ _TESTS = Path(__file__).parent
 _ELSEWHERE = {
     ".": "__main__ importing installed streams",
     "api": "calls shipped",
-    "federated": "client_program facts idx npz refused synthetic together transfer users_code",
+    "federated": "refused synthetic together transfer users_code",
     "federated/algorithm": "base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
     "federated/backend": (
         "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state snapshot traced"
     ),
     "federated/parts": "base sign_flip",
+    "federated/clients": "client_program",
+    "federated/data": "facts idx npz",
     "job": "flgo group imports native outcome watcher",
-    "launch": "channel forkserver group kernel_kills reporter",
+    "launch": "reporter",
+    "launch/processes": "channel forkserver group",
+    "launch/scheduling": "kernel_kills",
     "plugins/hydra_plugins/flgo_hydra": "launcher sweeper",
     "record": "log_trouble paths yaml_text",
     "recorder": "arena in_place linear needed operations tape writer",
     "report": "__main__ bands conditions figure formats heatmap parallel points question seeds tables",
-    "study": "common data_sets jobs ownership recorded replicates tables trials widening",
+    "study": "data_sets jobs ownership recorded tables trials",
+    "study/space": "common replicates",
+    "study/stored": "widening",
 }
 
 

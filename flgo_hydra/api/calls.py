@@ -18,7 +18,7 @@ from flgo_hydra.config import Conf
 from flgo_hydra.job import engines
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher
-from flgo_hydra.launch.scheduler import Scheduler
+from flgo_hydra.launch.scheduling.scheduler import Scheduler
 from flgo_hydra.overrides import override, setting
 from flgo_hydra.record.paths import free_folder
 from flgo_hydra.report.points import sort_points

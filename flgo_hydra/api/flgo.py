@@ -15,7 +15,7 @@ from flgo_hydra.api.results import Run, Sweep
 from flgo_hydra.api.schedulers import Devices, as_scheduler, device_list, devices_override
 from flgo_hydra.api.shipped import check_unchanged, target_of
 from flgo_hydra.overrides import override, varied
-from flgo_hydra.study.grid import parse_point
+from flgo_hydra.study.space.grid import parse_point
 
 _RUNNER_KEYS = ("task", "algorithm", "option", "model", "Logger", "Simulator", "scene", "metrics")
 

@@ -12,7 +12,7 @@ from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objecti
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
 from flgo_hydra.report.table import COSTS, ROUNDS, TEXTS, Column, Row
-from flgo_hydra.study.grid import parse_point
+from flgo_hydra.study.space.grid import parse_point
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Sweep:
     @property
     def study(self) -> Any:
         """The sweep's Optuna study (`optuna.Study`)."""
-        from flgo_hydra.study.storage import open_study
+        from flgo_hydra.study.stored.storage import open_study
 
         return open_study(self.storage, self.study_name)
 

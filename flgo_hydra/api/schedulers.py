@@ -10,8 +10,8 @@ They are ours (`launch/`), which know in addition the GPUs they are for.
 from collections.abc import Sequence
 from typing import Any
 
-from flgo_hydra.launch import auto, scheduler
-from flgo_hydra.launch.scheduler import Device, Placement, Request, RunningJob, Scheduler, has_slot, started
+from flgo_hydra.launch.scheduling import auto, scheduler
+from flgo_hydra.launch.scheduling.scheduler import Device, Placement, Request, RunningJob, Scheduler, has_slot, started
 
 Devices = Sequence[int | str] | int | str
 
@@ -33,7 +33,7 @@ class RandomScheduler(scheduler.RandomScheduler):
 
 
 class AutoScheduler(auto.AutoScheduler):
-    """A GPU whose free memory has exceeded what the running jobs take, for long enough (`launch/auto.py`).
+    """A GPU whose free memory has exceeded what the running jobs take, for long enough (`launch/scheduling/auto.py`).
 
     Args:
         devices: indices or UUIDs of GPUs; none: all there are, or the CPU.
@@ -119,8 +119,8 @@ def as_scheduler(given: Any) -> Scheduler | None:
     if callable(getattr(given, "get_available_device", None)) and not isinstance(given, type):
         return FlgoStyle(given)
     raise ValueError(
-        "`scheduler` must be an object with `choose` (a subclass of flgo_hydra.launch.scheduler.Scheduler) or with "
-        f"FLGo's `get_available_device`, but got {given!r}."
+        "`scheduler` must be an object with `choose` (a subclass of flgo_hydra.launch.scheduling.scheduler.Scheduler) "
+        f"or with FLGo's `get_available_device`, but got {given!r}."
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import ServerState
 
@@ -37,7 +37,7 @@ def evaluate_many(model: nn.Module, data: Data, servers: Sequence[ServerState]) 
     chunk = max(1, CHUNK[data.test.x.device.type] // len(servers))
 
     def one(tensors: dict[str, Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        return _sums(functional_call(model, tensors, (x,)), data, Samples(x, y, weights))
+        return _sums(functional_call(model, tensors, (x,)), data, HeldOut(x, y, weights))
 
     with torch.no_grad():
         both = []
@@ -51,7 +51,7 @@ def evaluate_many(model: nn.Module, data: Data, servers: Sequence[ServerState]) 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Data, samples: Samples) -> Tensor:
+def evaluate(model: nn.Module, data: Data, samples: HeldOut) -> Tensor:
     """Weighted mean loss and accuracy, as a tensor of shape (2,) on the device (accuracy is nan for regression).
 
     The mean is summed in float64 (float32 on mps). The caller reads it: reading is what waits for a GPU.
@@ -77,12 +77,12 @@ def evaluate(model: nn.Module, data: Data, samples: Samples) -> Tensor:
     return total
 
 
-def _parts(samples: Samples, size: int) -> list[Samples]:
+def _parts(samples: HeldOut, size: int) -> list[HeldOut]:
     tensors = (samples.x, samples.y, samples.weights)
-    return [Samples(*(tensor[begin : begin + size] for tensor in tensors)) for begin in range(0, len(samples.x), size)]
+    return [HeldOut(*(tensor[begin : begin + size] for tensor in tensors)) for begin in range(0, len(samples.x), size)]
 
 
-def _sums(outputs: Tensor, data: Data, samples: Samples) -> Tensor:
+def _sums(outputs: Tensor, data: Data, samples: HeldOut) -> Tensor:
     loss = (data.criterion(outputs, samples.y).to(samples.weights.dtype) * samples.weights).sum()
     if not data.is_classification:
         return torch.stack([loss, torch.full_like(loss, torch.nan)])

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.python_state import outside_kept
+from flgo_hydra.federated.data.task import Task
 from flgo_hydra.federated.evaluation import CHUNK
 from flgo_hydra.federated.model import make_model, require_weights
 from flgo_hydra.federated.outputs import hold_form
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
-from flgo_hydra.federated.task import Task
 from flgo_hydra.federated.training import LocalWork
 
 _OURS = "flgo_hydra.federated.model."

@@ -74,7 +74,7 @@ def check(option: OptionConf, task: TaskConf, algorithm: FlgoConf, model: Mappin
 
 def data_sha256(task: TaskConf) -> str:
     """A hash of the task's content as a run of ours has it; where the samples are not among ours, of FLGo's folder."""
-    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.data.task import build_task
 
     try:
         return build_task(task).data_sha256

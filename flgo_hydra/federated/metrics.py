@@ -4,8 +4,8 @@ They are a function, or a class whose object is made once a run and called, name
 is given, by name, what its signature takes of
 
     model     the server's model, in evaluation mode, on the run's device; its gradients are off
-    task      the task (`federated/task.py`): arrays by client
-    data      the task's samples as tensors on the device (`federated/data.py`)
+    task      the task (`federated/data/task.py`): arrays by client
+    data      the task's samples as tensors on the device (`federated/data/on_device.py`)
     record    the evaluated rounds so far, the present one last, as dicts like the lines of rounds.jsonl
 
 and returns numbers by name, which land in rounds.jsonl, in result.json, in the study and the tables. One of them may be
@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from flgo_hydra import reference
 from flgo_hydra.federated.backend.python_state import PythonState, TooMuch
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
+from flgo_hydra.federated.data.task import Task
 from flgo_hydra.federated.refused import Refused
-from flgo_hydra.federated.task import Task
 from flgo_hydra.objective import KNOWN
 
 Values = dict[str, float]

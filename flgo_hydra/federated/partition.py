@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flgo_hydra import reference
-from flgo_hydra.federated.samples import whole_array
+from flgo_hydra.federated.data.samples import whole_array
 
 Ints = NDArray[np.int64]
 # n samples, N clients, K classes

@@ -12,9 +12,9 @@ from torch import nn
 
 from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort, sample_cohort, weigh
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.evaluation import Metrics, metrics_of
 from flgo_hydra.federated.metrics import monitored
 from flgo_hydra.federated.patience import Patience

@@ -42,8 +42,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flgo_hydra import reference
-from flgo_hydra.federated import cifar, idx
-from flgo_hydra.federated.npz import read as read_npz
+from flgo_hydra.federated.data import cifar, idx
+from flgo_hydra.federated.data.npz import read as read_npz
 
 Arrays = dict[str, NDArray[Any]]
 Input = Path | str

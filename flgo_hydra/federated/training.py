@@ -21,7 +21,7 @@ from flgo_hydra.federated.algorithm.base import (
     State,
     Tensors,
 )
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, StepCounts, clip, is_zero
 from flgo_hydra.federated.randomness import Purpose, generators_kept, permutations

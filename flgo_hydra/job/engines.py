@@ -9,7 +9,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.task import Task
+    from flgo_hydra.federated.data.task import Task
 
 
 class Engine(Protocol):

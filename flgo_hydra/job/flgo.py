@@ -15,7 +15,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.task import Task
+    from flgo_hydra.federated.data.task import Task
 
 
 def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task | None":
@@ -53,7 +53,7 @@ def can_fuse(conf: Conf) -> bool:
 
 def train(conf: Conf, paths: RunPaths, task: "Task | None") -> RunResult:
     from flgo_hydra.federated import flgo_runner
-    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.clients.client_state import ClientStates
     from flgo_hydra.federated.patience import Patience
     from flgo_hydra.federated.rounds import RunState
     from flgo_hydra.federated.training import ServerState

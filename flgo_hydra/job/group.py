@@ -1,4 +1,4 @@
-"""Several jobs as one program: which may run so, and how they do (see `launch/group.py`)."""
+"""Several jobs as one program: which may run so, and how they do (see `launch/processes/group.py`)."""
 
 import contextlib
 import logging

@@ -16,7 +16,7 @@ def load(target: str, key: str) -> Callable[..., Any]:
     """
     if target in _imported:
         return reference.load(target, key)
-    from flgo_hydra.federated.dependencies import reads_of, recording
+    from flgo_hydra.federated.data.dependencies import reads_of, recording
 
     with recording() as record:
         found = reference.load(target, key)

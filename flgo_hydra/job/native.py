@@ -17,7 +17,7 @@ from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes
-    from flgo_hydra.federated.task import Task
+    from flgo_hydra.federated.data.task import Task
 
 _checked: set[str] = set()
 _log = logging.getLogger("flgo_hydra")
@@ -25,7 +25,7 @@ _log = logging.getLogger("flgo_hydra")
 
 def check(conf: Conf, data: dict[str, tuple[str, str]] | None = None) -> "Task | None":
     """As `Engine.check`. The task is built (or found in the cache), unless `data` has it."""
-    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.data.task import build_task
 
     task, known = None, {} if data is None else data
     if repr(conf.task) not in known:
@@ -64,9 +64,9 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
     import torch
 
     from flgo_hydra.federated.algorithm.base import Algorithm
-    from flgo_hydra.federated.dependencies import Record, reads_of, recording
+    from flgo_hydra.federated.data.dependencies import Record, reads_of, recording
+    from flgo_hydra.federated.data.task import build_task
     from flgo_hydra.federated.fit import build_fitting_model
-    from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalWork
 
     has_own_loss = getattr(reference.load(algorithm, "algorithm._target_"), "loss", None) is not Algorithm.loss
@@ -85,7 +85,7 @@ def check_model(conf: Conf, task: "Task | None" = None) -> None:
 
 
 def data_sha256(task: TaskConf) -> str:
-    from flgo_hydra.federated.task import build_task
+    from flgo_hydra.federated.data.task import build_task
 
     return build_task(task).data_sha256
 

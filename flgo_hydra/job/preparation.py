@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typ
 
     from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
     from flgo_hydra.federated.backend.choice import ChosenBackend
-    from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.data.on_device import Data
+    from flgo_hydra.federated.data.task import Task
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.rounds import Run, RunState, Status
-    from flgo_hydra.federated.task import Task
 
 _log = logging.getLogger("flgo_hydra")
 
@@ -98,10 +98,12 @@ def prepare(
     from flgo_hydra.federated.algorithm.base import Algorithm
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
-    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.clients.client_state import ClientStates
+    from flgo_hydra.federated.clients.personal import Personal
     from flgo_hydra.federated.cohort import caveats, count_drawn
-    from flgo_hydra.federated.data import to_data
-    from flgo_hydra.federated.dependencies import Record, named_by, reads_of, recording
+    from flgo_hydra.federated.data.dependencies import Record, named_by, reads_of, recording
+    from flgo_hydra.federated.data.on_device import to_data
+    from flgo_hydra.federated.data.task import build_task
     from flgo_hydra.federated.fit import build_fitting_model
     from flgo_hydra.federated.metrics import OwnMetrics
     from flgo_hydra.federated.model import arrange_for_cpu
@@ -110,10 +112,8 @@ def prepare(
     from flgo_hydra.federated.parts.composed import composed
     from flgo_hydra.federated.parts.in_a_run import poisoned, require_fitting, selecting
     from flgo_hydra.federated.patience import Patience
-    from flgo_hydra.federated.personal import Personal
     from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
     from flgo_hydra.federated.rounds import RunState, rounds
-    from flgo_hydra.federated.task import build_task
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
     from flgo_hydra.federated.users_code import no_silent_end
     from flgo_hydra.federated.weights import load_weights, names_of

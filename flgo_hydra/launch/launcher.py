@@ -36,16 +36,16 @@ from omegaconf.errors import OmegaConfBaseException
 from flgo_hydra import reference
 from flgo_hydra.composer import Composer, number_config, run_folder, without_hydra
 from flgo_hydra.config import Conf, LauncherConf
-from flgo_hydra.launch.estimates import Estimates, default_path, machine_key
 from flgo_hydra.launch.failures import Failure
-from flgo_hydra.launch.kernel_kills import read_kernel_kills
+from flgo_hydra.launch.processes.returned import Arrived, Returned, unpack
+from flgo_hydra.launch.processes.server_process import PRELOAD, worker_env
+from flgo_hydra.launch.processes.task_reference import TaskReference, find_task
+from flgo_hydra.launch.processes.worker import Assignment
 from flgo_hydra.launch.queue import Event, Job, Queue
 from flgo_hydra.launch.reporter import THREADS
-from flgo_hydra.launch.returned import Arrived, Returned, unpack
-from flgo_hydra.launch.scheduler import Device, RunningJob, Scheduler
-from flgo_hydra.launch.server_process import PRELOAD, worker_env
-from flgo_hydra.launch.task_reference import TaskReference, find_task
-from flgo_hydra.launch.worker import Assignment
+from flgo_hydra.launch.scheduling.estimates import Estimates, default_path, machine_key
+from flgo_hydra.launch.scheduling.kernel_kills import read_kernel_kills
+from flgo_hydra.launch.scheduling.scheduler import Device, RunningJob, Scheduler
 from flgo_hydra.machine_errors import tells_of_storage
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.plain_text import message_of, printable, traceback_of
@@ -58,10 +58,10 @@ if TYPE_CHECKING:  # Hydra imports this module for single runs too
 log = logging.getLogger(__name__)
 
 SCHEDULERS = {
-    "basic": "flgo_hydra.launch.scheduler.BasicScheduler",
-    "random": "flgo_hydra.launch.scheduler.RandomScheduler",
-    "auto": "flgo_hydra.launch.auto.AutoScheduler",
-    "ledger": "flgo_hydra.launch.ledger.LedgerScheduler",
+    "basic": "flgo_hydra.launch.scheduling.scheduler.BasicScheduler",
+    "random": "flgo_hydra.launch.scheduling.scheduler.RandomScheduler",
+    "auto": "flgo_hydra.launch.scheduling.auto.AutoScheduler",
+    "ledger": "flgo_hydra.launch.scheduling.ledger.LedgerScheduler",
 }
 _PRELOAD_PACKAGES = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml")
 """What the launcher has imported of these by the time it starts a job, jobs need too."""
@@ -271,8 +271,8 @@ class PackingLauncher(Launcher):
         return self._queue
 
     def _make_queue(self) -> Queue:
-        from flgo_hydra.launch.devices import Devices
-        from flgo_hydra.launch.pool import Pool
+        from flgo_hydra.launch.processes.pool import Pool
+        from flgo_hydra.launch.scheduling.devices import Devices
 
         settings = self.settings
         devices = Devices(settings.devices, settings.slots)
@@ -280,7 +280,7 @@ class PackingLauncher(Launcher):
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
         env = worker_env(self._num_threads) | ({THREADS: str(settings.threads)} if settings.threads else {})
-        self._pool = Pool("flgo_hydra.launch.worker:run", preload, self._task, env)
+        self._pool = Pool("flgo_hydra.launch.processes.worker:run", preload, self._task, env)
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,
@@ -349,8 +349,8 @@ def make_scheduler(wanted: Any) -> Scheduler:
     scheduler = reference.call(reference.load(target, f"{key}._target_"), given, {}, key)
     if not isinstance(scheduler, Scheduler):
         raise ValueError(
-            f"`{key}._target_={target}` must be a subclass of flgo_hydra.launch.scheduler.Scheduler, but it makes "
-            f"{type(scheduler).__name__}."
+            f"`{key}._target_={target}` must be a subclass of flgo_hydra.launch.scheduling.scheduler.Scheduler, but it "
+            f"makes {type(scheduler).__name__}."
         )
     return scheduler
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from flgo_hydra.config import MOST_SECONDS
-from flgo_hydra.launch.estimates import Estimates
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
-from flgo_hydra.launch.pool import Ended, Message, Started
+from flgo_hydra.launch.processes.pool import Ended, Message, Started
 from flgo_hydra.launch.reporter import WHY_APART
-from flgo_hydra.launch.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
+from flgo_hydra.launch.scheduling.estimates import Estimates
+from flgo_hydra.launch.scheduling.scheduler import CPU, Device, Placement, Request, RunningJob, Scheduler
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import NOT_STARTED, forget_failure
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.queue import Event, Queue, Running
-from flgo_hydra.launch.scheduler import CPU, Device
+from flgo_hydra.launch.scheduling.scheduler import CPU, Device
 from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.progress import duration
 from flgo_hydra.record.plain_text import printable

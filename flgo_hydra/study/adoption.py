@@ -16,7 +16,7 @@ from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import read_result
 from flgo_hydra.study import recorded
 from flgo_hydra.study.jobs import Jobs
-from flgo_hydra.study.points import Point, PointChecker
+from flgo_hydra.study.space.points import Point, PointChecker
 
 log = logging.getLogger(__name__)
 _MOST_DEPTH = 8

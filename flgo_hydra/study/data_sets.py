@@ -10,7 +10,7 @@ other ways, by another seed or for more clients, have other contents, but are of
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flgo_hydra.study.points import Point
+from flgo_hydra.study.space.points import Point
 
 _PREFIX = "data "
 _OF_SOURCE = "source "

@@ -11,7 +11,7 @@ from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.report.table import Row
 from flgo_hydra.study.changed_code import RunCode
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.points import Point
+from flgo_hydra.study.space.points import Point
 
 
 @dataclass(eq=False)

@@ -32,10 +32,12 @@ from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.streams import tell_error
 from flgo_hydra.study import recorded
-from flgo_hydra.study.common import Common
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import (
+from flgo_hydra.study.jobs import Job, PointTrial
+from flgo_hydra.study.ownership import owning
+from flgo_hydra.study.space.common import Common
+from flgo_hydra.study.space.grid import (
     Axis,
     Grid,
     Value,
@@ -47,14 +49,12 @@ from flgo_hydra.study.grid import (
     read_points,
     write_axis,
 )
-from flgo_hydra.study.jobs import Job, PointTrial
-from flgo_hydra.study.ownership import owning
-from flgo_hydra.study.points import Point, keys_apart, tell_apart
-from flgo_hydra.study.replicates import identity_of, split_replicates
+from flgo_hydra.study.space.points import Point, keys_apart, tell_apart
+from flgo_hydra.study.space.replicates import identity_of, split_replicates
 from flgo_hydra.study.trials import Trials
 
 if TYPE_CHECKING:  # imports optuna
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study.stored.study import SweepStudy
 
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def rebuild(
     Raises:
         ValueError: no sweep, nothing to rebuild from, or a study is there.
     """
-    from flgo_hydra.study import storage as storages  # it imports optuna
+    from flgo_hydra.study.stored import storage as storages  # it imports optuna
 
     paths = SweepPaths(folder.resolve())
     if not (paths.folder / "multirun.yaml").is_file():
@@ -159,8 +159,8 @@ def _make(
     name: str,
 ) -> int:
     """Makes the study in place of one that is there; returns how many trials it has got."""
-    from flgo_hydra.study import storage as storages
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study.stored import storage as storages
+    from flgo_hydra.study.stored.study import SweepStudy
 
     command = _read_command(hydra, composer)
     new = paths.folder / ".study.journal.new"
@@ -178,8 +178,8 @@ def _make(
 
 def _is_whole(storage: str, name: str) -> bool:
     """Whether a database has a study that nobody was making from run folders when he was killed."""
-    from flgo_hydra.study import storage as storages
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study.stored import storage as storages
+    from flgo_hydra.study.stored.study import SweepStudy
 
     if not storages.exists(storage, name):
         return False

@@ -42,7 +42,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from flgo_hydra import reference
-from flgo_hydra.study.grid import Axis, Grid, Interval
+from flgo_hydra.study.space.grid import Axis, Grid, Interval
 
 _PACKAGES = {"tpe": (), "random": (), "qmc": ("scipy",), "cmaes": ("cmaes",), "gp": ("scipy", "torch")}
 _NUMBERS_ONLY = ("qmc", "cmaes")

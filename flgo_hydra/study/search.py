@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydra.errors import HydraException
 
 from flgo_hydra.study.data_sets import OtherData
-from flgo_hydra.study.grid import Grid, Value
 from flgo_hydra.study.jobs import Job, PointTrial
-from flgo_hydra.study.points import Point, PointChecker
+from flgo_hydra.study.space.grid import Grid, Value
+from flgo_hydra.study.space.points import Point, PointChecker
 from flgo_hydra.study.trials import Trials
 
 if TYPE_CHECKING:  # imports optuna
-    from flgo_hydra.study.study import StoredTrial
+    from flgo_hydra.study.stored.study import StoredTrial
 
 
 class Source(Protocol):

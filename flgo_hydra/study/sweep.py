@@ -34,18 +34,18 @@ from flgo_hydra.report.summary import print_summary, resume_command
 from flgo_hydra.report.table import Row
 from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
-from flgo_hydra.study.behind import Behind
 from flgo_hydra.study.changed_code import RunCode, sentence, several_versions
-from flgo_hydra.study.common import Common, check_same
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, Value, description, give_axes, read_choices
 from flgo_hydra.study.jobs import Job
-from flgo_hydra.study.kept_grid import KEEP_RECORD
 from flgo_hydra.study.ownership import check_folder
-from flgo_hydra.study.points import Point, PointChecker, tell_apart
-from flgo_hydra.study.replicates import reason_of
 from flgo_hydra.study.search import GridSource, SearchSettings, SearchSource, Source
+from flgo_hydra.study.space.common import Common, check_same
+from flgo_hydra.study.space.grid import Grid, Value, description, give_axes, read_choices
+from flgo_hydra.study.space.kept_grid import KEEP_RECORD
+from flgo_hydra.study.space.points import Point, PointChecker, tell_apart
+from flgo_hydra.study.space.replicates import reason_of
+from flgo_hydra.study.stored.behind import Behind
 from flgo_hydra.study.tables import SweepTables
 from flgo_hydra.study.trials import Trials
 
@@ -106,11 +106,11 @@ class Sweep:
         plan: Plan,
         paths: SweepPaths,
     ) -> None:
-        from flgo_hydra.study.live import LiveCurves  # these import optuna
         from flgo_hydra.study.pruning import Pruning
         from flgo_hydra.study.rebuild import take_over
-        from flgo_hydra.study.storage import located
-        from flgo_hydra.study.study import SweepStudy
+        from flgo_hydra.study.stored.live import LiveCurves  # these import optuna
+        from flgo_hydra.study.stored.storage import located
+        from flgo_hydra.study.stored.study import SweepStudy
 
         self._config = config
         self._settings = settings = replace(settings, storage=located(settings.storage, paths.folder))

@@ -20,12 +20,20 @@ from flgo_hydra.config import SweeperConf
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths, free_folder, is_by_the_second
-from flgo_hydra.study.common import Common
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Grid, give_axes, read_grid, read_points, refuse_repeated, refuse_twice, write_axis
 from flgo_hydra.study.ownership import check_files, owning
-from flgo_hydra.study.points import PointChecker, check_points
-from flgo_hydra.study.replicates import split_replicates
+from flgo_hydra.study.space.common import Common
+from flgo_hydra.study.space.grid import (
+    Grid,
+    give_axes,
+    read_grid,
+    read_points,
+    refuse_repeated,
+    refuse_twice,
+    write_axis,
+)
+from flgo_hydra.study.space.points import PointChecker, check_points
+from flgo_hydra.study.space.replicates import split_replicates
 
 if TYPE_CHECKING:  # Hydra imports this module for single runs too
     from flgo_hydra.study.sweep import Outcome, Plan

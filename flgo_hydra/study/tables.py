@@ -9,8 +9,8 @@ from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.report.optimum import conditions_apart, points_apart
 from flgo_hydra.report.points import PointRow, sort_points, write_best_point, write_points
 from flgo_hydra.report.table import Row, write_best, write_results
-from flgo_hydra.study.replicates import mean_and_std, reason_of
 from flgo_hydra.study.search import Source
+from flgo_hydra.study.space.replicates import mean_and_std, reason_of
 from flgo_hydra.study.trials import Trials
 
 _COST_SHARE = 20.0

@@ -26,13 +26,13 @@ from flgo_hydra.record.result import (
 from flgo_hydra.report.table import RETURNED, Row
 from flgo_hydra.study.changed_code import ChangedCode
 from flgo_hydra.study.folders import RunFolders
-from flgo_hydra.study.grid import Value, parse_point
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial
-from flgo_hydra.study.points import Point
-from flgo_hydra.study.replicates import identity_of, mean_curve, reason_of
+from flgo_hydra.study.space.grid import Value, parse_point
+from flgo_hydra.study.space.points import Point
+from flgo_hydra.study.space.replicates import identity_of, mean_curve, reason_of
 
 if TYPE_CHECKING:  # imports optuna
-    from flgo_hydra.study.study import StoredTrial, SweepStudy
+    from flgo_hydra.study.stored.study import StoredTrial, SweepStudy
 
 _log = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend import cost
 from flgo_hydra.federated.backend.choice import ChosenBackend, build_backend
 from flgo_hydra.federated.backend.expected import expected_sizes
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort, sample_cohort
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.model import arrange_for_cpu, cnn, logistic, mlp, resnet
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -150,7 +150,7 @@ def data_of(case: Case) -> Data:
     shape = MODELS[case.model][0]
     x = torch.from_numpy(rng.random((int(sizes.sum()), *shape)).astype(np.float32))
     y = torch.from_numpy(rng.integers(0, NUM_CLASSES, len(x)))
-    held = Samples(x[:8], y[:8], torch.full((8,), 1 / 8, dtype=torch.float64))
+    held = HeldOut(x[:8], y[:8], torch.full((8,), 1 / 8, dtype=torch.float64))
     return Data(x, y, np.cumsum([0, *sizes]).tolist(), held, held, is_classification=True)
 
 

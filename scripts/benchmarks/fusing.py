@@ -28,8 +28,8 @@ from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.clients.client_state import ClientStates
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.evaluation import metrics_of
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import Evaluation, Run, RunState, Status, rounds
@@ -54,7 +54,7 @@ def reference_data(device: torch.device) -> Data:
         w.make_arrays(os.environ["FLGO_HYDRA_WORKLOAD"])
         x_train, y_train, x_test, y_test = (torch.from_numpy(array).to(device) for array in w.arrays())
     weights = torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64, device=device)
-    test = Samples(x_test, y_test, weights)
+    test = HeldOut(x_test, y_test, weights)
     offsets = list(range(0, len(y_train) + 1, w.PER_CLIENT))
     return Data(x_train, y_train, offsets, test, test, is_classification=True)
 

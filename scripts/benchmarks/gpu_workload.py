@@ -28,8 +28,8 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.clients.client_state import ClientStates
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.evaluation import metrics_of
 from flgo_hydra.federated.model import arrange_for_cpu, resnet
 from flgo_hydra.federated.optimizer import build_optimizer
@@ -102,7 +102,7 @@ def make_workload(name: str, file: Path | None, is_quick: bool, device: torch.de
         x_test, y_test = x_test[: size.num_test], y_test[: size.num_test]
     x_train, y_train, x_test, y_test = (torch.from_numpy(a).to(device) for a in (x_train, y_train, x_test, y_test))
     weights = torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64, device=device)
-    held_out = Samples(x_test, y_test, weights)
+    held_out = HeldOut(x_test, y_test, weights)
     offsets = list(range(0, num_train + 1, size.per_client))
     return Workload(name, size, Data(x_train, y_train, offsets, held_out, held_out, is_classification=True))
 

@@ -38,7 +38,7 @@ from machine import machine, versions
 if TYPE_CHECKING:
     from torch import nn
 
-    from flgo_hydra.federated.data import Data
+    from flgo_hydra.federated.data.on_device import Data
     from flgo_hydra.federated.rounds import RunState, Status
 
 FEATURES, SAMPLES, STEPS = 784, 10, 20
@@ -113,8 +113,8 @@ def make_data(num_clients: int) -> "Data":
     import numpy as np
     import torch
 
-    from flgo_hydra.federated.data import to_data
-    from flgo_hydra.federated.task import Task
+    from flgo_hydra.federated.data.on_device import to_data
+    from flgo_hydra.federated.data.task import Task
 
     rng = np.random.default_rng(0)
     n = num_clients * SAMPLES
@@ -146,7 +146,7 @@ def train(row: Row, data: "Data", backend_name: str, folder: Path) -> Iterator[d
     from flgo_hydra.config import EngineConf
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
-    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.clients.client_state import ClientStates
     from flgo_hydra.federated.cohort import sample_cohort
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -171,7 +171,7 @@ def train_points(row: Row, data: "Data") -> Iterator[dict[str, Any]]:
     from flgo_hydra.federated.algorithm.fedavg import FedAvg
     from flgo_hydra.federated.backend.fused import FusedBackend, Member
     from flgo_hydra.federated.backend.loop import LoopBackend
-    from flgo_hydra.federated.client_state import ClientStates
+    from flgo_hydra.federated.clients.client_state import ClientStates
     from flgo_hydra.federated.optimizer import build_optimizer
     from flgo_hydra.federated.rounds import RunState, rounds
     from flgo_hydra.federated.training import LocalStep, LocalWork, server_state

@@ -20,17 +20,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from flgo_hydra.launch import reporter
-from flgo_hydra.launch.channel import Channel
-from flgo_hydra.launch.pool import Pool
+from flgo_hydra.launch.processes.channel import Channel
+from flgo_hydra.launch.processes.pool import Pool
+from flgo_hydra.launch.processes.worker import MemoryReport, make_reporter
 from flgo_hydra.launch.queue import Job, Queue
-from flgo_hydra.launch.scheduler import CPU, BasicScheduler, Device
-from flgo_hydra.launch.worker import MemoryReport, make_reporter
+from flgo_hydra.launch.scheduling.scheduler import CPU, BasicScheduler, Device
 from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import read_rounds
-from flgo_hydra.study import study as studies
-from flgo_hydra.study.live import LiveCurves
+from flgo_hydra.study.stored import study as studies
+from flgo_hydra.study.stored.live import LiveCurves
 
 
 def work(channel: Channel) -> int:

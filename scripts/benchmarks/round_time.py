@@ -37,9 +37,9 @@ from plain import train_round
 from flgo_hydra.config import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.choice import build_backend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.model import arrange_for_cpu
 from flgo_hydra.federated.optimizer import build_optimizer
@@ -58,7 +58,7 @@ Round = Callable[[int], float]
 
 def reference_data() -> Data:
     x_train, y_train, x_test, y_test = map(torch.from_numpy, w.arrays())
-    test = Samples(x_test, y_test, torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64))
+    test = HeldOut(x_test, y_test, torch.full((len(y_test),), 1 / len(y_test), dtype=torch.float64))
     offsets = list(range(0, len(y_train) + 1, w.PER_CLIENT))
     return Data(x_train, y_train, offsets, test, test, is_classification=True)
 

@@ -20,9 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 from simulator import MAX_OOM, WORKLOADS, FlgoAsCoded, Outcome, Simulation
 
-from flgo_hydra.launch.auto import AutoScheduler
-from flgo_hydra.launch.ledger import LedgerScheduler
-from flgo_hydra.launch.scheduler import BasicScheduler, Scheduler
+from flgo_hydra.launch.scheduling.auto import AutoScheduler
+from flgo_hydra.launch.scheduling.ledger import LedgerScheduler
+from flgo_hydra.launch.scheduling.scheduler import BasicScheduler, Scheduler
 
 SCHEDULERS: dict[str, Callable[[], Scheduler]] = {
     "one job a GPU": lambda: BasicScheduler(max_jobs_per_device=1),

@@ -18,8 +18,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from flgo_hydra.launch.estimates import Estimates
-from flgo_hydra.launch.scheduler import Device, Placement, Request, RunningJob, Scheduler, started
+from flgo_hydra.launch.scheduling.estimates import Estimates
+from flgo_hydra.launch.scheduling.scheduler import Device, Placement, Request, RunningJob, Scheduler, started
 
 # An H100 of 80 GB, what its driver keeps, a process's CUDA context, and the cores that drive one GPU.
 TOTAL_MIB, DRIVER_MIB, CONTEXT_MIB, NUM_CORES = 81559, 600, 450, 16

@@ -32,7 +32,7 @@ from hydra.core.utils import JobStatus  # noqa: E402
 
 from flgo_hydra import __main__  # noqa: E402
 from flgo_hydra.launch import launcher as real  # noqa: E402
-from flgo_hydra.launch.returned import Arrived  # noqa: E402
+from flgo_hydra.launch.processes.returned import Arrived  # noqa: E402
 from flgo_hydra.record.paths import RunPaths  # noqa: E402
 from flgo_hydra.study import points, sweeper  # noqa: E402
 from flgo_hydra.study import sweep as sweeps  # noqa: E402

@@ -138,7 +138,7 @@ def _names_file(text: str) -> bool:
 def recorded(folder: Path) -> None:
     from flgo_hydra.report.runs import read_yaml
     from flgo_hydra.resume import read_command
-    from flgo_hydra.study.kept_grid import grow_recorded
+    from flgo_hydra.study.space.kept_grid import grow_recorded
 
     path = folder / "multirun.yaml"
     read_yaml(path)
@@ -150,20 +150,20 @@ def recorded(folder: Path) -> None:
 
 
 def journal(folder: Path) -> None:
-    from flgo_hydra.study.storage import name_in, open_storage
+    from flgo_hydra.study.stored.storage import name_in, open_storage
 
     name_in(folder / "study.journal")
     open_storage(folder / "study.journal")
 
 
 def database(folder: Path) -> None:
-    from flgo_hydra.study.storage import exists
+    from flgo_hydra.study.stored.storage import exists
 
     exists("sqlite:///study.db", "s")
 
 
 def cache(folder: Path) -> None:
-    from flgo_hydra.federated import dependencies, task_cache
+    from flgo_hydra.federated.data import dependencies, task_cache
 
     def build() -> Any:
         return {"x": np.arange(50.0)}, dependencies.state_of(dependencies.Record()), "0"
@@ -172,7 +172,7 @@ def cache(folder: Path) -> None:
 
 
 def estimates(folder: Path) -> None:
-    from flgo_hydra.launch.estimates import Estimates
+    from flgo_hydra.launch.scheduling.estimates import Estimates
 
     found = Estimates("m", folder / "estimates.json")
     found.memory_mib("s")
@@ -196,25 +196,26 @@ def flgo(folder: Path) -> None:
 
 
 def cifar(folder: Path) -> None:
-    from flgo_hydra.federated.cifar import read
+    from flgo_hydra.federated.data.cifar import read
 
     read(folder / "data_batch_1", "labels", 10)
 
 
 def idx(folder: Path) -> None:
-    from flgo_hydra.federated.idx import read
+    from flgo_hydra.federated.data.idx import read
 
     read(folder / "images", 3)
 
 
 def idx_gz(folder: Path) -> None:
-    from flgo_hydra.federated.idx import read
+    from flgo_hydra.federated.data.idx import read
 
     read(folder / "images.gz", 3)
 
 
 def npz(folder: Path) -> None:
-    from flgo_hydra.federated import samples, sources
+    from flgo_hydra.federated import sources
+    from flgo_hydra.federated.data import samples
 
     samples.check(sources.npz(str(folder / "mine.npz")), str(folder / "mine.npz"))
 
@@ -248,7 +249,7 @@ def make_recorded(folder: Path) -> Path:
 def make_journal(folder: Path) -> Path:
     import optuna
 
-    from flgo_hydra.study.storage import open_storage
+    from flgo_hydra.study.stored.storage import open_storage
 
     folder.mkdir()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -4,7 +4,7 @@ import pytest
 
 from flgo_hydra import AutoScheduler, BasicScheduler, RandomScheduler
 from flgo_hydra.api.schedulers import as_scheduler, device_list, devices_override
-from flgo_hydra.launch.scheduler import CPU, Device, Request
+from flgo_hydra.launch.scheduling.scheduler import CPU, Device, Request
 
 GPUS = [Device("GPU-a", 24000, 24000, 4), Device("GPU-b", 24000, 24000, 4)]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.federated.data import Data, to_data
-from flgo_hydra.federated.task import Task
+from flgo_hydra.federated.data.on_device import Data, to_data
+from flgo_hydra.federated.data.task import Task
 
 CPU = torch.device("cpu")
 

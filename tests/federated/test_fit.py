@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from flgo_hydra import reference
+from flgo_hydra.federated.data.task import Task
 from flgo_hydra.federated.fit import build_fitting_model
 from flgo_hydra.federated.randomness import generators_kept
-from flgo_hydra.federated.task import Task
 from flgo_hydra.federated.training import LocalWork
 
 CPU = torch.device("cpu")

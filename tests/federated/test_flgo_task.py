@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flgo_hydra.federated.task import build_task, check_task
+from flgo_hydra.federated.data.task import build_task, check_task
 
 PARTITION = [[4, 0, 9], [1, 2], [7, 3, 5, 6, 8]]
 

@@ -12,7 +12,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import RunState, Status, drive, rounds
 from flgo_hydra.federated.together import run_together

@@ -20,12 +20,12 @@ from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.data.on_device import to_data
+from flgo_hydra.federated.data.task import Task
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import RoundWork
-from flgo_hydra.federated.task import Task
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from flgo_hydra.federated import cifar, idx, sources, synthetic
+from flgo_hydra.federated import sources, synthetic
+from flgo_hydra.federated.data import cifar, idx
 
 
 def idx_bytes(array):

@@ -6,7 +6,7 @@ from torch import nn
 
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state

@@ -99,7 +99,7 @@ def test_a_study_with_a_line_that_is_too_long_is_made_again(command, empty_folde
 
 
 def test_what_the_machine_did_not_let_start_is_tried_again_by_the_same_command(command, empty_folder, monkeypatch):
-    from flgo_hydra.launch.pool import Pool
+    from flgo_hydra.launch.processes.pool import Pool
 
     def refuse(*_, **__):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.launch.devices import Devices
+from flgo_hydra.launch.scheduling.devices import Devices
 
 ROOT = Path(__file__).parents[2]
 DEVICES = Devices()

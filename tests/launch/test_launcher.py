@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 import flgo_hydra
 from flgo_hydra.launch.launcher import PackingLauncher, make_scheduler, signature
-from flgo_hydra.launch.scheduler import BasicScheduler
-from flgo_hydra.launch.task_reference import TaskReference
+from flgo_hydra.launch.processes.task_reference import TaskReference
+from flgo_hydra.launch.scheduling.scheduler import BasicScheduler
 
 ROOT = Path(flgo_hydra.__file__).parents[1]
 PLUGINS = str(ROOT / "flgo_hydra" / "plugins")
@@ -387,7 +387,7 @@ class Mine(BasicScheduler):
         ("auto", "AutoScheduler"),
         ("ledger", "LedgerScheduler"),
         ({"name": "auto", "put_interval": 1}, "AutoScheduler"),
-        ({"_target_": "flgo_hydra.launch.scheduler.RandomScheduler", "seed": 1}, "RandomScheduler"),
+        ({"_target_": "flgo_hydra.launch.scheduling.scheduler.RandomScheduler", "seed": 1}, "RandomScheduler"),
     ],
 )
 def test_schedulers_by_name(wanted, name):

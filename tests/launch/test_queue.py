@@ -7,13 +7,13 @@ import signal
 
 import pytest
 
-from flgo_hydra.launch.auto import AutoScheduler
 from flgo_hydra.launch.failures import Attempt, Failure
-from flgo_hydra.launch.ledger import LedgerScheduler
-from flgo_hydra.launch.pool import Ended, Message, Started
+from flgo_hydra.launch.processes.pool import Ended, Message, Started
 from flgo_hydra.launch.queue import Job, Queue
 from flgo_hydra.launch.reporter import WHY_APART
-from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, RandomScheduler, Scheduler
+from flgo_hydra.launch.scheduling.auto import AutoScheduler
+from flgo_hydra.launch.scheduling.ledger import LedgerScheduler
+from flgo_hydra.launch.scheduling.scheduler import BasicScheduler, Device, Placement, RandomScheduler, Scheduler
 
 HOST = Device("cpu", 10_000, 9_000, slots=2)
 GPU = Device("GPU-1", 80_000, 79_000, slots=4)

@@ -17,7 +17,7 @@ from rich.console import Console
 import flgo_hydra
 from flgo_hydra.launch.failures import Attempt, Failure
 from flgo_hydra.launch.queue import Event, Job, Queue, Running
-from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement
+from flgo_hydra.launch.scheduling.scheduler import BasicScheduler, Device, Placement
 from flgo_hydra.launch.view import Table, Tally, _divert_logging, bar_cells, describe, open_view, time_left_s
 
 GPU = Device("GPU-1a2b3c4d-5e6f", 80 * 1024, 40 * 1024, slots=4, foreign_mib=20 * 1024)
@@ -169,7 +169,7 @@ def test_on_a_terminal_log_lines_stay_whole():
         import logging, sys
         from pathlib import Path
         from flgo_hydra.launch.queue import Event, Job, Queue
-        from flgo_hydra.launch.scheduler import BasicScheduler, Device
+        from flgo_hydra.launch.scheduling.scheduler import BasicScheduler, Device
         from flgo_hydra.launch.view import Table, open_view
         logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="[%(message)s]")
         queue = Queue(pool=None, scheduler=BasicScheduler(), read_devices=list)

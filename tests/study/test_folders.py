@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.study.storage import open_study
+from flgo_hydra.study.stored.storage import open_study
 
 SMALL = ("-m", "num_rounds=2", "model=logistic", "num_steps=1", "monitor=test_accuracy", "hydra.sweep.dir=sweep")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.study.storage import open_study
+from flgo_hydra.study.stored.storage import open_study
 
 NAMES = (
     *("best", "kind", "monitor", "num_rounds", "best_round", "is_maximized", "memory_mib", "context_mib", "metrics"),

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from flgo_hydra.study.storage import open_study
+from flgo_hydra.study.stored.storage import open_study
 
 PRESET = """
 # @package _global_

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.study.rebuild import main
-from flgo_hydra.study.storage import open_study
+from flgo_hydra.study.stored.storage import open_study
 
 SOURCE = (
     "from flgo_hydra.federated.algorithm.base import Algorithm\n"

@@ -25,9 +25,9 @@ from optuna.trial import TrialState
 from flgo_hydra import compose
 from flgo_hydra.explain import explain
 from flgo_hydra.study import samplers
-from flgo_hydra.study.grid import parse_point
 from flgo_hydra.study.search import SearchSource
-from flgo_hydra.study.study import SweepStudy
+from flgo_hydra.study.space.grid import parse_point
+from flgo_hydra.study.stored.study import SweepStudy
 
 CONFIG = """
 defaults:
@@ -317,8 +317,8 @@ def test_a_point_that_could_not_be_made_for_a_moment_is_not_lost(parabola, monke
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_a_killed_search_tries_its_open_points_again(parabola, empty_folder, kind):
     """A trial is RUNNING, with what it was to be: as after `kill -9`."""
-    from flgo_hydra.study.grid import Grid, Interval
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study.space.grid import Grid, Interval
+    from flgo_hydra.study.stored.study import SweepStudy
 
     storage = () if kind == "journal" else (f"hydra.sweeper.storage=sqlite:///{empty_folder}/s.db",)
     named = ("hydra.sweeper.study_name=one", *storage)

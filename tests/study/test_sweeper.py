@@ -105,7 +105,7 @@ def test_the_same_command_goes_on_and_runs_nothing_twice(command, empty_folder):
 
 def test_a_killed_sweep_keeps_what_was_finished(command, empty_folder):
     """Its trial is RUNNING and its run folder has a result: the trial is closed with it."""
-    from flgo_hydra.study.study import SweepStudy
+    from flgo_hydra.study.stored.study import SweepStudy
 
     command("-m", *SMALL, "lr=0.1,0.01", HERE)
     trials = load().trials

@@ -104,7 +104,7 @@ def test_a_study_that_was_being_made_when_somebody_killed_it(command, swept):
 @pytest.mark.few(1)
 def test_a_part_of_a_sweep_leaves_what_the_sweep_is_of(command, swept, monkeypatch):
     from flgo_hydra.resume import read_command
-    from flgo_hydra.study.kept_grid import KEEP_RECORD
+    from flgo_hydra.study.space.kept_grid import KEEP_RECORD
 
     before = Path("sweep/multirun.yaml").read_bytes()
     with monkeypatch.context() as patched:

@@ -22,9 +22,9 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
 from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import PAYS_AFTER, LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
 from flgo_hydra.federated.schedule import Order, batch_sizes
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, combine, finish_round, weights_of

@@ -35,9 +35,9 @@ from flgo_hydra.federated.backend.cost import (
 from flgo_hydra.federated.backend.expected import expected_sizes
 from flgo_hydra.federated.backend.loop import LoopBackend, paying_sizes
 from flgo_hydra.federated.backend.profile import take_profile
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.optimizer import is_zero
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, states_of_copy
 

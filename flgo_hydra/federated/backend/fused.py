@@ -34,7 +34,7 @@ from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.python_state import PythonState, global_hooks
 from flgo_hydra.federated.backend.trial import difference
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.evaluation import Metrics, evaluate_many, metrics_of
 from flgo_hydra.federated.optimizer import Number, Optimizer, build_optimizer, is_zero
 from flgo_hydra.federated.randomness import seed_all

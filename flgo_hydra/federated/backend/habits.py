@@ -22,7 +22,7 @@ from flgo_hydra.federated.backend.hooks import refuse_hooks
 from flgo_hydra.federated.backend.noticed import noticed
 from flgo_hydra.federated.backend.python_state import PythonState
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.refused import Refused
@@ -219,7 +219,7 @@ class _Trial:
 
     def _evaluate(self, loop: "LoopBackend") -> None:
         some = loop.data.valid if len(loop.data.valid.x) else loop.data.test
-        evaluate(loop.model, loop.data, Samples(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
+        evaluate(loop.model, loop.data, HeldOut(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 
 
 def _plain(why: str, found: Habits | None = None) -> Habits:

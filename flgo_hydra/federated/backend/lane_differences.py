@@ -19,7 +19,7 @@ from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.trial import Difference, difference, rounded
-from flgo_hydra.federated.client_program import unflat
+from flgo_hydra.federated.clients.client_program import unflat
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import ServerState
 

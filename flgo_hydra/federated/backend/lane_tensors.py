@@ -16,8 +16,8 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.algorithm.message import Messages, sends_own
 from flgo_hydra.federated.backend.dual import DualLayers
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_program import unflat
-from flgo_hydra.federated.measured import stacked
+from flgo_hydra.federated.clients.client_program import unflat
+from flgo_hydra.federated.clients.measured import stacked
 from flgo_hydra.federated.optimizer import Slots
 from flgo_hydra.federated.training import MEAN, UPDATE, ServerState, changes_of, row_of, states_of_copy, to_sum
 from flgo_hydra.federated.transfer import to_device

@@ -20,7 +20,7 @@ from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.mixing import why_mixed
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.trial import Differs, few, is_wide, verdict, widened
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
 from flgo_hydra.recorder.graph import exact_convolutions

@@ -38,8 +38,8 @@ from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.watch import Watch
-from flgo_hydra.federated.client_program import ClientProgram, StepInputs, apart
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.clients.client_program import ClientProgram, StepInputs, apart
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState, kept_at_trial
 from flgo_hydra.federated.transfer import to_device

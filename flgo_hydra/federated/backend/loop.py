@@ -33,15 +33,15 @@ from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
 from flgo_hydra.federated.backend.trial import Difference, Differs, difference, few, is_wide, rounded, verdict, widened
 from flgo_hydra.federated.backend.watch import Watch, late
-from flgo_hydra.federated.client_program import ClientProgram, StepInputs, apart, unflat
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_program import ClientProgram, StepInputs, apart, unflat
+from flgo_hydra.federated.clients.client_state import ClientStates
+from flgo_hydra.federated.clients.measured import Measured, stacked
+from flgo_hydra.federated.clients.own_buffers import OwnBuffers
 from flgo_hydra.federated.cohort import Cohort
-from flgo_hydra.federated.data import Data
-from flgo_hydra.federated.facts import Facts
-from flgo_hydra.federated.measured import Measured, stacked
+from flgo_hydra.federated.data.facts import Facts
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.model import to_dtype
 from flgo_hydra.federated.optimizer import StepCounts, is_zero
-from flgo_hydra.federated.own_buffers import OwnBuffers
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, seed_torch, torch_seed
 from flgo_hydra.federated.training import (
     MEAN,

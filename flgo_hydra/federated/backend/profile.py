@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.python_state import outside_kept
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.recorder.operations import is_random, is_view, short_name
 from flgo_hydra.recorder.tape import Op, record

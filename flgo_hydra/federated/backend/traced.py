@@ -16,8 +16,8 @@ from torch import Tensor
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.cannot import Cannot
-from flgo_hydra.federated.client_program import StepInputs
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.clients.client_program import StepInputs
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
 from flgo_hydra.federated.training import LocalStep, ServerState
 from flgo_hydra.recorder.arena import Arena

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flgo_hydra.federated.algorithm.base import State, Tensors
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.training import ServerState
 
 _log = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ def few(data: Data, most: int) -> Data:
     def wide(t: Tensor) -> Tensor:
         return t.double() if t.is_floating_point() else t
 
-    def cut(samples: Samples) -> Samples:
-        return Samples(wide(samples.x[:2]), wide(samples.y[:2]), samples.weights[:2])
+    def cut(samples: HeldOut) -> HeldOut:
+        return HeldOut(wide(samples.x[:2]), wide(samples.y[:2]), samples.weights[:2])
 
     x, y = wide(data.x_train[rows]), wide(data.y_train[rows])
     return replace(data, x_train=x, y_train=y, offsets=[0, len(rows)], valid=cut(data.valid), test=cut(data.test))

@@ -10,7 +10,7 @@ from torch import nn
 
 from flgo_hydra.config import OptionConf
 from flgo_hydra.federated.cohort import count_drawn
-from flgo_hydra.federated.data import Data
+from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.evaluation import CHUNK
 from flgo_hydra.federated.parts.base import Hostile, Selection, ServerRule
 from flgo_hydra.federated.parts.build import Named, of_part

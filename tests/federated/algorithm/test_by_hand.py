@@ -17,7 +17,7 @@ from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state

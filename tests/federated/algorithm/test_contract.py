@@ -18,7 +18,7 @@ from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
@@ -203,7 +203,7 @@ def test_state_survives_saving(ragged, make_mlp, name, tmp_path):
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
 def test_one_client_in_the_first_round_is_local_training(make_ragged_task, make_mlp, name):
     """With one client there is nothing to correct: mu pulls to where it started, control variates are zero."""
-    from flgo_hydra.federated.data import to_data
+    from flgo_hydra.federated.data.on_device import to_data
 
     data = to_data(make_ragged_task((7,)), torch.device("cpu"), torch.float64)
     federation = Federation(data, make_mlp(), name)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from flgo_hydra.federated import client_state
 from flgo_hydra.federated.algorithm.base import Algorithm, zeros_like
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients import client_state
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.data.on_device import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.randomness import Purpose, numpy_generator
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state

@@ -17,9 +17,9 @@ from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import Data, Samples, to_data
+from flgo_hydra.federated.data.on_device import Data, HeldOut, to_data
 from flgo_hydra.federated.model import cnn, mlp
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
@@ -241,7 +241,7 @@ def images(sizes, seed=0, shape=(1, 8, 8)):
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.random((sum(sizes), *shape), np.float32))
     y = torch.from_numpy(rng.integers(0, 10, len(x)))
-    held = Samples(x[:4], y[:4], torch.full((4,), 0.25, dtype=torch.float64))
+    held = HeldOut(x[:4], y[:4], torch.full((4,), 0.25, dtype=torch.float64))
     return Data(x, y, np.cumsum([0, *sizes]).tolist(), held, held, is_classification=True)
 
 

@@ -17,8 +17,8 @@ from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
-from flgo_hydra.federated.client_state import ClientStates
-from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.clients.client_state import ClientStates
+from flgo_hydra.federated.data.on_device import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import Evaluation, RunState, Status, drive, rounds
 from flgo_hydra.federated.together import run_together

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.backend.profile import take_profile
-from flgo_hydra.federated.data import Data, Samples
+from flgo_hydra.federated.data.on_device import Data, HeldOut
 from flgo_hydra.federated.model import cnn, mlp
 
 
 def data_of(shape):
     x, y = torch.rand(12, *shape), torch.arange(12) % 10
-    held = Samples(x[:2], y[:2], torch.full((2,), 0.5, dtype=torch.float64))
+    held = HeldOut(x[:2], y[:2], torch.full((2,), 0.5, dtype=torch.float64))
     return Data(x, y, [0, 12], held, held, is_classification=True)
 
 

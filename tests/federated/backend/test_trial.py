@@ -19,9 +19,9 @@ from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.trial import Difference
-from flgo_hydra.federated.client_state import ClientStates
+from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
-from flgo_hydra.federated.data import to_data
+from flgo_hydra.federated.data.on_device import to_data
 from flgo_hydra.federated.evaluation import metrics_of
 from flgo_hydra.federated.model import resnet, to_dtype
 from flgo_hydra.federated.optimizer import build_optimizer

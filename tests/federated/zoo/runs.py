@@ -20,9 +20,9 @@ from torch import nn
 from flgo_hydra import app, compose, reference
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.build import build_algorithm
+from flgo_hydra.federated.data.task import Task, build_task
 from flgo_hydra.federated.fit import build_fitting_model
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
-from flgo_hydra.federated.task import Task, build_task
 from flgo_hydra.federated.training import LocalWork
 from flgo_hydra.job import group, native, preparation
 from flgo_hydra.launch import reporter

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.launch.auto import AutoScheduler
-from flgo_hydra.launch.ledger import LedgerScheduler
-from flgo_hydra.launch.scheduler import BasicScheduler, Device, Placement, Request, RunningJob
+from flgo_hydra.launch.scheduling.auto import AutoScheduler
+from flgo_hydra.launch.scheduling.ledger import LedgerScheduler
+from flgo_hydra.launch.scheduling.scheduler import BasicScheduler, Device, Placement, Request, RunningJob
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "benchmarks"))
 from simulator import (  # noqa: E402

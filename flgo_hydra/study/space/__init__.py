@@ -1,0 +1,1 @@
+"""What varies in a sweep and what is fixed: axes, points, replicates."""
