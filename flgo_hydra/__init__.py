@@ -19,15 +19,15 @@ How a value travels, in `python -m flgo_hydra -m lr=0.1,0.01`, from the shell to
 
     1   __main__._run                     text; Hydra's main calls the sweeper
     2   study.sweeper.StudySweeper.sweep  text
-    3   study.grid.read_grid              `Override` -> an axis: `lr` and the texts of its values
-    4   study.grid.Grid.points            a point: `("lr=0.1",)`
-    5   study.points.PointChecker.check   asks the composer, and checks what the config refers to
+    3   study.space.grid.read_grid        `Override` -> an axis: `lr` and the texts of its values
+    4   study.space.grid.Grid.points      a point: `("lr=0.1",)`
+    5   study.space.points.PointChecker   asks the composer, and checks what the config refers to
     6   composer.Composer                 `Composed`: the config, typed, and its identity; kept for the launcher
     7   study.search.GridSource           a job of the study, whose parameters are typed by Optuna's kinds
-    8   launch.launcher.submit            takes the composed config, and pickles it
-    9   launch.queue, launch.pool         bytes that wait for a device
-    10  launch.forkserver                 forks; the bytes are an unnamed file
-    11  launch.worker.run_job             the config again; Hydra's `run_job` makes the folder
+    8   launch.launcher                   `submit` takes the composed config, and pickles it
+    9   launch.queue, launch.processes.pool   bytes that wait for a device
+    10  launch.processes.forkserver       forks; the bytes are an unnamed file
+    11  launch.processes.worker.run_job   the config again; Hydra's `run_job` makes the folder
     12  app.job                           typed: `Conf.lr`
     13  job.native.train, job.preparation the option of the run
     14  federated.rounds.rounds           `schedule.lr_at`: the float of a round, `hyper["lr"]`
@@ -38,8 +38,9 @@ How a value travels, in `python -m flgo_hydra -m lr=0.1,0.01`, from the shell to
 
 and of `valid_loss` back: `federated.evaluation` computes it, `federated.rounds` puts it into `state.last` and asks the
 `objective` whether it is the best; `job.watcher` appends it to rounds.jsonl, and reports it up the pipe
-(`launch.channel`, `pool`, `queue`, `launcher`) to `study.live`, which tells the study. At the end `record.result` has
-the best; from there `study.trials` makes the row (`report.table.Row`) that study, tables and summary are told of.
+(`launch.processes.channel`, `launch.processes.pool`, `launch.queue`, `launch.launcher`) to `study.stored.live`, which
+tells the study. At the end `record.result` has the best; from there `study.trials` makes the row (`report.table.Row`)
+that study, tables and summary are told of.
 """
 
 import importlib

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from flgo_hydra import compose, where_typed
 from flgo_hydra.chosen import check_identities
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.federated.users_code import no_silent_end
 from flgo_hydra.job.engines import engine_of
 from flgo_hydra.job.group import fuse_key, job_group

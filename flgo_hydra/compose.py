@@ -14,7 +14,9 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationError, flag_override
 
 from flgo_hydra import mistakes, reference
-from flgo_hydra.config import SCHEMAS, Conf, TaskConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.schemas import SCHEMAS
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.overrides import line_of
 from flgo_hydra.record.secrets import masked
 

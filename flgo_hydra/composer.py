@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override as Parsed
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from flgo_hydra import compose
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.overrides import Override
 from flgo_hydra.templates import Scalar, Templates
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from flgo_hydra import kinds, mistakes
+from flgo_hydra import config, kinds, mistakes
 from flgo_hydra.compose import conf_dir, hydra_main_arguments
 from flgo_hydra.help import GROUPS, Overridden, config_dirs, group_choices, keys_by_choice, meaning_of
 from flgo_hydra.overrides import Override, line_of, override, setting, texts_of
@@ -144,13 +144,16 @@ def _of_value_error(error: BaseException, arguments: Sequence[str]) -> str:
     return said
 
 
+_CONFIG = Path(config.__file__).parent
+
+
 def _is_ours(error: BaseException) -> bool:
     """Whether it was raised by flgo_hydra, or by what it has called."""
     trace, files = error.__traceback__, []
     while trace is not None:
         files.append(trace.tb_frame.f_code.co_filename)
         trace = trace.tb_next
-    return any(Path(file).parent.name == "flgo_hydra" and Path(file).name in ("app.py", "config.py") for file in files)
+    return any(Path(file).parts[-2:] == ("flgo_hydra", "app.py") or _CONFIG in Path(file).parents for file in files)
 
 
 def _as_points(argument: str) -> list[str]:

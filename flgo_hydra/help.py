@@ -1,20 +1,26 @@
 """The page that `python -m flgo_hydra --help` prints: groups with their choices, keys with default and meaning.
 
-It is made from conf/ and from the comments in config.py, so it says what is true. It imports neither Hydra nor torch:
+It is made from conf/ and from the comments in config/, so it says what is true. It imports neither Hydra nor torch:
 where overrides stand beside `--help`, the caller composes them (`explain.composed`), and the page shows their values.
 """
 
 import ast
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra import config, flags
+from flgo_hydra import flags
 from flgo_hydra.compose import conf_dir
+from flgo_hydra.config.launcher import LauncherConf
+from flgo_hydra.config.option import EngineConf, OptionConf
+from flgo_hydra.config.schemas import SCHEMAS
+from flgo_hydra.config.sweeper import SweeperConf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.overrides import Override
 
 GROUPS = {
@@ -25,38 +31,28 @@ GROUPS = {
     "option": "a named set of the options below",
     "experiment": "a named grid or setting, which works on any task",
 }
-_PARTS: dict[str, tuple[str, dict[str, str]]] = {
-    "Options (at the root)": ("", {"OptionConf": ""}),
-    "Engine": ("engine.", {"EngineConf": ""}),
-    "Task": ("task.", {"TaskConf": ""}),
-    "Task source": (
-        "task.source.",
-        {"Cifar100Conf": "task=cifar100", "FlgoSourceConf": "task=flgo", "SyntheticConf": "task=synthetic"},
-    ),
-    "Task partition": (
-        "task.partition.",
-        {
-            "PartitionConf": "",
-            "DirichletConf": "task/partition=dirichlet",
-            "ShardsConf": "task/partition=shards",
-            "ClassesConf": "task/partition=classes",
-            "QuantityConf": "task/partition=quantity",
-        },
-    ),
-    "Model": ("model.", {"MlpConf": "model=mlp", "CnnConf": "model=cnn", "ResNetConf": "model=resnet"}),
-    "Algorithm": (
-        "algorithm.",
-        {
-            "FedProxConf": "algorithm=fedprox",
-            "ScaffoldConf": "algorithm=scaffold",
-            "DittoConf": "algorithm=ditto",
-            "FedSAMConf": "algorithm=fedsam",
-            "MoonConf": "algorithm=moon",
-            "FlgoConf": "algorithm=flgo",
-        },
-    ),
-    "Sweep": ("hydra.sweeper.", {"SweeperConf": ""}),
-    "Launcher": ("hydra.launcher.", {"LauncherConf": ""}),
+
+
+def _with_choices(group: str, choice: str) -> dict[type, str]:
+    """The schemas of a group whose choices have keys of their own, each with its choice."""
+    return {
+        schema: "" if name == "plain" else f"{choice}={name}"
+        for room, _, name in (path.partition("/") for path in SCHEMAS)
+        if room == group
+        for schema in [SCHEMAS[f"{room}/{name}"]]
+    }
+
+
+_PARTS: dict[str, tuple[str, dict[type, str]]] = {
+    "Options (at the root)": ("", {OptionConf: ""}),
+    "Engine": ("engine.", {EngineConf: ""}),
+    "Task": ("task.", {TaskConf: ""}),
+    "Task source": ("task.source.", _with_choices("source", "task")),
+    "Task partition": ("task.partition.", _with_choices("partition", "task/partition")),
+    "Model": ("model.", _with_choices("model", "model")),
+    "Algorithm": ("algorithm.", _with_choices("algorithm", "algorithm")),
+    "Sweep": ("hydra.sweeper.", {SweeperConf: ""}),
+    "Launcher": ("hydra.launcher.", {LauncherConf: ""}),
 }
 """The page's sections: the prefix of the keys, and each schema with the choice that has it."""
 _PURPOSE = (
@@ -159,7 +155,7 @@ def meaning_of(key: str) -> str:
     return meanings.pop() if len(meanings) == 1 else ""
 
 
-def _shown_fields(schema: str) -> list["FieldDoc"]:
+def _shown_fields(schema: type) -> list["FieldDoc"]:
     hidden = ("name", "source", "partition", "engine")
     return [field for field in field_docs(schema) if not field.name.startswith("_") and field.name not in hidden]
 
@@ -190,17 +186,17 @@ class FieldDoc:
 
 
 @cache
-def _source() -> tuple[list[str], dict[str, ast.ClassDef]]:
-    text = Path(config.__file__).read_text(encoding="utf-8")
+def _source(module: str) -> tuple[list[str], dict[str, ast.ClassDef]]:
+    text = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
     classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
     return text.splitlines(), classes
 
 
-def field_docs(schema: str) -> list[FieldDoc]:
-    """The fields of a schema in config.py with their defaults and the comments above them."""
-    lines, classes = _source()
+def field_docs(schema: type) -> list[FieldDoc]:
+    """A schema's own fields with their defaults and the comments above them."""
+    lines, classes = _source(schema.__module__)
     docs = []
-    for node in classes[schema].body:
+    for node in classes[schema.__name__].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             comment: list[str] = []
             number = node.lineno - 2
@@ -211,10 +207,8 @@ def field_docs(schema: str) -> list[FieldDoc]:
     return docs
 
 
-def _default(schema: str, name: str) -> str:
-    from dataclasses import MISSING
-
-    field = getattr(config, schema).__dataclass_fields__[name]
+def _default(schema: type, name: str) -> str:
+    field = {one.name: one for one in fields(schema)}[name]
     value = field.default if field.default_factory is MISSING else field.default_factory()
     return _as_written(value)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 
 Scalar = str | int | float | bool | None
 

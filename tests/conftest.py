@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 
 # Before torch is imported, here and in what we start: threads of OpenMP otherwise spin while they wait for each other,
 # and two processes of tests on two cores keep one another waiting for five times as long as they compute.

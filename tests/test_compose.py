@@ -11,7 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
-from flgo_hydra.config import Conf, DirichletConf, FedProxConf, SyntheticConf
+from flgo_hydra.config.algorithm import FedProxConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.task import DirichletConf, SyntheticConf
 from flgo_hydra.help import GROUPS, group_choices
 
 OWN = {

@@ -4,6 +4,9 @@ import pytest
 import yaml
 
 from flgo_hydra import __main__, compose, explain
+from flgo_hydra.config.option import EngineConf, OptionConf
+from flgo_hydra.config.sweeper import SweeperConf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.help import GROUPS, config_dirs, field_docs, group_choices, help_page, keys_by_choice, meaning_of
 
 
@@ -16,9 +19,9 @@ def test_groups_and_choices_are_on_the_page() -> None:
 
 @pytest.mark.parametrize(
     "prefix, schema",
-    [("", "OptionConf"), ("engine.", "EngineConf"), ("task.", "TaskConf"), ("hydra.sweeper.", "SweeperConf")],
+    [("", OptionConf), ("engine.", EngineConf), ("task.", TaskConf), ("hydra.sweeper.", SweeperConf)],
 )
-def test_fields_are_on_the_page_with_default_and_meaning(prefix: str, schema: str) -> None:
+def test_fields_are_on_the_page_with_default_and_meaning(prefix: str, schema: type) -> None:
     page = " ".join(help_page(width=100).split())
     for field in field_docs(schema):
         if not field.name.startswith("_") and field.name not in ("name", "source", "partition", "engine"):
@@ -102,14 +105,14 @@ def test_meaning_of(key: str, meaning: str) -> None:
 
 
 def test_a_comment_of_two_lines_is_one_meaning() -> None:
-    (field,) = [field for field in field_docs("OptionConf") if field.name == "aggregate"]
+    (field,) = [field for field in field_docs(OptionConf) if field.name == "aggregate"]
     assert field.meaning.startswith("weights of a cohort's updates: other")
     assert field.meaning.endswith("weighted_com, weighted_scale")
 
 
 @pytest.mark.parametrize("name, default", [("num_steps", "null"), ("save_best", "false"), ("lr", "0.1")])
 def test_defaults_are_written_as_yaml(name: str, default: str) -> None:
-    assert {field.name: field.default for field in field_docs("OptionConf")}[name] == default
+    assert {field.name: field.default for field in field_docs(OptionConf)}[name] == default
 
 
 @pytest.mark.parametrize("group", ["task", "task/partition", "model", "algorithm", "option"])

@@ -39,7 +39,7 @@ LAYERS = {
     "chosen": {"compose", "help", "overrides"},
     "help": {"config", "compose", "flags", "overrides"},
     "resume": {"__main__", "compose", "flags", "overrides", "streams", "study"},
-    "explain": {"compose", "help", "kinds", "mistakes", "overrides"},
+    "explain": {"compose", "config", "help", "kinds", "mistakes", "overrides"},
     "report": {"flags", "machine_errors", "mistakes", "objective", "overrides", "progress", "record", "streams"},
     "launch": {
         *("chosen", "compose", "composer", "config", "machine_errors", "objective", "reference", "progress", "record"),
@@ -130,16 +130,12 @@ ANYWHERE = {
         "explain.py",
         "overrides.py",
         "__main__.py",
-        "config.py",
         "study/",
         "launch/",
         "plugins/",
     ),
     "omegaconf": (
-        *(
-            f"{p}.py"
-            for p in ("app", "chosen", "compose", "composer", "config", "explain", "mistakes", "templates", "__main__")
-        ),
+        *(f"{p}.py" for p in ("app", "chosen", "compose", "composer", "explain", "mistakes", "templates", "__main__")),
         "report/table.py",
         "report/points.py",
     )

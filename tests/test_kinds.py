@@ -4,7 +4,7 @@ from typing import Any, Optional, Union
 
 import pytest
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 from flgo_hydra.kinds import Written, in_words, is_open, no_keys_below, wrong_item, wrong_type
 
 

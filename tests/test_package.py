@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -68,3 +69,18 @@ def test_the_version_is_said_once():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("flgo_hydra is not installed here")
     assert installed == flgo_hydra.__version__
+
+
+def test_the_journey_of_a_value_leads_through_what_is_there():
+    down, up = (flgo_hydra.__doc__ or "").split("and of `valid_loss` back")
+    hops = re.findall(r"^ +\d+ +(.+?)  ", down, re.M) + re.findall(r"`([a-z_]+\.[\w.]+)`", up)
+    names = {name for hop in hops for name in hop.split(", ")} - {"state.last"}
+    assert len(names) > 25
+    for name in names:
+        parts = name.split(".")
+        modules = [
+            n for n in range(1, len(parts) + 1) if ROOT.joinpath("flgo_hydra", *parts[:n]).with_suffix(".py").exists()
+        ]
+        found = importlib.import_module(".".join(["flgo_hydra", *parts[: modules[-1]]]))
+        for part in parts[modules[-1] :]:
+            found = getattr(found, part)

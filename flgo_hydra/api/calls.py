@@ -14,7 +14,7 @@ from flgo_hydra import app, chosen, compose, explain
 from flgo_hydra.api.alone import one_at_a_time
 from flgo_hydra.api.results import Point, Run, Sweep, read_run
 from flgo_hydra.api.shipped import JobWithObjects, ship_own, write_objects
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.job import engines
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.launch.launcher import PackingLauncher

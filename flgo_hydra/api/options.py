@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import mistakes
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 
 OWN = tuple(own.name for own in fields(OptionConf))
 _OFF = (-1, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flgo_hydra.api.shipped import target_of
 from flgo_hydra.compose import conf_dir
-from flgo_hydra.config import SCHEMAS
+from flgo_hydra.config.schemas import SCHEMAS
 from flgo_hydra.federated import flgo_task
 from flgo_hydra.help import group_choices
 from flgo_hydra.overrides import override

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds

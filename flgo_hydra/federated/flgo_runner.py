@@ -24,7 +24,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from flgo_hydra import reference
-from flgo_hydra.config import FlgoConf, OptionConf, TaskConf
+from flgo_hydra.config.algorithm import FlgoConf
+from flgo_hydra.config.option import OptionConf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.federated.flgo_task import is_task_folder, task_sha256
 from flgo_hydra.federated.rounds import RunState, Status, Watcher
 from flgo_hydra.federated.training import ServerState

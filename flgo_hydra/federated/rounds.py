@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort, sample_cohort, weigh

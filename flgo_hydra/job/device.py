@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.launch.reporter import THREADS
 
 if TYPE_CHECKING:  # torch is imported when a run starts, not for --help and typing mistakes

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from flgo_hydra.config import Conf, FlgoConf, TaskConf
+from flgo_hydra.config.algorithm import FlgoConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.job import flgo, native
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, where_typed
-from flgo_hydra.config import Conf, TaskConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.job.device import resolve_device
 from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary
 from flgo_hydra.job.outcome import result_of

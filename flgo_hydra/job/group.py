@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from flgo_hydra import compose
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.job import native
 from flgo_hydra.job.engines import engine_of
 from flgo_hydra.job.isolation import modules_kept

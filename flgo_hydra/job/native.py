@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flgo_hydra import compose, own_code, reference, where_typed
-from flgo_hydra.config import Conf, TaskConf, one_of
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.laws import one_of
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.importing import without_garbage_collection
 from flgo_hydra.job.imports import load
 from flgo_hydra.job.interrupt import ctrl_c_at_round_boundary

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import flgo_hydra
 from flgo_hydra import compose, own_code
-from flgo_hydra.config import Conf, TaskConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.machine_errors import refused_by_storage
 from flgo_hydra.objective import VALID_LOSS
 from flgo_hydra.progress import duration

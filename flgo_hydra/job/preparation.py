@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose, objective, own_code, reference, where_typed
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.job.device import count_threads, resolve_device
 from flgo_hydra.job.outcome import result_of
 from flgo_hydra.job.watcher import Watcher

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flgo_hydra import compose, own_code
-from flgo_hydra.config import Conf, OptionConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.launch import reporter
 from flgo_hydra.progress import Progress
 from flgo_hydra.record import files

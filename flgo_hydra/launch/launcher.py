@@ -35,7 +35,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import reference
 from flgo_hydra.composer import Composer, number_config, run_folder, without_hydra
-from flgo_hydra.config import Conf, LauncherConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.launch.failures import Failure
 from flgo_hydra.launch.processes.returned import Arrived, Returned, unpack
 from flgo_hydra.launch.processes.server_process import PRELOAD, worker_env

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from flgo_hydra.config import MOST_SECONDS
+from flgo_hydra.config.laws import MOST_SECONDS
 from flgo_hydra.launch.failures import Attempt, End, Failure, classify, decide
 from flgo_hydra.launch.processes.pool import Ended, Message, Started
 from flgo_hydra.launch.reporter import WHY_APART

@@ -16,7 +16,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flgo_hydra import reference
-from flgo_hydra.config import PRUNERS
+from flgo_hydra.config.sweeper import PRUNERS
 from flgo_hydra.federated.patience import Patience
 from flgo_hydra.objective import VALID_LOSS, Objective
 

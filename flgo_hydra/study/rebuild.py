@@ -24,7 +24,8 @@ from hydra.types import RunMode
 
 from flgo_hydra import compose, machine_errors
 from flgo_hydra.composer import Composer
-from flgo_hydra.config import Conf, SweeperConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record import files
 from flgo_hydra.record.paths import RunPaths, SweepPaths

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
 from flgo_hydra.composer import Composer
-from flgo_hydra.config import SweeperConf
+from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.queue import Job as QueuedJob
 from flgo_hydra.machine_errors import CannotWrite

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra import compose, reference
 from flgo_hydra.composer import Composer
-from flgo_hydra.config import SweeperConf
+from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.overrides import override
 from flgo_hydra.record.paths import SweepPaths, free_folder, is_by_the_second

@@ -28,7 +28,7 @@ import torch
 from machine import machine, versions
 from torch import nn
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend import cost
 from flgo_hydra.federated.backend.choice import ChosenBackend, build_backend

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import workload as w
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend

@@ -51,7 +51,7 @@ from gpu_workload import (
 from machine import machine
 from workload import make_arrays
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 
 PLAIN = "loop, engine.compile=off"
 ENGINES = {

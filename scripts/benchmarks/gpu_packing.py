@@ -31,7 +31,7 @@ import torch
 from gpu_workload import MODELS, QUICK, Workload, failure_of, fused, make_workload, seconds_of, synchronize, what_ran
 from gpu_workload import alone as run_alone
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 2

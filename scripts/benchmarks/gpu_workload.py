@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import workload as w
 from plain import train_round
 
-from flgo_hydra.config import EngineConf, OptionConf
+from flgo_hydra.config.option import EngineConf, OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member

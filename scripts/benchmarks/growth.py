@@ -143,7 +143,7 @@ def train(row: Row, data: "Data", backend_name: str, folder: Path) -> Iterator[d
     """Yields once before the first round and after each; what ran."""
     import numpy as np
 
-    from flgo_hydra.config import EngineConf
+    from flgo_hydra.config.option import EngineConf
     from flgo_hydra.federated.algorithm.build import build_algorithm
     from flgo_hydra.federated.backend.choice import build_backend
     from flgo_hydra.federated.clients.client_state import ClientStates
@@ -167,7 +167,7 @@ def train(row: Row, data: "Data", backend_name: str, folder: Path) -> Iterator[d
 
 def train_points(row: Row, data: "Data") -> Iterator[dict[str, Any]]:
     """The same of a grid's points, all at once, as a launcher that fuses them trains them."""
-    from flgo_hydra.config import OptionConf
+    from flgo_hydra.config.option import OptionConf
     from flgo_hydra.federated.algorithm.fedavg import FedAvg
     from flgo_hydra.federated.backend.fused import FusedBackend, Member
     from flgo_hydra.federated.backend.loop import LoopBackend

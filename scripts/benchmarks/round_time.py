@@ -34,7 +34,7 @@ import workload as w
 from machine import machine, versions
 from plain import train_round
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.clients.client_state import ClientStates

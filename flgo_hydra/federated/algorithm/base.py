@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.local import Batch, LocalBatch
 from flgo_hydra.federated.algorithm.tensors import State as State
 from flgo_hydra.federated.algorithm.tensors import Tensors as Tensors

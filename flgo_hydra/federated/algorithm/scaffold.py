@@ -8,7 +8,7 @@ Symbols: x the server's model, y_i a client's, c and c_i their control variates,
 
 from typing import Any
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors, zeros_like
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes, extent_of_sizes
 from flgo_hydra.federated.backend.cost import (

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from flgo_hydra import own_code, reference
 from flgo_hydra.captured import hash_of
-from flgo_hydra.config import TaskConf, hold
+from flgo_hydra.config.laws import hold
+from flgo_hydra.config.task import TaskConf
 from flgo_hydra.federated import partition, sources
 from flgo_hydra.federated.data import dependencies, samples, task_cache
 from flgo_hydra.federated.randomness import generators_kept, generators_now, seed_all, seed_at

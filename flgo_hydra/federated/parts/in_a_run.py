@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.cohort import count_drawn
 from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.evaluation import CHUNK

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flgo_hydra.config import hold
+from flgo_hydra.config.laws import hold
 from flgo_hydra.federated.parts.base import Numbers, Selection
 
 

@@ -18,7 +18,7 @@ PRELOAD = ("torch", "numpy.random")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _CODE = (
     "import json, sys; settings = json.loads(sys.argv[-1]); sys.path[:] = settings['sys_path']; "
-    "from flgo_hydra.launch import forkserver; forkserver.main(settings)"
+    "from flgo_hydra.launch.processes import forkserver; forkserver.main(settings)"
 )
 _SHUTDOWN_S = 5.0
 _MOST_FILES = 2**16

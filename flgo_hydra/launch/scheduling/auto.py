@@ -27,7 +27,7 @@ the device. `ledger.py` books peaks instead, and lets nothing join such a job.
 
 from collections.abc import Sequence
 
-from flgo_hydra.config import MOST_SECONDS, hold, one_of
+from flgo_hydra.config.laws import MOST_SECONDS, hold, one_of
 from flgo_hydra.launch.scheduling.scheduler import (
     EMPTY_SHARE,
     Device,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra.config import hold
+from flgo_hydra.config.laws import hold
 from flgo_hydra.launch.scheduling.host import MIB, host_memory_mib, num_cores
 from flgo_hydra.launch.scheduling.scheduler import CPU, Device
 

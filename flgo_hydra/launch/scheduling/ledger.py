@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flgo_hydra.config import MOST_SECONDS, hold
+from flgo_hydra.config.laws import MOST_SECONDS, hold
 from flgo_hydra.launch.scheduling.scheduler import (
     EMPTY_SHARE,
     Device,

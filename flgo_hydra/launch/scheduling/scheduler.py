@@ -33,7 +33,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flgo_hydra.config import hold
+from flgo_hydra.config.laws import hold
 
 CPU = "cpu"
 # A device with this share of its memory to offer is as empty as it gets: drivers keep a little for themselves.

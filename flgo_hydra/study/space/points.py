@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from flgo_hydra import compose, mistakes
 from flgo_hydra.chosen import check_identities, writes_identity
 from flgo_hydra.composer import MOST_KEPT, Composed, Composer
-from flgo_hydra.config import Conf
+from flgo_hydra.config.conf import Conf
 from flgo_hydra.help import GROUPS, keys_by_choice
 from flgo_hydra.job import engines
 from flgo_hydra.objective import VALID_LOSS

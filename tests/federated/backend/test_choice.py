@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.config import EngineConf
+from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold

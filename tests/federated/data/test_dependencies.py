@@ -104,7 +104,7 @@ def still():
 BUILD = """
 import sys
 sys.path.insert(0, "")
-from flgo_hydra.config import TaskConf, PartitionConf
+from flgo_hydra.config.task import TaskConf, PartitionConf
 from flgo_hydra.federated.data import task
 import my_source
 calls = []

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flgo_hydra.config import DirichletConf, PartitionConf, SourceConf, SyntheticConf, TaskConf
+from flgo_hydra.config.task import DirichletConf, PartitionConf, SourceConf, SyntheticConf, TaskConf
 from flgo_hydra.federated import partition, sources, synthetic
 from flgo_hydra.federated.data import task
 
@@ -346,8 +346,8 @@ def test_a_source_that_imports_torch_first_is_seeded_all_the_same(conf, tmp_path
     (tmp_path / "drawing_task.py").write_text(DRAWING)
     code = (
         "import sys, dataclasses\n"
-        "from flgo_hydra.config import PartitionConf, TaskConf\n"
-        "from flgo_hydra.federated import task\n"
+        "from flgo_hydra.config.task import PartitionConf, TaskConf\n"
+        "from flgo_hydra.federated.data import task\n"
         f"iid = PartitionConf('{OURS}.partition.iid', 'iid')\n"
         "conf = TaskConf('t', {'_target_': 'drawing_task.with_torch'}, iid, num_clients=2, cache_dir=sys.argv[1])\n"
         "assert 'torch' not in sys.modules\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flgo_hydra.config import OptionConf
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.parts.base import Hostile, Selection
 from flgo_hydra.federated.parts.build import Named, build_parts

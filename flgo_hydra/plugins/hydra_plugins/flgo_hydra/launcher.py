@@ -6,7 +6,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from flgo_hydra.config import LauncherConf
+from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.launch import launcher
 
 

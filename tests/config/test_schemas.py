@@ -6,24 +6,20 @@ from typing import Any
 import pytest
 import yaml
 
-from flgo_hydra import config
 from flgo_hydra.compose import conf_dir
-from flgo_hydra.config import (
-    SCHEMAS,
+from flgo_hydra.config.algorithm import FedProxConf, ScaffoldConf
+from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.launcher import LauncherConf
+from flgo_hydra.config.model import CnnConf, MlpConf, ResNetConf
+from flgo_hydra.config.option import EngineConf, OptionConf
+from flgo_hydra.config.schemas import SCHEMAS
+from flgo_hydra.config.sweeper import SweeperConf
+from flgo_hydra.config.task import (
     ClassesConf,
-    CnnConf,
-    Conf,
     DirichletConf,
-    FedProxConf,
-    LauncherConf,
-    MlpConf,
-    OptionConf,
     PartitionConf,
     QuantityConf,
-    ResNetConf,
-    ScaffoldConf,
     ShardsConf,
-    SweeperConf,
     SyntheticConf,
     TaskConf,
 )
@@ -197,10 +193,10 @@ def test_batch_size_has_one_form(written: float, kept: float) -> None:
     assert (size, type(size)) == (kept, type(kept))
 
 
-@pytest.mark.parametrize("schema", sorted({schema.__name__ for schema in SCHEMAS.values()} | {"OptionConf"}))
-def test_every_field_has_a_comment(schema: str) -> None:
+@pytest.mark.parametrize("schema", [*dict.fromkeys([*SCHEMAS.values(), OptionConf])])
+def test_every_field_has_a_comment(schema: type) -> None:
     assert [field.name for field in field_docs(schema) if not field.meaning] == []
-    assert getattr(config, schema).__doc__
+    assert schema.__doc__
 
 
 def _yamls() -> list[Path]:
@@ -238,8 +234,8 @@ def test_yaml_names_its_schema_first_and_says_what_differs_from_it(path: Path) -
 
 def test_off_in_a_yaml_file_is_off() -> None:
     """YAML reads an `off` without quotes as false."""
-    conf = config.EngineConf(compile="False", dual="False", graph="off")
+    conf = EngineConf(compile="False", dual="False", graph="off")
     assert (conf.compile, conf.dual, conf.graph) == ("off", "off", "off")
-    assert config.EngineConf(graph="True").graph == "on"
+    assert EngineConf(graph="True").graph == "on"
     with pytest.raises(ValueError, match="`engine.graph` must be one of off, on"):
-        config.EngineConf(graph="never")
+        EngineConf(graph="never")
