@@ -34,7 +34,7 @@ How a value travels, in `python -m flgo_hydra -m lr=0.1,0.01`, from the shell to
     15  federated.backend.choice          who trains
     16  federated.backend.batched         `Numbers(hyper)`
     17  federated.backend.lane_tensors    `set_numbers`: a float beside the lanes
-    18  recorder.writer.Program.run       the one number of a call: `w.addmm_(x, g, alpha=-lr)`
+    18  recorder.writer.Program           `run`, the one number of a call: `w.addmm_(x, g, alpha=-lr)`
 
 and of `valid_loss` back: `federated.evaluation` computes it, `federated.rounds` puts it into `state.last` and asks the
 `objective` whether it is the best; `job.watcher` appends it to rounds.jsonl, and reports it up the pipe
