@@ -42,7 +42,7 @@ def ragged_task(sizes: tuple[int, ...] = (7, 3, 12, 1), num_classes: int = 3, se
         train_offsets=np.cumsum([0, *sizes]),
         x_valid=x[total : total + 4],
         y_valid=y[total : total + 4],
-        valid_offsets=np.array([[0, 1, 2, 4][: len(sizes)] + [4]]).ravel(),  # the fourth client has none
+        valid_offsets=np.array([0, 1, 2, *[4] * len(sizes)][: len(sizes)] + [4]),  # from the fourth on they have none
         x_test=x[total + 4 :],
         y_test=y[total + 4 :],
         num_classes=num_classes,

@@ -1,0 +1,41 @@
+"""Every method of `flgo_hydra.federated.algorithm`, proven: each `proof_<name>.py` here is held to the same."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from .proof import Proof, hold_law, hold_permutation, hold_reference
+
+PROOFS: dict[str, Proof] = {
+    path.stem.removeprefix("proof_"): importlib.import_module(f".{path.stem}", __package__).PROOF
+    for path in sorted(Path(__file__).parent.glob("proof_*.py"))
+}
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_by_hand(name):
+    PROOFS[name].by_hand()
+
+
+@pytest.mark.parametrize(
+    "name, number, backend",
+    [
+        pytest.param(name, number, backend, marks=[] if number == 0 else pytest.mark.slow)
+        for name, proof in PROOFS.items()
+        for number in range(len(proof.federations()))
+        for backend in proof.backends
+    ],
+)
+def test_as_the_paper_says(name, number, backend):
+    hold_reference(PROOFS[name], PROOFS[name].federations()[number], backend)
+
+
+@pytest.mark.parametrize("name, law", [(name, law) for name, proof in PROOFS.items() for law in proof.laws])
+def test_law(name, law):
+    hold_law(PROOFS[name], PROOFS[name].laws[law])
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_the_order_of_clients_changes_nothing(name):
+    hold_permutation(PROOFS[name])
