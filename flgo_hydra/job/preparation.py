@@ -132,7 +132,7 @@ def prepare(
         built, of_parts = build_parts(conf.parts)
         selection = require_fitting(built, conf)
         algorithm, numbers = composed(algorithm, built, of_parts, conf.seed), {**numbers, **of_parts}
-        warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf)]
+        warnings = [*caveats(conf.sample, conf.aggregate), *algorithm.caveats(conf, numbers)]
         warnings += objective.caveats(conf.monitor, conf.monitor_mode)
         for text in warnings:
             _log.warning("%s", text)

@@ -86,9 +86,14 @@ class Algorithm:
             Refused: the model lacks what the algorithm needs.
         """
 
-    def caveats(self, option: OptionConf) -> list[str]:
+    def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
         """What a reader should know of results with these options, a sentence each: laws of the algorithm that they
-        break, why, and what to use. They are logged and stand in result.json and in a sweep's summary."""
+        break, why, and what to use; or which other method it then is. They are logged and stand in result.json and in a
+        sweep's summary.
+
+        Args:
+            numbers: the algorithm's, from its YAML.
+        """
         return []
 
     def init_server(self, params: Tensors) -> State:

@@ -6,8 +6,10 @@ https://arxiv.org/abs/2012.04221
 Symbols: w_t the server's model, v_k a client's own, F_k its objective, lambda = lam.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.local import LocalBatch
 
@@ -17,6 +19,9 @@ class Ditto(Algorithm):
 
     A client that has never taken part uses the untrained model.
     """
+
+    def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
+        return ["Ditto with lam=0: the clients' own models are of local training alone."] if numbers["lam"] == 0 else []
 
     def init_client(self, params: Tensors) -> State:
         return {"own": params}

@@ -4,14 +4,21 @@ Qu et al., Generalized Federated Learning via Sharpness Aware Minimization, ICML
 https://arxiv.org/abs/2206.02618
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State
 from flgo_hydra.federated.algorithm.local import LocalBatch
 
 
 class FedSAM(Algorithm):
     """Local steps follow the gradient at w + rho g / ||g||, g the gradient at w: two gradients a step."""
+
+    def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
+        return ["FedSAM with rho=0 is FedAvg."] if numbers["rho"] == 0 else []
 
     def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
         w = carry["model"]

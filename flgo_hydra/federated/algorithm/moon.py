@@ -8,12 +8,14 @@ temperature, mu the weight of the contrastive loss. In the paper z is what a pro
 is the input of the model's last linear layer, or of the module that `module` names.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
+from flgo_hydra.config.option import OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.local import LocalBatch
 
@@ -29,6 +31,9 @@ class Moon(Algorithm):
 
     def __init__(self, module: str | None = None) -> None:
         self._module = module
+
+    def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
+        return ["MOON with mu=0 is FedAvg."] if numbers["mu"] == 0 else []
 
     def init_client(self, params: Tensors) -> State:
         return {"previous": params}

@@ -6,6 +6,7 @@ option II. https://arxiv.org/abs/1910.06378
 Symbols: x the server's model, y_i a client's, c and c_i their control variates, K local steps, eta_l = lr, eta_g = eta.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from flgo_hydra.config.option import OptionConf
@@ -21,7 +22,7 @@ class Scaffold(Algorithm):
     weighting = "uniform"
     even = ("control",)
 
-    def caveats(self, option: OptionConf) -> list[str]:
+    def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
         """Option II takes (x - y_i) / (K eta_l) for the mean gradient, which it is after plain SGD steps only."""
         if option.optimizer != "sgd" or option.momentum:
             what = f"optimizer={option.optimizer}" + (f" momentum={option.momentum}" if option.momentum else "")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flgo_hydra.config.option import OptionConf
+
 from .proof import Proof, hold_law, hold_permutation, hold_reference
 
 PROOFS: dict[str, Proof] = {
@@ -39,3 +41,12 @@ def test_law(name, law):
 @pytest.mark.parametrize("name", PROOFS)
 def test_the_order_of_clients_changes_nothing(name):
     hold_permutation(PROOFS[name])
+
+
+@pytest.mark.parametrize("name, law", [(name, law) for name, proof in PROOFS.items() for law in proof.laws])
+def test_numbers_that_make_it_another_method_are_said(name, law):
+    proof = PROOFS[name]
+    method, law = proof.method(), proof.laws[law]
+    if law.same_as is not None and law.numbers and not law.settings:
+        assert method.caveats(OptionConf(), {**proof.numbers, **law.numbers})
+    assert method.caveats(OptionConf(), proof.numbers) == []
