@@ -15,7 +15,7 @@ _ELSEWHERE = {
     "federated": "refused synthetic together transfer users_code",
     "federated/algorithm": "base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
     "federated/backend": (
-        "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
+        "beyond buffers calls cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state snapshot traced"
     ),
     "federated/parts": "base sign_flip",

@@ -67,6 +67,25 @@ class EngineConf:
         one_of("engine.dual", self.dual, SWITCHES)
         one_of("engine.graph", self.graph, ("off", "on"))
 
+    @property
+    def compiles(self) -> bool:
+        return self.compile == "auto"
+
+    @property
+    def has_dual(self) -> bool:
+        return self.dual == "auto"
+
+    @property
+    def captures(self) -> bool:
+        """On CUDA, graphs of steps."""
+        return self.graph == "on"
+
+
+AUTO = EngineConf()
+"""What is found faster."""
+PLAIN = EngineConf(compile="off")
+"""Plain autograd."""
+
 
 @dataclass
 class OptionConf:

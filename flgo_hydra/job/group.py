@@ -141,9 +141,7 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
     if not runs:
         return
     first = next(iter(runs.values()))
-    engine = first.conf.engine
-    switches = (engine.compile == "auto", engine.dual == "auto", engine.graph == "on")
-    backend = FusedBackend(first.model, first.data, members, fuse, *switches)
+    backend = FusedBackend(first.model, first.data, members, fuse, first.conf.engine)
 
     def train(works: Mapping[int, RoundWork]) -> dict[int, ServerState]:
         shared = next((run.own.shares for run in runs.values() if run.own is not None and run.own.shares), "")

@@ -190,7 +190,7 @@ def fused(workload: Workload, num_points: int) -> Program:
         step, work = LocalStep(FedAvg(), build_optimizer("sgd")), workload.work(i)
         loop = LoopBackend(model, workload.data, step, work)
         runs[i], members[i] = _begin(workload, loop, model, i), Member(FedAvg(), "sgd", 0.0, 0.0, 0.0, work, loop)
-    backend = FusedBackend(workload.model(), workload.data, members, num_points, graphs=True)
+    backend = FusedBackend(workload.model(), workload.data, members, num_points, engine=EngineConf(graph="on"))
 
     metrics = backend.evaluate({i: next(run) for i, run in runs.items()})
 

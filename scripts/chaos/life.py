@@ -265,7 +265,9 @@ class Living:
         is_of_jobs = not self._sweep.is_packed and tracebacks and _WORDS.search(tracebacks[-1])
         for told in sorted({_in_short(one) for one in tracebacks if not is_of_jobs}):
             self.life.trouble("traceback", told)
-        was_sent = any("SIG" in line or "killed" in line or "stopped by" in line for line in self.life.told)
+        # A closed terminal sends SIGHUP, which ends a command that is still starting.
+        signs = ("SIG", "killed", "stopped by", "terminal is closed")
+        was_sent = any(sign in line for line in self.life.told for sign in signs)
         if status < 0 and not was_sent:
             self.life.trouble("died", f"by signal {-status}")
         if status > 0 and not _WORDS.search(text) and not any("closed" in line for line in self.life.told):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.config.option import OptionConf
+from flgo_hydra.config.option import PLAIN, OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.batched import VmapBackend
@@ -65,7 +65,7 @@ def make(data, model, algorithm, make_backend=LoopBackend, own_metrics=None):
 @pytest.mark.parametrize("raised", ENDS, ids=repr)
 @pytest.mark.parametrize(
     "where, make_backend",
-    [("training", partial(LoopBackend, compiles=False))]  # recorded steps do not call the model's Python
+    [("training", partial(LoopBackend, engine=PLAIN))]  # recorded steps do not call the model's Python
     + [(w, b) for w in ("evaluation", "metrics", "server") for b in (LoopBackend, partial(VmapBackend, lanes=2))],
 )
 def test_what_looks_like_an_end_is_an_error(ragged, where, make_backend, raised):

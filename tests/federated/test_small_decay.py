@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
@@ -31,9 +32,9 @@ from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 CPU = torch.device("cpu")
 NUM_STEPS = 300
 FORMS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
-    "vmap": partial(VmapBackend, lanes=2, dual=False),
+    "vmap": partial(VmapBackend, lanes=2, engine=EngineConf(dual="off")),
     "dual": partial(VmapBackend, lanes=2),
     "fused": None,
     "fused, dual": None,
@@ -77,10 +78,10 @@ def change(form, dtype, algorithm, hyper, settings, sizes):
             control = {name: 0.01 * torch.ones_like(p) for name, p in server.params.items()}
             server.state = {"control": {name: hyper.get("c", 0.0) * p for name, p in control.items()}}
     if form.startswith("fused"):
-        loop = LoopBackend(model, data, step, work, compiles=False)
+        loop = LoopBackend(model, data, step, work, engine=PLAIN)
         numbers = (settings["name"], settings["momentum"], settings["weight_decay"], 0.0)
         members = {i: Member(algorithm, *numbers, work, loop) for i in range(2)}
-        backend = FusedBackend(model, data, members, 8, dual=form.endswith("dual"))
+        backend = FusedBackend(model, data, members, 8, EngineConf(dual="auto" if form.endswith("dual") else "off"))
         end = backend.train({i: RoundWork(server, states[i], cohort, hyper, 1) for i in range(2)})[1]
     else:
         backend = FORMS[form](model, data, step, work)
@@ -154,7 +155,7 @@ def test_plain_steps_are_those_of_torch_optim():
         work = LocalWork(8, 1, NUM_STEPS, seed=3)
         if optimizer == "ours":
             cohort = sample_cohort(np.array([40]), 1.0, "full", "other", "samples", np.random.default_rng(0))
-            backend = LoopBackend(model, data, step, work, compiles=False)
+            backend = LoopBackend(model, data, step, work, engine=PLAIN)
             start = server_state(model, FedAvg())
             ours = backend.train(start, ClientStates({}, 1), cohort, {"lr": 1e-3}, 1).params
             continue

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
@@ -26,10 +27,10 @@ from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 CPU = torch.device("cpu")
 FORMS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "vmap": partial(VmapBackend, lanes=2),
-    "vmap, plain": partial(VmapBackend, lanes=4, compiles=False),
+    "vmap, plain": partial(VmapBackend, lanes=4, engine=PLAIN),
     "vmap, steps lie ready": partial(VmapBackend, lanes=4, plans=True),
     "fused": None,
 }
@@ -88,7 +89,7 @@ def train(form, build, data, algorithm, hyper, settings, clip_grad=0.0, num_roun
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), len(data.offsets) - 1)
     if form == "fused":
-        loop = LoopBackend(model, data, step, work, compiles=False)
+        loop = LoopBackend(model, data, step, work, engine=PLAIN)
         member = Member(
             algorithm, settings["name"], settings["momentum"], settings["weight_decay"], clip_grad, work, loop
         )

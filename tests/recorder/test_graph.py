@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
@@ -62,10 +63,10 @@ def test_rounds_are_the_same(make_ragged_task, monkeypatch, algorithm, hyper, op
     data = to_data(make_ragged_task(), CUDA, torch.float64)
     step = LocalStep(algorithm, build_optimizer(optimizer))
     model = build()
-    expected = train(LoopBackend(model, data, step, WORK, compiles=False), model, data, algorithm, hyper)
+    expected = train(LoopBackend(model, data, step, WORK, engine=PLAIN), model, data, algorithm, hyper)
     for make in (
-        lambda model: LoopBackend(model, data, step, WORK, graphs=True),
-        lambda model: VmapBackend(model, data, step, WORK, lanes=4, graphs=True),
+        lambda model: LoopBackend(model, data, step, WORK, engine=EngineConf(graph="on")),
+        lambda model: VmapBackend(model, data, step, WORK, lanes=4, engine=EngineConf(graph="on")),
         lambda model: VmapBackend(model, data, step, WORK, lanes=2),
     ):
         model = build()
@@ -83,9 +84,9 @@ def test_fused_runs_are_what_they_are_alone(make_ragged_task):
     step = LocalStep(algorithm, build_optimizer("sgd"))
     cohort = sample_cohort(np.diff(data.offsets), 1.0, "full", "other", "samples", np.random.default_rng(0))
     models = [build() for _ in rates]
-    loops = [LoopBackend(model, data, step, WORK, compiles=False) for model in models]
+    loops = [LoopBackend(model, data, step, WORK, engine=PLAIN) for model in models]
     members = {i: Member(algorithm, "sgd", 0.0, 0.0, 0.0, WORK, loop) for i, loop in enumerate(loops)}
-    fused = FusedBackend(models[0], data, members, 4, graphs=True)
+    fused = FusedBackend(models[0], data, members, 4, engine=EngineConf(graph="on"))
     works = {
         i: RoundWork(server_state(model, algorithm), ClientStates({}, 4), cohort, {"lr": rates[i]}, 1)
         for i, model in enumerate(models)

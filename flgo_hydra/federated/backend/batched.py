@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.cannot import Cannot
 from flgo_hydra.federated.backend.lane_schedule import MASKED
@@ -46,34 +47,30 @@ class VmapBackend:
         step: LocalStep,
         work: LocalWork,
         lanes: int,
-        compiles: bool = True,
+        engine: EngineConf = AUTO,
         visits: float = float("inf"),
         loop: LoopBackend | None = None,
-        dual: bool = True,
-        graphs: bool = False,
         plans: bool | None = None,
     ) -> None:
         """
         Args:
             lanes: clients that are trained at once.
-            compiles, visits: as for the loop.
+            engine, plans: as for `Lanes`.
+            visits: as for the loop.
             loop: who trains what cannot be a batch dimension, if there is one already.
-            dual, graphs, plans: as for `Lanes`.
         """
         self._model, self._data, self._step, self._work = model, data, step, work
-        self._compiles, self._dual = compiles, dual
+        self._engine = engine
         self._offsets = np.array(data.offsets)
-        self._loop = loop or LoopBackend(model, data, step, work, compiles, visits)
+        self._loop = loop or LoopBackend(model, data, step, work, engine, visits)
         recipe = Recipe(step.algorithm, step.optimizer.num_slots, lambda settings: step)
         self._extent = extent = extent_of(data, work, visits, lanes)
         self._num_lanes = lanes
         self._found: Lanes | None = None
         self.why_not = ""
 
-        def make(
-            model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
-        ) -> Lanes:
-            return Lanes(model, data, like, recipe, extent, runs, k, None, compiles, dual, graphs, plans)
+        def make(model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, engine: EngineConf) -> Lanes:
+            return Lanes(model, data, like, recipe, extent, runs, k, None, engine, plans)
 
         self._make = make
 
@@ -152,7 +149,7 @@ class VmapBackend:
         if self._found is None and not self.why_not:
             one = ([self._loop], [server], [Numbers(hyper)])
             try:
-                self._found = find_lanes(self._make, self._extent, *one, self._num_lanes, self._compiles, self._dual)
+                self._found = find_lanes(self._make, self._extent, *one, self._num_lanes, self._engine)
             except Cannot as error:
                 self.why_not = str(error)
                 _log.info("clients train one after another: %s", error)

@@ -61,15 +61,13 @@ def build_backend(
     cohort_size: clients in a round, at most.
     visits: rounds of the run in which a client is expected to take part.
     """
-    compiles, dual = (switch == "auto" for switch in (engine.compile, engine.dual))
-    graphs = engine.graph == "on"
-    loop = LoopBackend(model, data, step, work, compiles, visits, graphs)
+    loop = LoopBackend(model, data, step, work, engine, visits)
     every = expected_sizes(np.diff(data.offsets), len(data.offsets) - 1)
     widest = max(work.size(n)[0] for n in every)
     lanes = count_lanes(cohort_size, _bytes_per_lane(loop, step, data, widest), _BUDGET[data.x_train.device.type])
 
     def vmap() -> VmapBackend:
-        return VmapBackend(model, data, step, work, lanes, compiles, visits, loop, dual, graphs)
+        return VmapBackend(model, data, step, work, lanes, engine, visits, loop)
 
     chosen = ChosenBackend(loop, vmap, form_of(engine, data.x_train.device))
     if engine.backend != "auto":
@@ -96,9 +94,9 @@ def build_backend(
         work=work,
         extent=extent_of_sizes(np.array(every), work, visits, lanes),
         cohort=cohort,
-        recorded=recorded if compiles else frozenset(),
-        compiles=compiles,
-        has_dual=dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
+        recorded=recorded if engine.compiles else frozenset(),
+        compiles=engine.compiles,
+        has_dual=engine.has_dual and is_zero(step.clip_grad) and step.optimizer.num_slots <= 1,
     )
     chosen.estimate(load, lanes, visits * len(every) / cohort_size, data.x_train.device.type)
     return chosen

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.batched import extent_of
-from flgo_hydra.federated.backend.cannot import Cannot
-from flgo_hydra.federated.backend.habits import copied, one_line
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.habits import copied
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
@@ -124,7 +125,7 @@ class FusedBackend:
         data: the task of all runs.
         members: the runs, by the key under which `train` is told of their rounds.
         most: how many runs are trained at once, at most (`hydra.launcher.fuse`), as long as they fit.
-        compiles, dual, graphs: as for `Lanes`.
+        engine: as for `Lanes`.
     """
 
     def __init__(
@@ -133,14 +134,12 @@ class FusedBackend:
         data: Data,
         members: Mapping[Key, Member],
         most: int,
-        compiles: bool = True,
-        dual: bool = True,
-        graphs: bool = False,
+        engine: EngineConf = AUTO,
     ) -> None:
         self._model = model
         self._data = data
         self._members: dict[Any, Member] = dict(members)
-        self._engine = (compiles, dual, graphs)
+        self._engine = engine
         self._device = data.x_train.device
         self._most = most
         # What a lane computes does not depend on how many there are: on the CPU; elsewhere libraries choose by it.
@@ -301,22 +300,19 @@ class FusedBackend:
             self._lanes = None  # first, so that there is memory for the new ones
             self._shape = (runs, max(clients, self._shape[1]))
             recipe, extent = self._recipe, self._extent
-            compiles, dual, graphs = self._engine
 
-            def make(
-                model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, compiles: bool, dual: bool
-            ) -> Lanes:
-                return Lanes(model, data, like, recipe, extent, runs, k, numbers[0], compiles, dual, graphs)
+            def make(model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, engine: EngineConf) -> Lanes:
+                return Lanes(model, data, like, recipe, extent, runs, k, numbers[0], engine)
 
             loops = [member.loop for member in chunk.members]
             numbers = chunk.numbers()
             servers = [self._untrained] * runs
             try:
-                found = find_lanes(make, extent, loops, servers, numbers, self._shape[1], compiles, dual)
+                found = find_lanes(make, extent, loops, servers, numbers, self._shape[1], self._engine)
+                self._require_models_alike()
+                self._require_servers_alike(chunk)
             except Cannot as error:
                 raise CannotFuse(str(error)) from error
-            if why_not := self._why_not_models() or self._why_not_servers(chunk):
-                raise CannotFuse(why_not)
             self._lanes = found
         assert self._lanes is not None
         return self._lanes
@@ -329,28 +325,34 @@ class FusedBackend:
         """
         first = next(iter(self._members.values()))
         habits = first.loop.habits(self._untrained, hyper)
-        if why_not := habits.why_apart or habits.why_not_fused or self._why_not_models():
+        if why_not := habits.why_apart or habits.why_not_fused:
             raise CannotFuse(why_not)
+        try:
+            self._require_models_alike()
+        except Cannot as error:
+            raise CannotFuse(str(error)) from error
         for member in self._members.values():
             member.loop.begin_to_watch()
 
-    def _why_not_models(self) -> str:
-        """Why one model's Python does not do for all runs, or nothing: the lanes differ in tensors only."""
+    def _require_models_alike(self) -> None:
+        """Raises `Cannot` where one model's Python does not do for all runs: the lanes differ in tensors only."""
         if global_hooks() and len(self._members) > 1:
-            return "a model has hooks on all modules of the process, which are called for other runs' models too"
+            raise Cannot("a model has hooks on all modules of the process, which are called for other runs' models too")
         first, *others = (PythonState(model=m.loop.model, algorithm=m.algorithm) for m in self._members.values())
-        return next((f"`{name}` differs from run to run" for one in others if (name := first.differs(one))), "")
+        for one in others:
+            if name := first.differs(one):
+                raise Cannot(f"`{name}` differs from run to run")
 
-    def _why_not_servers(self, chunk: _Chunk) -> str:
-        """Why the servers of the runs cannot take a step at once, or nothing."""
+    def _require_servers_alike(self, chunk: _Chunk) -> None:
+        """Raises `Cannot` where the servers of the runs cannot take a step at once."""
         algorithm = self._recipe.algorithm
         if type(algorithm).update_server is Algorithm.update_server:
-            return ""
+            return
         # Of copies: an algorithm may change a server in place.
         chunk = replace(chunk, works=[replace(work, server=copied(work.server)) for work in chunk.works])
         servers, hypers = chunk.servers(), [work.hyper for work in chunk.works]
         if why_not := chunk.members[0].loop.habits(servers[0], hypers[0]).why_not_fused:
-            return why_not
+            raise Cannot(why_not)
         messages = []
         for server in servers:
             loop = chunk.members[0].loop
@@ -365,12 +367,9 @@ class FusedBackend:
                 sent = every.value()
             messages.append(sent)
         together = {s: {n: torch.stack([m[s][n] for m in messages]) for n in ts} for s, ts in messages[0].items()}
-        try:
+        at_once = "`update_server` of several runs at once: "
+        with cannot(at_once):  # vmap refuses what it cannot batch with whatever exception fits
             found = self._finish(chunk, together, {})
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
-            return f"`update_server` of several runs at once: {one_line(error)}"
         for row in {0, len(servers) - 1}:
             work = chunk.works[row]
             one = {s: {n: t.clone() for n, t in ts.items()} for s, ts in messages[row].items()}
@@ -380,8 +379,7 @@ class FusedBackend:
             for key, tensors in alone.state.items():
                 wrong = wrong or difference(before.state[key], tensors, found[row].state[key])
             if wrong is not None:
-                return f"`update_server` of several runs at once: {wrong}"
-        return ""
+                raise Cannot(f"{at_once}{wrong}")
 
     def _kept(self, chunk: _Chunk, lanes: Lanes, most: int) -> State:
         """What the lanes' clients kept; those without a client, what another one kept."""

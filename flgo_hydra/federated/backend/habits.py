@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.calls import Calls
+from flgo_hydra.federated.backend.cannot import one_line
 from flgo_hydra.federated.backend.hooks import refuse_hooks
 from flgo_hydra.federated.backend.noticed import noticed
 from flgo_hydra.federated.backend.python_state import PythonState
@@ -336,8 +337,3 @@ def python_noise() -> tuple[Any, ...]:
     """The state of Python's and numpy's generators."""
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, np.asarray(keys).tobytes(), tuple(rest)
-
-
-def one_line(error: Exception) -> str:
-    """The error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"

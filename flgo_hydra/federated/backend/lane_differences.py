@@ -11,9 +11,8 @@ from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Client, State, Tensors
 from flgo_hydra.federated.algorithm.message import sends_own
-from flgo_hydra.federated.backend.cannot import Cannot
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
 from flgo_hydra.federated.backend.fillings import filled_batches
-from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, schedule
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes
@@ -140,12 +139,8 @@ class LaneDifferences:
             lanes.begin(self._servers, self._numbers, orders, self._kept, self._facts, self._ids)
             for p in lanes.tensors.params.values():  # a step that no weights of zeros would hide
                 p.mul_(1.01).add_(0.01)
-            try:
+            with cannot("`finish` of clients side by side: "):
                 found = lanes.tensors.finish(num_steps, None)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                raise Cannot(f"`finish` of clients side by side: {one_line(error)}") from error
             for lane in self._looked_at:
                 params = {name: p[lane].detach() for name, p in lanes.tensors.params.items()}
                 hyper = self._numbers[lane // self._k].hyper

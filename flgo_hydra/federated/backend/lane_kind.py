@@ -35,12 +35,16 @@ class Kind:
     rows: Tensor
     """of the training samples, (H * B,)"""
     x: Tensor
+    """of the samples, (H, B, …); of one client alone, (B, …)"""
     y: Tensor
-    weights: Tensor | None
+    x_rows: Tensor
+    """the same memory, (H * B, …)"""
+    y_rows: Tensor
+    weights: Tensor | None = None
     """of each sample in its batch's mean, (H, B)"""
-    is_active: Tensor | None
+    is_active: Tensor | None = None
     """(H,)"""
-    index: Tensor
+    index: Tensor | None = None
     """of the samples in the dual form, (H * B,)"""
     stepped: frozenset[str] = frozenset()
     """parameters that have a direction in such a step"""
@@ -61,20 +65,19 @@ class Kind:
             assert step.weights is not None and step.is_active is not None
             self.weights.copy_(step.weights)
             self.is_active.copy_(step.is_active)
-        if step.index is not None:
+        if step.index is not None and self.index is not None:
             self.index.copy_(step.index)
 
-    def add_plan(self, most_steps: int, has_index: bool, count: Tensor | None) -> None:
+    def add_plan(self, most_steps: int, count: Tensor | None) -> None:
         """Makes room for the steps of a round.
 
         Args:
-            has_index: steps have an index.
             count: where the number of the step is read; None: nowhere.
         """
         mine = {"rows": self.rows}
         if self.weights is not None and self.is_active is not None:
             mine |= {"weights": self.weights, "is_active": self.is_active}
-        if has_index:
+        if self.index is not None:
             mine["index"] = self.index
         if count is not None:
             mine["count"] = count

@@ -6,12 +6,14 @@ side by side. All kinds of steps that a run can take are made ready and tried be
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from flgo_hydra.federated.backend.cannot import Cannot
-from flgo_hydra.federated.backend.habits import TRIAL_LR, one_line
+from flgo_hydra.config.option import EngineConf
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.habits import TRIAL_LR
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
@@ -25,8 +27,8 @@ from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
 from flgo_hydra.recorder.graph import exact_convolutions
 
-MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, bool, bool], Lanes]
-"""(model, data, one that has a client's parameters, P, K, compiles, dual) -> lanes"""
+MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, EngineConf], Lanes]
+"""(model, data, one that has a client's parameters, P, K, form) -> lanes"""
 
 
 def find_lanes(
@@ -36,15 +38,14 @@ def find_lanes(
     servers: Sequence[ServerState],
     numbers: Sequence[Numbers],
     clients: int,
-    compiles: bool,
-    dual: bool,
+    engine: EngineConf,
 ) -> Lanes:
     """Makes lanes and tries them.
 
     Args:
         loops, servers, numbers: of the runs, P.
         clients: K.
-        compiles, dual: which forms may be taken.
+        engine: which forms may be taken.
     Raises:
         Cannot: none does what plain steps do.
     """
@@ -56,17 +57,19 @@ def find_lanes(
     tried = [one._replace(hyper={**one.hyper, "lr": TRIAL_LR}) for one in numbers]
     plain = {run: loops[run].copy() for run in {0, len(loops) - 1}}
     why_plainer = ""
-    dual = dual and first.program is None
-    for is_compiled, is_dual in dict.fromkeys(((compiles, compiles and dual), (compiles, False), (False, False))):
+    forms = [engine, replace(engine, dual="off"), replace(engine, dual="off", compile="off")]
+    if first.program is not None or not engine.compiles:
+        forms = forms[1:]
+    for form in [form for i, form in enumerate(forms) if form not in forms[:i]]:
         model = copy.deepcopy(first.model)
         model.train()
-        lanes = make(model, first.data, first, len(loops), clients, is_compiled, is_dual)
+        lanes = make(model, first.data, first, len(loops), clients, form)
         kept = {"model": first.model, "algorithm": first.step.algorithm} if first.has_users_code else {}
         with generators_kept(), outside_kept(**kept):
             lanes.record(extent.kinds, numbers)  # what vmap does not take, it takes in no form
             with exact_convolutions():
                 try:
-                    _require_alike(lanes, make, extent, loops, plain, servers, tried, is_compiled, is_dual)
+                    _require_alike(lanes, make, extent, loops, plain, servers, tried, form)
                 except Cannot as error:
                     why_plainer = str(error)
                     if lanes.is_recorded:
@@ -92,8 +95,7 @@ def _require_alike(
     plain: dict[int, LoopBackend],
     servers: Sequence[ServerState],
     numbers: Sequence[Numbers],
-    compiles: bool,
-    dual: bool,
+    form: EngineConf,
 ) -> None:
     """Raises `Cannot` where the lanes do otherwise than plain steps."""
     ends = [0, len(loops) - 1] if len(loops) > 1 else [0]
@@ -110,17 +112,13 @@ def _require_alike(
         if not is_wide(model, data.x_train[:2]):
             return None
         clients = min(lanes.size // len(loops), 3 if len(ends) == 1 and MASKED in extent.kinds else 2)
-        ours = make(model, data, theirs[0], len(ends), clients, compiles, dual)
+        ours = make(model, data, theirs[0], len(ends), clients, form)
         ours.record(extent.kinds, [numbers[run] for run in ends])
         some = [widened(servers[run]) for run in ends]
         return LaneDifferences(ours, theirs, some, [numbers[run] for run in ends]).of_steps
 
-    try:
+    with cannot():
         found = verdict(differences.of_steps, wide, next(iter(loops[0].params.values())).dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # what the plain step raises, it will raise again
-        raise Cannot(one_line(error)) from error
     if found:
         kind = " (batches that differ in size)" if extent.kinds == {MASKED} else ""
         raise Cannot(f"clients side by side compute something else than one after another{kind}: {found}")

@@ -15,7 +15,6 @@ P runs of K clients each are H = P K lanes, those of a run side by side; B sampl
 """
 
 import functools
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,29 +26,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
-from flgo_hydra.federated.backend.cannot import Cannot
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
-from flgo_hydra.federated.backend.habits import one_line
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
+from flgo_hydra.federated.backend.step_programs import StepPrograms
 from flgo_hydra.federated.backend.watch import Watch
 from flgo_hydra.federated.clients.client_program import ClientProgram, StepInputs, apart
 from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState, kept_at_trial
 from flgo_hydra.federated.transfer import to_device
-from flgo_hydra.recorder.arena import Arena
-from flgo_hydra.recorder.graph import Graph
-from flgo_hydra.recorder.program import compile_program
-from flgo_hydra.recorder.tape import CannotRecord, MayRaise, ReadsNumbers, record
-from flgo_hydra.recorder.writer import Program
+from flgo_hydra.recorder.tape import CannotRecord, MayRaise, ReadsNumbers
 
-_log = logging.getLogger(__name__)
 _DUAL_PAYS = 0.7
 """The dual form is taken where it needs at most this share of the multiplications."""
 
@@ -93,9 +88,7 @@ class Lanes:
         like: has the parameters and buffers of one client.
         num_runs, clients_per_run: P and K.
         numbers: of one run, where several differ in them; None where P is 1.
-        compiles: record and compile the steps.
-        dual: keep layers on the samples in their dual form, where that pays and steps are compiled.
-        graphs: capture CUDA graphs of compiled steps.
+        engine: in which form steps may be taken.
         plans: let a round's steps lie ready on the device, as graphs want it.
     """
 
@@ -109,38 +102,35 @@ class Lanes:
         num_runs: int,
         clients_per_run: int,
         numbers: Numbers | None = None,
-        compiles: bool = True,
-        dual: bool = True,
-        graphs: bool = False,
+        engine: EngineConf = AUTO,
         plans: bool | None = None,
     ) -> None:
         self._model, self._data, self.recipe, self.extent = model, data, recipe, extent
         self.clients_per_run = clients_per_run
         self.tensors = LaneTensors(like, recipe.algorithm, recipe.num_slots, num_runs, clients_per_run, numbers)
-        self._compiles = compiles
+        self._engine = engine
         self._device = data.x_train.device
         self._plans = self._device.type == "cuda" if plans is None else plans
         # Where steps lie ready nobody brings the learning rate with a call: it is read from its tensor.
         has_scalars = self.tensors.is_shared and not self._plans
-        self._scalars = {"lr": self.tensors.numbers["lr"]} if has_scalars else {}
-        self._count = torch.zeros((), dtype=self.tensors.exact, device=self._device)
-        self._arena = Arena(self._device)
-        self._kinds: dict[int, Kind] = {}
+        scalars = {"lr": self.tensors.numbers["lr"]} if has_scalars else {}
+        self._programs = StepPrograms(data, engine, self.tensors.exact, scalars)
+        self._count, self._kinds = self._programs.count, self._programs.kinds
         self._visited: Visited | None = None
         self._like = like.params
         self._program = like.program
         self._trial = like
-        self._dual = self._make_dual(like.params) if compiles and dual and like.program is None else None
-        self._why_not_compiled = "" if compiles else "engine.compile=off"
+        has_dual = engine.compiles and engine.has_dual and like.program is None
+        self._dual = self._make_dual(like.params) if has_dual else None
+        self._why_not_compiled = "" if engine.compiles else "engine.compile=off"
         self._watch: Watch | None = None
         self.why_plainer = ""
         """why the lanes are not in a faster form"""
-        self._why_no_graph = "" if graphs and compiles else "engine.graph=off" if compiles else "engine.compile=off"
 
     @property
     def is_recorded(self) -> bool:
         """Some kind of step is a program."""
-        return any(kind.program is not None for kind in self._kinds.values())
+        return self._programs.is_recorded
 
     @property
     def kinds(self) -> list[int]:
@@ -172,20 +162,17 @@ class Lanes:
     @property
     def note(self) -> dict[str, Any]:
         """What runs, for result.json."""
-        compiled = [number for number, kind in self._kinds.items() if kind.program is not None]
+        compiled = self._programs.compiled
         note: dict[str, Any] = {
-            "compiled_batch_sizes": sorted(number for number in compiled if number != MASKED),
+            "compiled_batch_sizes": [number for number in compiled if number != MASKED],
             "compiled_with_masks": MASKED in compiled,
             "dual_layers": sorted(self._dual.names) if self._dual is not None else [],
         }
-        if self._why_not_compiled or (self.why_plainer and not self._compiles):
+        if self._why_not_compiled or (self.why_plainer and not self._engine.compiles):
             note["why_not_compiled"] = self.why_plainer or self._why_not_compiled
         elif self.why_plainer:
             note["why_not_dual"] = self.why_plainer
-        if self._device.type == "cuda":
-            note["cuda_graph"] = any(kind.graph is not None for kind in self._kinds.values())
-            note |= {"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {}
-        return note
+        return note | self._programs.graph_note
 
     # A round.
 
@@ -249,9 +236,7 @@ class Lanes:
         return self.tensors.finishes or any(map(self._is_read, self.tensors.facts.values()))
 
     def _is_read(self, tensor: Tensor) -> bool:
-        if self._dual is not None and self._dual.reads(tensor):
-            return True
-        return any(kind.program is None or kind.program.reads(tensor) for kind in self._kinds.values())
+        return (self._dual is not None and self._dual.reads(tensor)) or self._programs.reads(tensor)
 
     # Steps.
 
@@ -322,11 +307,9 @@ class Lanes:
         return plan
 
     def _compute(self, kind: Kind, rows: Tensor, count: Any) -> None:
-        if kind.reads_x:
-            torch.index_select(self._data.x_train, 0, rows, out=kind.x.flatten(0, 1))
-        torch.index_select(self._data.y_train, 0, rows, out=kind.y.flatten(0, 1))
+        self._programs.read(kind, rows)
         if kind.program is not None:
-            kind.program.run(*([self.tensors.lr] if self._scalars else []))
+            self._programs.run(kind, self.tensors.lr)
             return
         for state, value in self._next(kind, count, self.tensors.plain_numbers()):
             state.copy_(value)
@@ -457,18 +440,15 @@ class Lanes:
     def _add(self, number: int) -> bool:
         """Records the steps of a kind; returns whether that has changed what all kinds have in common."""
         kind = self._empty_kind(number)
-        samples = VisitedSamples(self._dual, kind.x, kind.index) if self._dual is not None else None
-        try:
-            kind.program = self._record(kind, samples)
-        except CannotRecord as error:
-            # Of all runs, or of all clients, at once.
-            if isinstance(error, MayRaise) or (isinstance(error, ReadsNumbers) and not self.tensors.is_shared):
-                raise Cannot(str(error)) from error
-            self._why_not_compiled = str(error)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # vmap refuses what it cannot batch with whatever exception fits
-            raise Cannot(one_line(error)) from error
+        samples = VisitedSamples(self._dual, kind.x, kind.index) if kind.index is not None and self._dual else None
+        with cannot():  # vmap refuses what it cannot batch with whatever exception fits
+            try:
+                self._record(kind, samples)
+            except CannotRecord as error:
+                # Of all runs, or of all clients, at once.
+                if isinstance(error, MayRaise) or (isinstance(error, ReadsNumbers) and not self.tensors.is_shared):
+                    raise Cannot(str(error)) from error
+                self._why_not_compiled = str(error)
         if any(other.stepped != kind.stepped for other in self._kinds.values()):
             # They would have taken different numbers of steps, which optimizers ask for.
             raise Cannot("some parameters have a gradient in batches of one size and none in those of another")
@@ -482,19 +462,15 @@ class Lanes:
         ):
             self._dual = self._make_dual(self._like) if self._dual is not None else None
             return True
-        if kind.program is not None:
-            kind.reads_x, kind.counts = kind.program.reads(kind.x), kind.program.reads(self._count)
         self._kinds[number] = kind
         if self._plans:
-            kind.add_plan(self.extent.most_steps, self._dual is not None, self._count if kind.counts else None)
+            kind.add_plan(self.extent.most_steps, self._count if kind.counts else None)
         return False
 
-    def _record(self, kind: Kind, samples: VisitedSamples | None) -> Program | None:
-        # In a function of its own: what was recorded holds memory as long as it is in sight.
+    def _record(self, kind: Kind, samples: VisitedSamples | None) -> None:
         _first_vmap()
-        ops, results = record(lambda: self._next(kind, self._count, self.tensors.numbers))
         rewrite = samples.rewrite if samples is not None else None
-        return compile_program(ops, results, self._scalars, self._arena, rewrite) if self._compiles else None
+        self._programs.record(kind, lambda: self._next(kind, self._count, self.tensors.numbers), rewrite)
 
     def _empty_kind(self, number: int) -> Kind:
         shape = (self.size, number or self.extent.width)
@@ -503,13 +479,12 @@ class Lanes:
         weights = torch.zeros(shape, dtype=self.tensors.dtype, device=self._device) if number == MASKED else None
         is_active = torch.zeros(self.size, dtype=torch.bool, device=self._device) if number == MASKED else None
         x, y = x.new_zeros(*shape, *x.shape[1:]), y.new_zeros(*shape, *y.shape[1:])
-        return Kind(rows, x, y, weights, is_active, torch.zeros_like(rows))
+        index = torch.zeros_like(rows) if self._dual is not None else None
+        return Kind(rows, x, y, x.flatten(0, 1), y.flatten(0, 1), weights, is_active, index)
 
     def _capture(self, number: int, servers: Sequence[ServerState], numbers: Sequence[Numbers]) -> None:
         """Captures the graph that takes the next step of a kind's plan."""
         kind = self._kinds[number]
-        if kind.program is None or self._why_no_graph:
-            return
         orders = self.orders_at_trial(number)
         kept = self.kept_at_trial()
 
@@ -523,13 +498,7 @@ class Lanes:
             forms = self._dual.tensors if self._dual is not None else []
             return [*(p.detach() for p in self.tensors.params.values()), *self.tensors.buffers.values(), *slots, *forms]
 
-        try:
-            kind.graph = Graph(partial(self._take_next, kind), restart, results, self._device)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # what CUDA does not let be captured runs as it is
-            self._why_no_graph = one_line(error)
-            _log.warning("local steps run without a CUDA graph: %s", self._why_no_graph)
+        self._programs.capture(kind, partial(self._take_next, kind), restart, results)
 
     # What trials take (`lane_trial.py`).
 

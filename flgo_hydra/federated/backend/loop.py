@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flgo_hydra.config.option import AUTO, PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.base import (
     Algorithm,
     Client,
@@ -26,8 +27,8 @@ from flgo_hydra.federated.algorithm.base import (
 )
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
-from flgo_hydra.federated.backend.cannot import Cannot
-from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look, one_line
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.habits import TRIAL_LR, Habits, look
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.python_state import outside_kept
 from flgo_hydra.federated.backend.traced import TracedSteps
@@ -78,15 +79,13 @@ class LoopBackend:
         data: Data,
         step: LocalStep,
         work: LocalWork,
-        compiles: bool = True,
+        engine: EngineConf = AUTO,
         visits: float = float("inf"),
-        graphs: bool = False,
     ) -> None:
         """
         Args:
-            compiles: record steps as programs where it pays.
+            engine: whether steps are recorded as programs where it pays, and captured as graphs.
             visits: rounds of the run in which a client is expected to take part.
-            graphs: on CUDA, capture graphs of them.
         """
         self.data = data
         self._offsets = np.array(data.offsets)
@@ -104,14 +103,14 @@ class LoopBackend:
         # What a plain FedAvg client does in place, without the general step's copies.
         self._corrects = type(step.algorithm).correct is not Algorithm.correct or not is_zero(step.clip_grad)
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
-        self._paying = paying_sizes(np.diff(data.offsets), work, visits) if compiles else frozenset()
-        self._graphs = graphs
+        self._paying = paying_sizes(np.diff(data.offsets), work, visits) if engine.compiles else frozenset()
+        self._engine = engine
         self._traced: TracedSteps | None = None
         self._habits: Habits | None = None
         self._watch: Watch | None = None
-        self._is_prepared = not compiles
+        self._is_prepared = not engine.compiles
         self.why_not_compiled = "engine.compile=off"
-        if compiles:
+        if engine.compiles:
             self.why_not_compiled = "" if self._paying else "the run is too short"
 
     def _bind(self, model: nn.Module) -> None:
@@ -202,9 +201,7 @@ class LoopBackend:
         """Plain steps in a copy of the working model, of the algorithm and of what they keep."""
         # Together: a model and an algorithm may hold the same thing.
         model, step = copy.deepcopy((self.model, self.step))
-        return LoopBackend(
-            to_dtype(model, dtype) if dtype else model, data or self.data, step, self._work, compiles=False
-        )
+        return LoopBackend(to_dtype(model, dtype) if dtype else model, data or self.data, step, self._work, PLAIN)
 
     @property
     def has_users_code(self) -> bool:
@@ -229,10 +226,9 @@ class LoopBackend:
     @property
     def note(self) -> dict[str, Any]:
         """What ran, for result.json."""
-        sizes = sorted(self._traced.sizes) if self._traced is not None else []
-        note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": sizes}
-        if self._traced is not None and self.data.x_train.device.type == "cuda":
-            note |= self._traced.graph_note
+        note: dict[str, Any] = {"backend": self.name, "compiled_batch_sizes": []}
+        if self._traced is not None:
+            note |= {"compiled_batch_sizes": self._traced.sizes, **self._traced.graph_note}
         return note | ({"why_not_compiled": self.why_not_compiled} if self.why_not_compiled else {})
 
     def load(self, server: ServerState) -> nn.Module:
@@ -460,7 +456,7 @@ class LoopBackend:
             self.step,
             self.data,
             client,
-            self._graphs,
+            self._engine,
             self._next if self.program is not None else None,
         )
         self.load(server)
@@ -486,12 +482,8 @@ class LoopBackend:
             ours._record(sizes, wide_server, hyper)
             return partial(ours._differs, theirs, sizes, wide_server, hyper)
 
-        try:
+        with cannot():
             found = verdict(native, wide, self._param_list[0].dtype)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # what the plain step raises, it will raise again
-            raise Cannot(one_line(error)) from error
         if found:
             raise Cannot(f"recorded steps differ from plain ones: {found}")
 

@@ -1,44 +1,29 @@
 """Local steps in a working model as programs, one for each batch size.
 
-A step is recorded once (`tape.py`), from the forward pass to the new parameters, and compiled (`program.py`) to a flat
-list of operations on the working model's own tensors. Only the learning rate, the number of the step and the batch
-change from call to call. A recording does not repeat what Python does beside: whether its program does what the plain
-step does is tried before it is used (`loop.py`).
+A step is recorded once, from the forward pass to the new parameters, and compiled to a flat list of operations on the
+working model's own tensors (`step_programs.py`). Only the learning rate, the number of the step and the batch change
+from call to call. A recording does not repeat what Python does beside: whether its program does what the plain step
+does is tried before it is used (`loop.py`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.buffers import Buffers
-from flgo_hydra.federated.backend.cannot import Cannot
+from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.lane_kind import Kind
+from flgo_hydra.federated.backend.step_programs import Pairs, StepPrograms
 from flgo_hydra.federated.clients.client_program import StepInputs
 from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.optimizer import Slots, StepCounts
 from flgo_hydra.federated.training import LocalStep, ServerState
-from flgo_hydra.recorder.arena import Arena
-from flgo_hydra.recorder.graph import Graph
-from flgo_hydra.recorder.program import compile_program
-from flgo_hydra.recorder.tape import CannotRecord, record
-from flgo_hydra.recorder.writer import Program
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    x: Tensor
-    y: Tensor
-    program: Program
-    stepped: tuple[str, ...]
-    """parameters that have a direction in such a step"""
-    counts: bool
-    """the program reads the number of the step, which is one for all of them"""
-    rows: Tensor
-    """of the batch, where a graph finds them"""
-    graph: Graph | None = None
+from flgo_hydra.recorder.tape import CannotRecord
 
 
 class TracedSteps:
@@ -54,7 +39,7 @@ class TracedSteps:
         step: LocalStep,
         data: Data,
         client: Client,
-        graphs: bool = False,
+        engine: EngineConf = AUTO,
         program: Callable[[StepInputs], list[tuple[Tensor, Tensor]]] | None = None,
     ) -> None:
         """
@@ -63,7 +48,6 @@ class TracedSteps:
                 algorithm's program carries; slots: the optimizer's. Programs change them.
             loss: mean loss of the working model on a batch.
             client: of whom a step is recorded.
-            graphs: on CUDA, capture programs as graphs.
             program: a step of the algorithm's program, in pairs of a tensor and its next value; None: it has none.
         """
         self._params, self._carried, self._buffers, self._slots = params, carried, buffers, slots
@@ -73,23 +57,20 @@ class TracedSteps:
         # As exact as a float of Python, which is what the plain step uses.
         exact = torch.float32 if self._device.type == "mps" else torch.float64
         self._lr = torch.zeros((), dtype=exact, device=self._device)
-        self._count = torch.zeros((), dtype=exact, device=self._device)
         self._num_steps = torch.ones((), dtype=exact, device=self._device)
         with torch.no_grad():
             self._client = Client(*(_clone(part) for part in client))
-        self._arena = Arena(self._device)
-        self._compiled: dict[int, _Compiled] = {}
         self._lr_now = 0.0
-        self._is_cuda = self._device.type == "cuda"
-        self._why_no_graph = "" if graphs else "engine.graph=off"
         # A graph's calls bring no numbers: it reads the learning rate from its tensor.
-        self._scalars = {} if self._is_cuda else {"lr": self._lr}
+        scalars = {} if self._device.type == "cuda" else {"lr": self._lr}
+        self._programs = StepPrograms(data, engine, exact, scalars)
+        self._count = self._programs.count
         self._read: list[tuple[Tensor, int, tuple[str, ...]]] = []
 
     @property
-    def sizes(self) -> set[int]:
+    def sizes(self) -> list[int]:
         """Batch sizes that have a program."""
-        return set(self._compiled)
+        return self._programs.compiled
 
     def start(self, client: Client, hyper: Hyper, num_steps: int) -> None:
         """Puts what the client knows where the programs look for it."""
@@ -111,31 +92,29 @@ class TracedSteps:
 
         To be called under `torch.no_grad`.
         """
-        compiled = self._compiled.get(rows.numel())
-        if compiled is None:
+        kind = self._programs.kinds.get(rows.numel())
+        if kind is None:
             return False
-        if compiled.counts:
-            count = counts.next_of_all(compiled.stepped)
+        if kind.counts:
+            count = counts.next_of_all(kind.stepped)
             if count is None:
                 return False
             self._count.fill_(count)
-        if compiled.graph is not None:
-            compiled.rows.copy_(rows)
-            compiled.graph.replay()
+        if kind.graph is not None:
+            kind.rows.copy_(rows)
+            kind.graph.replay()
         else:
-            self._take(compiled, rows)
+            self._take(kind, rows)
         return True
 
-    def _take(self, compiled: _Compiled, rows: Tensor) -> None:
-        torch.index_select(self._data.x_train, 0, rows, out=compiled.x)
-        torch.index_select(self._data.y_train, 0, rows, out=compiled.y)
-        compiled.program.run(*([self._lr_now] if self._scalars else []))
+    def _take(self, kind: Kind, rows: Tensor) -> None:
+        self._programs.read(kind, rows)
+        self._programs.run(kind, self._lr_now)
 
     @property
     def graph_note(self) -> dict[str, Any]:
-        """Whether steps run as CUDA graphs, and why not."""
-        has_graph = any(compiled.graph is not None for compiled in self._compiled.values())
-        return {"cuda_graph": has_graph} | ({"why_no_cuda_graph": self._why_no_graph} if self._why_no_graph else {})
+        """On CUDA, whether steps run as graphs, and why not."""
+        return self._programs.graph_note
 
     def compile(self, rows: Tensor, reset: Callable[[], object], hyper: Hyper) -> None:
         """Makes the program for batches of this size.
@@ -147,48 +126,20 @@ class TracedSteps:
             Cannot: there is no program.
         """
         x, y = self._data.x_train[rows], self._data.y_train[rows]
+        kind = Kind(rows.clone(), x, y, x, y)
         numbers = {**hyper, "lr": self._lr}
-        try:
+        with cannot():  # a model may do whatever Python can; the plain step will raise it again
             reset()
-            program, stepped = self._record(x, y, numbers)
-        except CannotRecord as error:
-            raise Cannot(str(error)) from error
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a model may do whatever Python can; the plain step will raise it again
-            raise Cannot(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-        self._compiled[len(rows)] = _Compiled(x, y, program, stepped, program.reads(self._count), rows.clone())
+            try:
+                self._programs.record(kind, lambda: self._next(kind, numbers))
+            except CannotRecord as error:
+                raise Cannot(str(error)) from error
+        self._programs.kinds[len(rows)] = kind
         self._find_what_is_read()
 
     def capture(self, reset: Callable[[], object], server: ServerState, hyper: Hyper) -> None:
         """On CUDA, captures graphs of the programs."""
         client = self._client._replace(anchor=server.params, server=server.state)
-        for size, compiled in self._compiled.items():
-            self._compiled[size] = self._with_graph(compiled, reset, client, hyper)
-
-    def _record(self, x: Tensor, y: Tensor, numbers: Hyper) -> tuple[Program, tuple[str, ...]]:
-        # In a function of its own: what was recorded holds memory as long as it is in sight.
-        if self._program is not None:
-            given = StepInputs(x, y, None, self._count, self._num_steps, self._client, numbers)
-            program = self._program
-            ops, results = record(lambda: program(given))
-            return compile_program(ops, results, self._scalars, self._arena), tuple(self._carried)
-        ops, (params, slots) = record(lambda: self._plain_step(x, y, self._count, self._client, numbers))
-        results = [(self._params[name], value) for name, value in params.items()]
-        results += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
-        results += self._buffers.anew()
-        return compile_program(ops, results, self._scalars, self._arena), tuple(params)
-
-    def _with_graph(self, compiled: _Compiled, reset: Callable[[], object], client: Client, hyper: Hyper) -> _Compiled:
-        if not self._is_cuda or self._why_no_graph:
-            return compiled
-        if compiled.program.is_random:
-            # A generator that is seeded for each client would have to be seeded inside the graph.
-            self._why_no_graph = "the model draws random numbers"
-            return compiled
-
-        def take() -> None:
-            self._take(compiled, compiled.rows)
 
         def restart() -> None:
             reset()
@@ -202,22 +153,27 @@ class TracedSteps:
             slots = [slot for tensors in self._slots.values() for slot in tensors]
             return [*(p.detach() for p in self._carried.values()), *self._buffers.homes.values(), *slots]
 
-        try:
-            return replace(compiled, graph=Graph(take, restart, results, self._device))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # what CUDA does not let be captured runs as it is
-            self._why_no_graph = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return compiled
+        for kind in self._programs.kinds.values():
+            if kind.program is not None and kind.program.is_random:
+                # A generator that is seeded for each client would have to be seeded inside the graph.
+                self._programs.say_why_no_graph("the model draws random numbers")
+            self._programs.capture(kind, partial(self._take, kind, kind.rows), restart, results)
 
-    def _plain_step(
-        self, x: Tensor, y: Tensor, count: Tensor, client: Client, hyper: Hyper
-    ) -> tuple[Tensors, dict[str, Slots]]:
+    def _next(self, kind: Kind, hyper: Hyper) -> Pairs:
+        """A step, and which parameters it moves."""
+        if self._program is not None:
+            kind.stepped = frozenset(self._carried)
+            given = StepInputs(kind.x, kind.y, None, self._count, self._num_steps, self._client, hyper)
+            return self._program(given)
         with torch.enable_grad():
-            found = torch.autograd.grad(self._loss(x, y), list(self._params.values()), allow_unused=True)
+            found = torch.autograd.grad(self._loss(kind.x, kind.y), list(self._params.values()), allow_unused=True)
         with torch.no_grad():
             grads = {name: g for name, g in zip(self._params, found, strict=True) if g is not None}
-            return self._step(self._params, grads, self._slots, count, client, hyper)
+            params, slots = self._step(self._params, grads, self._slots, self._count, self._client, hyper)
+        kind.stepped = frozenset(params)
+        pairs = [(self._params[name], value) for name, value in params.items()]
+        pairs += [pair for name, new in slots.items() for pair in zip(self._slots[name], new, strict=True)]
+        return pairs + self._buffers.anew()
 
     def _find_what_is_read(self) -> None:
         """Tensors of the client that some program reads, and where they are found."""
@@ -228,7 +184,7 @@ class TracedSteps:
         for number in (1, 2):
             state: State = self._client[number]  # type: ignore[assignment]
             parts += [(t, number, (key, name)) for key, tensors in state.items() for name, t in tensors.items()]
-        self._read = [one for one in parts if any(c.program.reads(one[0]) for c in self._compiled.values())]
+        self._read = [one for one in parts if self._programs.reads(one[0])]
 
 
 def _clone(state: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -86,13 +87,13 @@ ALGORITHMS = {
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "compiled": LoopBackend,
     "vmap": partial(VmapBackend, lanes=2),  # three clients: two, and one beside an empty lane
     "vmap, all at once": partial(VmapBackend, lanes=3),
-    "vmap, plain": partial(VmapBackend, lanes=3, compiles=False),
+    "vmap, plain": partial(VmapBackend, lanes=3, engine=PLAIN),
     "vmap, steps lie ready": partial(VmapBackend, lanes=2, plans=True),  # as on a GPU
-    "vmap, plain, steps lie ready": partial(VmapBackend, lanes=3, compiles=False, plans=True),
+    "vmap, plain, steps lie ready": partial(VmapBackend, lanes=3, engine=PLAIN, plans=True),
 }
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend.batched import VmapBackend
@@ -19,7 +20,7 @@ from flgo_hydra.federated.rounds import RoundWork
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 FORMS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "vmap": partial(VmapBackend, lanes=3),
     "fused": None,
@@ -56,7 +57,7 @@ class Run:
         self.clients = ClientStates(algorithm.init_client(self.server.params), num_clients)
         self.other = ClientStates(algorithm.init_client(self.server.params), num_clients)
         if form == "fused":
-            loop = LoopBackend(model, data, step, self.work, compiles=False)
+            loop = LoopBackend(model, data, step, self.work, engine=PLAIN)
             member = Member(algorithm, "sgd", 0.0, 0.0, 0.0, self.work, loop)
             self.backend = FusedBackend(model, data, {0: member, 1: member}, 8)
         else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.config.option import EngineConf
+from flgo_hydra.config.option import AUTO, PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
@@ -40,10 +40,10 @@ def rounds(backend, model, data, algorithm=None, num_rounds=2, **hyper):
     return {**server.params, **server.buffers}
 
 
-def both(build, data, algorithm=None, batch_size=4, lanes=4, compiles=True, **hyper):
+def both(build, data, algorithm=None, batch_size=4, lanes=4, engine=AUTO, **hyper):
     """The model after two rounds in the plain loop and side by side, and what the second says of itself."""
     ends = []
-    for kind, more in ((LoopBackend, {"compiles": False}), (VmapBackend, {"lanes": lanes, "compiles": compiles})):
+    for kind, more in ((LoopBackend, {"engine": PLAIN}), (VmapBackend, {"lanes": lanes, "engine": engine})):
         model = build()
         step = LocalStep(algorithm or FedAvg(), build_optimizer("sgd", momentum=0.5))
         backend = kind(model, data, step, LocalWork(batch_size, 2, None, seed=3), **more)
@@ -85,13 +85,13 @@ NORMS = {
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("compiles", [True, False])
-def test_batch_norm_of_ragged_batches_side_by_side(make_ragged_task, norm, compiles):
+@pytest.mark.parametrize("engine", [AUTO, PLAIN])
+def test_batch_norm_of_ragged_batches_side_by_side(make_ragged_task, norm, engine):
     """Batches of 4, 3 and 2 samples, filled up to 4, and clients who are done before others."""
     data = to_data(make_ragged_task((7, 6, 12)), torch.device("cpu"), torch.float64)
     build = seeded(lambda: nn.Sequential(nn.Linear(5, 4), NORMS[norm](), nn.ReLU(), nn.Linear(4, 3)))
-    plain, ours, note = both(build, data, lanes=3, compiles=compiles)
-    assert note["backend"] == "vmap" and note["compiled_with_masks"] is compiles
+    plain, ours, note = both(build, data, lanes=3, engine=engine)
+    assert note["backend"] == "vmap" and note["compiled_with_masks"] is engine.compiles
     assert_same(plain, ours)
     if norm == "own momentum":
         assert ours["1.num_batches_tracked"].dtype == torch.int64 and (ours["1.running_var"] != 1).all()
@@ -188,10 +188,10 @@ def test_a_model_that_decides_by_numbers_is_not_compiled(ragged):
 
     build = seeded(Deciding)
     ends = []
-    for compiles in (False, True):
+    for engine in (PLAIN, AUTO):
         model = build()
         step = LocalStep(FedAvg(), build_optimizer("sgd"))
-        backend = LoopBackend(model, ragged, step, LocalWork(4, 2, None, seed=3), compiles)
+        backend = LoopBackend(model, ragged, step, LocalWork(4, 2, None, seed=3), engine)
         ends.append(rounds(backend, model, ragged))
     assert "reads numbers" in backend.note["why_not_compiled"]
     assert_same(*ends, atol=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import lanes
@@ -29,7 +30,7 @@ def always(monkeypatch):
 
 def lanes_of(model, data, algorithm, optimizer, batch_size=4):
     step, work = LocalStep(algorithm, optimizer), LocalWork(batch_size, 2, None, seed=3)
-    loop = LoopBackend(model, data, step, work, compiles=False)
+    loop = LoopBackend(model, data, step, work, engine=PLAIN)
     recipe = Recipe(algorithm, optimizer.num_slots, lambda numbers: step)
     num_clients = len(data.offsets) - 1
     made = Lanes(model, data, loop, recipe, extent_of(data, work, float("inf"), num_clients), 1, num_clients)

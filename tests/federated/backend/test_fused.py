@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flgo_hydra.config.option import OptionConf
+from flgo_hydra.config.option import PLAIN, OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -78,7 +78,7 @@ class Runs:
         algorithm = self.algorithm()
         step = LocalStep(algorithm, build_optimizer(conf.optimizer, conf.momentum, conf.weight_decay), conf.clip_grad)
         work = LocalWork(conf.batch_size, conf.num_epochs, conf.num_steps, conf.seed)
-        loop = LoopBackend(model, self.data, step, work, compiles=False)
+        loop = LoopBackend(model, self.data, step, work, engine=PLAIN)
         server = server_state(model, algorithm)
         state = RunState(server, ClientStates(algorithm.init_client(server.params), len(self.data.offsets) - 1))
         watcher = Watcher()

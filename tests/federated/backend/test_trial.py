@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend import lanes
@@ -30,11 +31,11 @@ from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 CPU = torch.device("cpu")
 BACKENDS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "short": partial(LoopBackend, visits=0.1),
     "vmap": partial(VmapBackend, lanes=3),
-    "vmap, plain": partial(VmapBackend, lanes=3, compiles=False),
+    "vmap, plain": partial(VmapBackend, lanes=3, engine=PLAIN),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.backend.batched import VmapBackend
@@ -78,10 +79,10 @@ class Carrying(Centred):
 
 
 BACKENDS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "side by side": partial(VmapBackend, lanes=2),
-    "side by side, plain": partial(VmapBackend, lanes=3, compiles=False),
+    "side by side, plain": partial(VmapBackend, lanes=3, engine=PLAIN),
 }
 
 
@@ -159,7 +160,7 @@ def test_several_runs_at_once(ragged, make_mlp, algorithm, numbers, monkeypatch)
     def member(seed):
         made = algorithm()
         step, work = LocalStep(made, build_optimizer("sgd")), LocalWork(4, 2, None, seed=seed)
-        return Member(made, "sgd", 0.0, 0.0, 0.0, work, LoopBackend(make_mlp(seed), ragged, step, work, compiles=False))
+        return Member(made, "sgd", 0.0, 0.0, 0.0, work, LoopBackend(make_mlp(seed), ragged, step, work, engine=PLAIN))
 
     members = {i: member(i) for i in (0, 1)}
     fused = FusedBackend(make_mlp(), ragged, members, 2)
@@ -199,7 +200,7 @@ def test_a_client_of_many_samples_is_measured_in_parts(make_ragged_task, make_ml
             return super().update_server(params, server, message, participation, hyper)
 
     algorithm = Once()
-    backend = LoopBackend(model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(-1, 1, 1, 0), False)
+    backend = LoopBackend(model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(-1, 1, 1, 0), PLAIN)
     cohort = sample_cohort(np.array([n]), 1.0, "full", "other", "samples", np.random.default_rng(0))
     backend.train(server_state(model, algorithm), ClientStates({}, 2), cohort, {"lr": 0.1}, 1)
     assert seen[-3:] == [CHUNK["cpu"], CHUNK["cpu"], 3]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.private import FedBN
@@ -52,10 +53,10 @@ def data(make_ragged_task):
 
 
 BACKENDS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "side by side": partial(VmapBackend, lanes=3),
-    "side by side, plain": partial(VmapBackend, lanes=2, compiles=False),
+    "side by side, plain": partial(VmapBackend, lanes=2, engine=PLAIN),
 }
 
 
@@ -152,7 +153,7 @@ def test_several_runs_at_once(data, algorithm):
     def member(seed):
         made = algorithm()
         step, work = LocalStep(made, build_optimizer("sgd")), LocalWork(-1, 2, None, seed=seed)
-        return Member(made, "sgd", 0.0, 0.0, 0.0, work, LoopBackend(model(seed), data, step, work, compiles=False))
+        return Member(made, "sgd", 0.0, 0.0, 0.0, work, LoopBackend(model(seed), data, step, work, engine=PLAIN))
 
     def start(members):
         servers = {i: server_state(one.loop.model, one.algorithm) for i, one in members.items()}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -28,10 +29,10 @@ TOP = {"_target_": f"{HERE}.top_k.TopK", "share": 0.3}
 FLIP = {"_target_": f"{HERE}.sign_flip.SignFlip", "share": 0.5, "scale": 2.0}
 MEDIAN = {"_target_": f"{HERE}.median.Median"}
 BACKENDS = {
-    "plain": partial(LoopBackend, compiles=False),
+    "plain": partial(LoopBackend, engine=PLAIN),
     "recorded": LoopBackend,
     "side by side": partial(VmapBackend, lanes=2),
-    "side by side, plain": partial(VmapBackend, lanes=3, compiles=False),
+    "side by side, plain": partial(VmapBackend, lanes=3, engine=PLAIN),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flgo_hydra.config.option import AUTO, PLAIN
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -147,7 +148,7 @@ def train(made: Callable[[], Any], numbers: dict[str, float], federation: Federa
     f, data = federation, federation.data
     algorithm, model = made(), federation.built()
     optimizer = build_optimizer(f.optimizer, f.momentum, f.weight_decay)
-    loop = LoopBackend(model, data, LocalStep(algorithm, optimizer), f.work, compiles=backend == "recorded")
+    loop = LoopBackend(model, data, LocalStep(algorithm, optimizer), f.work, AUTO if backend == "recorded" else PLAIN)
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), f.num_clients)
     hyper = {"lr": f.lr, **numbers}
@@ -178,7 +179,7 @@ def _fused(made: Callable[[], Any], f: Federation, loop: LoopBackend, algorithm:
     settings = (f.optimizer, f.momentum, f.weight_decay, 0.0)
     step = LocalStep(other_algorithm, build_optimizer(*settings[:3]))
     work = LocalWork(f.batch_size, f.num_epochs, f.num_steps, f.seed + 7)
-    beside = LoopBackend(other_model, f.data, step, work, compiles=False)
+    beside = LoopBackend(other_model, f.data, step, work, engine=PLAIN)
     members = {
         0: Member(algorithm, *settings, f.work, loop),
         1: Member(other_algorithm, *settings, work, beside),
