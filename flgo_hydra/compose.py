@@ -1,4 +1,4 @@
-"""Hydra's composed config and our typed one: where `conf/` is, what is registered, the step between the two."""
+"""Hydra's composed config and our typed one: what is registered, and the step between the two."""
 
 import hashlib
 import importlib.metadata
@@ -15,22 +15,12 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, ValidationEr
 
 from flgo_hydra import mistakes, reference
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.schemas import SCHEMAS
 from flgo_hydra.config.task import TaskConf
+from flgo_hydra.help import keys_by_choice
 from flgo_hydra.overrides import line_of
 from flgo_hydra.record.secrets import masked
-
-_PACKAGE = Path(__file__).resolve().parent
-
-
-def conf_dir() -> Path:
-    """`conf/`: inside the package where it was installed from a wheel, else beside our own pyproject.toml."""
-    inside = _PACKAGE / "conf"
-    if inside.is_dir():
-        return inside
-    beside = _PACKAGE.parent / "conf"
-    assert (beside.parent / "pyproject.toml").is_file() and beside.is_dir(), f"no conf/ in {_PACKAGE} or beside it"
-    return beside
 
 
 def prepare() -> None:
@@ -56,7 +46,7 @@ def _offer_plugins() -> None:
     """
     seen = any((Path(folder) / "hydra_plugins" / "flgo_hydra").is_dir() for folder in sys.path if folder)
     if not seen:
-        sys.path.append(str(_PACKAGE / "plugins"))
+        sys.path.append(str(Path(__file__).resolve().parent / "plugins"))
 
 
 def hydra_main_arguments() -> dict[str, Any]:
@@ -165,8 +155,6 @@ def _refuse_unknown_keys(root: DictConfig, node: DictConfig) -> None:
         known = {field.name for field in fields(kind)}
         for key in node:
             if key not in known:
-                from flgo_hydra.help import keys_by_choice  # it imports this module
-
                 full = node._get_full_key(str(key))
                 raise ValueError(mistakes.unknown_key(full, mistakes.keys_of(root, without=full), keys_by_choice()))
         for key in sorted(known.difference(node)):  # `~lr`: the dataclass would take its own default in silence

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from flgo_hydra import config, kinds, mistakes
-from flgo_hydra.compose import conf_dir, hydra_main_arguments
+from flgo_hydra.compose import hydra_main_arguments
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.help import GROUPS, Overridden, config_dirs, group_choices, keys_by_choice, meaning_of
 from flgo_hydra.overrides import Override, line_of, override, setting, texts_of
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flgo_hydra import flags
-from flgo_hydra.compose import conf_dir
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.option import EngineConf, OptionConf
 from flgo_hydra.config.schemas import SCHEMAS

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flgo_hydra import __main__, compose, streams
+from flgo_hydra import __main__, streams
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.flags import name_and_value
 from flgo_hydra.overrides import Override, override
 from flgo_hydra.study.recorded import read_hydra
@@ -133,7 +134,7 @@ def _recorded_flags(recorded: Mapping[str, Any], given: Sequence[str]) -> list[s
 
 def _is_ours(folder: Path) -> bool:
     """Whether a primary config folder is our `conf/`, or was before the package moved."""
-    return folder == compose.conf_dir() or not folder.is_dir() or (folder / "hydra/sweeper/flgo_hydra.yaml").is_file()
+    return folder == conf_dir() or not folder.is_dir() or (folder / "hydra/sweeper/flgo_hydra.yaml").is_file()
 
 
 def _split(more: Sequence[str]) -> tuple[list[str], list[str]]:

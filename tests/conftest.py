@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.folder import conf_dir
 
 # Before torch is imported, here and in what we start: threads of OpenMP otherwise spin while they wait for each other,
 # and two processes of tests on two cores keep one another waiting for five times as long as they compute.
@@ -94,7 +95,7 @@ def make_conf(empty_folder: Path) -> Callable[..., Conf]:
         compose.prepare()
         GlobalHydra.instance().clear()
         base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-        with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+        with initialize_config_dir(config_dir=str(conf_dir()), **base):
             return compose.to_conf(hydra_compose("config", overrides=list(overrides)))
 
     return make

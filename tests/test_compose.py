@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from flgo_hydra import compose
 from flgo_hydra.config.algorithm import FedProxConf
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.task import DirichletConf, SyntheticConf
 from flgo_hydra.help import GROUPS, group_choices
 
@@ -29,7 +30,7 @@ def _compose(*overrides: str) -> DictConfig:
     compose.prepare()
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         return hydra_compose("config", overrides=list(overrides))
 
 
@@ -159,8 +160,8 @@ def test_parameters_have_a_name(part: object, name: str) -> None:
 
 def test_conf_dir_of_the_checkout() -> None:
     package = Path(compose.__file__).parent
-    assert compose.conf_dir() in (package / "conf", package.parent / "conf")
-    assert (compose.conf_dir() / "config.yaml").is_file()
+    assert conf_dir() in (package / "conf", package.parent / "conf")
+    assert (conf_dir() / "config.yaml").is_file()
 
 
 def test_prepare_may_be_called_again() -> None:

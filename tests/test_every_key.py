@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flgo_hydra import compose
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.explain import explain, of_plugin, refuse_early
 from flgo_hydra.help import group_choices
 
@@ -87,7 +88,7 @@ def composed() -> dict[str, bytes]:
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     found = {}
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         for choice in _choices():
             overrides, is_hydras = [choice] if "=" in choice else [], choice == _HYDRAS
             config = hydra_compose("config", overrides=overrides, return_hydra_config=is_hydras)

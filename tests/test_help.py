@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from flgo_hydra import __main__, compose, explain
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.option import EngineConf, OptionConf
 from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.config.task import TaskConf
@@ -123,7 +124,7 @@ def test_help_is_of_what_is_composed(group: str, empty_folder: Path) -> None:
         composed = explain.composed(["--help", f"{group}={choice}", "seed=3,4", "num_rounds=7"])
         assert composed is not None
         page = " ".join(help_page(composed=composed, width=100).split())
-        content = yaml.safe_load((compose.conf_dir() / group / f"{choice}.yaml").read_text()) or {}
+        content = yaml.safe_load((conf_dir() / group / f"{choice}.yaml").read_text()) or {}
         prefix = "" if group == "option" else f"{group.replace('/', '.')}."
         shown = [key for key in content if f" {prefix}{key}=" in page]
         for key in shown:

@@ -1,6 +1,7 @@
 """Imports point downwards only, and what is heavy or belongs to one part stays there."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,8 @@ LAYERS = {
     "composer": {"compose", "config", "overrides", "templates"},
     "templates": {"config"},
     "chosen": {"compose", "help", "overrides"},
-    "help": {"config", "compose", "flags", "overrides"},
-    "resume": {"__main__", "compose", "flags", "overrides", "streams", "study"},
+    "help": {"config", "flags", "overrides"},
+    "resume": {"__main__", "compose", "config", "flags", "overrides", "streams", "study"},
     "explain": {"compose", "config", "help", "kinds", "mistakes", "overrides"},
     "report": {"flags", "machine_errors", "mistakes", "objective", "overrides", "progress", "record", "streams"},
     "launch": {
@@ -227,6 +228,22 @@ def test_imports_point_downwards() -> None:
 
 def test_packages_are_imported_where_they_belong() -> None:
     assert "\n".join(_wrong_packages(_ours())) == ""
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    """Neither in a function nor for type checkers."""
+    modules = {
+        ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in _PACKAGE.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for file, _, name, _ in _ours():
+        importer = f"flgo_hydra.{file.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+        imported = name if name in modules else name.rpartition(".")[0]
+        if imported in modules and imported not in ("flgo_hydra", importer):
+            graph.setdefault(importer, set()).add(imported)
+    assert len(graph) > 200
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
 def test_every_part_has_a_layer() -> None:

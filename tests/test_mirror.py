@@ -11,7 +11,7 @@ _TESTS = Path(__file__).parent
 _ELSEWHERE = {
     ".": "__main__ importing installed streams",
     "api": "calls shipped",
-    "config": "algorithm conf launcher laws model option sweeper task",
+    "config": "algorithm conf folder launcher laws model option sweeper task",
     "federated": "refused synthetic together transfer users_code",
     "federated/algorithm": "base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
     "federated/backend": (

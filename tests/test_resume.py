@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flgo_hydra import compose
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.resume import Command, read_command
 
 SMALL = ("num_rounds=2", "model=logistic", "num_steps=1", "task.num_clients=5")
@@ -21,7 +21,7 @@ def write_record(path: Path, hydra: list[str], task: list[str], **changed: objec
     node = {
         "mode": "MULTIRUN",
         "overrides": {"hydra": hydra, "task": task},
-        "runtime": {"cwd": "/typed/here", "config_sources": [{"path": str(compose.conf_dir()), "provider": "main"}]},
+        "runtime": {"cwd": "/typed/here", "config_sources": [{"path": str(conf_dir()), "provider": "main"}]},
         "job": {"config_name": "config"},
         "sweep": {"dir": "multirun/${now:%H}"},
     }

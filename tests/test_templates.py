@@ -10,6 +10,7 @@ from omegaconf import open_dict
 
 from flgo_hydra import compose
 from flgo_hydra.composer import Composer
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.templates import Templates
 
 
@@ -18,7 +19,7 @@ def composer():
     compose.prepare()
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
         yield Composer(loader, loader.load_configuration("config", overrides=[], run_mode=RunMode.MULTIRUN))
 

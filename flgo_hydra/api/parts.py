@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from flgo_hydra.api.shipped import target_of
-from flgo_hydra.compose import conf_dir
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.schemas import SCHEMAS
 from flgo_hydra.federated import flgo_task
 from flgo_hydra.help import group_choices

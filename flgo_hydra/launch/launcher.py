@@ -95,7 +95,7 @@ class PackingLauncher(Launcher):
         self._config = config
         self._hydra_context = hydra_context
         self._task = find_task(task_function)
-        # An app may say which of its jobs can run as one program, and how: see `worker.run_group`.
+        # An app may say which of its jobs can run as one program, and how: see `processes/group.py`.
         app = sys.modules.get(getattr(task_function, "__module__", ""))
         self._fuse_key = getattr(app, "fuse_key", None) if hasattr(app, "job_group") else None
         version_base = VersionBase.instance().getbase()
@@ -281,7 +281,8 @@ class PackingLauncher(Launcher):
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
         env = worker_env(self._num_threads) | ({THREADS: str(settings.threads)} if settings.threads else {})
-        self._pool = Pool("flgo_hydra.launch.processes.worker:run", preload, self._task, env)
+        entries = [f"flgo_hydra.launch.processes.{module}:run" for module in ("worker", "group")]
+        self._pool = Pool(entries[0], preload, self._task, env, group_entry=entries[1])
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(
             pool=self._pool,

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from flgo_hydra import compose, machine_errors
 from flgo_hydra.composer import Composer
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.overrides import Override, texts_of
 from flgo_hydra.record import files
@@ -411,7 +412,7 @@ def _composer(hydra: dict[str, Any]) -> Iterator[Composer]:
     given = [text for text in hydra["overrides"]["hydra"] if Override.read(text).key == "hydra.searchpath"]
     base = {key: value for key, value in compose.hydra_main_arguments().items() if key == "version_base"}
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         loader = GlobalHydra.instance().config_loader()
         name = hydra["job"].get("config_name") or "config"
         yield Composer(loader, loader.load_configuration(name, given or searched, RunMode.MULTIRUN))

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flgo_hydra.compose import conf_dir
 from flgo_hydra.config.algorithm import FedProxConf, ScaffoldConf
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.model import CnnConf, MlpConf, ResNetConf
 from flgo_hydra.config.option import EngineConf, OptionConf

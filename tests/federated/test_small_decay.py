@@ -17,7 +17,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -121,14 +121,14 @@ def assert_alike(effect, wanted):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.few(4)
 def test_it_adds_up_over_many_steps(monkeypatch, form, case):
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     assert_alike(effect(form, torch.float32, case, (40, 40)), effect("plain", torch.float64, case, (40, 40)))
 
 
 @pytest.mark.parametrize("case", ["decay 1e-9", "fedprox"])
 @pytest.mark.parametrize("form", ["vmap", "dual", "fused"])
 def test_with_masks(monkeypatch, form, case):
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     assert_alike(effect(form, torch.float32, case, (40, 13)), effect("plain", torch.float64, case, (40, 13)))
 
 

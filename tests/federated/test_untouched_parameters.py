@@ -14,7 +14,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -167,7 +167,7 @@ def check(form, build, data, kind, name, clip_grad=0.0):
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_head_that_is_never_used_as_in_torch_optim(ragged, monkeypatch, form, name):
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     server, backend = check(form, UnusedHead, ragged, FedAvg, name)
     torch.manual_seed(0)
     assert torch.equal(server.params["other.weight"], UnusedHead().double().other.weight.detach())

@@ -8,7 +8,7 @@ from torch import nn
 from flgo_hydra.config.option import PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -59,7 +59,7 @@ def test_a_graph_replays_with_what_its_tensors_hold_then():
 @pytest.mark.parametrize("algorithm, hyper", [(FedAvg(), {}), (Scaffold(), {"eta": 0.7})])
 @pytest.mark.parametrize("dual_pays", [0.0, 1e9])
 def test_rounds_are_the_same(make_ragged_task, monkeypatch, algorithm, hyper, optimizer, dual_pays):
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", dual_pays)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", dual_pays)
     data = to_data(make_ragged_task(), CUDA, torch.float64)
     step = LocalStep(algorithm, build_optimizer(optimizer))
     model = build()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flgo_hydra import compose
+from flgo_hydra.config.folder import conf_dir
 
 APP = """
 import json, os, signal, sys
@@ -52,7 +52,7 @@ hydra: {{searchpath: [file://{conf}], sweep: {{dir: "${{log}}/sweep"}}}}
 def search(tmp_path):
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf/config.yaml").write_text(CONFIG.format(conf=compose.conf_dir()))
+    (tmp_path / "conf/config.yaml").write_text(CONFIG.format(conf=conf_dir()))
 
     def run(sampler, *killed):
         folder = tmp_path / f"{sampler}{len(killed)}"

@@ -23,6 +23,7 @@ from hydra.plugins.launcher import Launcher
 from optuna.trial import TrialState
 
 from flgo_hydra import compose
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.explain import explain
 from flgo_hydra.study import samplers
 from flgo_hydra.study.search import SearchSource
@@ -75,7 +76,7 @@ class Parabola:
 
     def __init__(self, folder, monkeypatch):
         (folder / "app_conf").mkdir()
-        (folder / "app_conf" / "config.yaml").write_text(CONFIG.format(conf=compose.conf_dir()))
+        (folder / "app_conf" / "config.yaml").write_text(CONFIG.format(conf=conf_dir()))
         self.calls = []
         self.folder = folder
         self.monkeypatch = monkeypatch

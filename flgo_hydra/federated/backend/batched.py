@@ -7,8 +7,7 @@ client has its own generator), or one that mixes the samples of a batch, where b
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,20 @@ from torch import nn
 from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.backend.cannot import Cannot
-from flgo_hydra.federated.backend.lane_schedule import MASKED
+from flgo_hydra.federated.backend.extent import extent_of
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
-from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
-from flgo_hydra.federated.backend.loop import PAYS_AFTER, LoopBackend
+from flgo_hydra.federated.backend.lanes import Lanes, Recipe
+from flgo_hydra.federated.backend.local_steps import LocalSteps
+from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.randomness import Purpose, seed_all, torch_seed
-from flgo_hydra.federated.schedule import Order, batch_sizes
+from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState, combine, finish_round, weights_of
 
 _log = logging.getLogger(__name__)
-_RARE = 0.05
-"""Steps a round that all lanes share by chance, below which a size is not worth a program."""
 
 
 class VmapBackend:
@@ -69,7 +67,7 @@ class VmapBackend:
         self._found: Lanes | None = None
         self.why_not = ""
 
-        def make(model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, engine: EngineConf) -> Lanes:
+        def make(model: nn.Module, data: Data, like: LocalSteps, runs: int, k: int, engine: EngineConf) -> Lanes:
             return Lanes(model, data, like, recipe, extent, runs, k, None, engine, plans)
 
         self._make = make
@@ -159,56 +157,6 @@ class VmapBackend:
     def _lanes(self) -> Lanes:
         assert self._found is not None
         return self._found
-
-
-def extent_of(data: Data, work: LocalWork, visits: float, lanes: int) -> Extent:
-    """How much the clients of a task compute at most, and in which kinds of steps.
-
-    Args:
-        visits: rounds of the run in which a client is expected to take part.
-        lanes: clients trained at once.
-    """
-    return extent_of_sizes(np.diff(data.offsets), work, visits, lanes)
-
-
-def extent_of_sizes(num_samples: np.ndarray, work: LocalWork, visits: float, lanes: int) -> Extent:
-    """The same, of clients with so many samples."""
-    by_client = [(int(n), *work.size(int(n))) for n in np.unique(num_samples)]
-    patterns = Counter(batch_sizes(int(n), *work.size(int(n))) for n in num_samples)
-    sizes = _shared_sizes(patterns, visits * len(num_samples) / lanes, lanes)
-    first = next(iter(patterns))
-    width = max(size for _, size, _ in by_client)
-    is_masked = len(patterns) > 1 or not sizes.issuperset(first)
-    return Extent(
-        width=width,
-        least=min(min(pattern) for pattern in patterns),
-        partial=frozenset(size for pattern in patterns for size in pattern if size < width),
-        most_steps=max(map(len, patterns)),
-        least_steps=min(map(len, patterns)),
-        most_samples=max(min(n, size * num_steps) for n, size, num_steps in by_client),
-        sizes=sizes,
-        kinds=sizes | {MASKED} if is_masked else sizes,
-    )
-
-
-def _shared_sizes(patterns: Mapping[tuple[int, ...], int], num_rounds: float, lanes: int) -> frozenset[int]:
-    """Batch sizes that all lanes are expected to share so often in a run that a program of their own pays.
-
-    Args:
-        patterns: how many clients take batches of these sizes.
-        num_rounds: of the run, times the parts that a cohort is trained in.
-    """
-    total = sum(patterns.values())
-    per_round: dict[int, float] = {}
-    for step in range(max(map(len, patterns))):
-        here: Counter[int] = Counter()
-        for pattern, count in patterns.items():
-            if step < len(pattern):
-                here[pattern[step]] += count
-        for size, count in here.items():
-            # As if lanes were drawn with replacement.
-            per_round[size] = per_round.get(size, 0.0) + (count / total) ** lanes
-    return frozenset(size for size, steps in per_round.items() if steps >= _RARE and steps * num_rounds >= PAYS_AFTER)
 
 
 def count_lanes(cohort_size: int, bytes_per_lane: int, budget_bytes: int) -> int:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flgo_hydra.federated.backend.extent import Extent, dual_pays
 from flgo_hydra.federated.backend.lane_schedule import MASKED, kinds_of
-from flgo_hydra.federated.backend.lanes import Extent, dual_pays
 from flgo_hydra.federated.backend.profile import Amount, Profile
 from flgo_hydra.federated.schedule import Order, batch_sizes
 from flgo_hydra.federated.training import LocalWork

@@ -7,23 +7,20 @@ and by their inputs, at both ends; and with many different ones.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.training import ServerState
-
-if TYPE_CHECKING:
-    from flgo_hydra.federated.backend.loop import LoopBackend
 
 LEAST = 64
 """Samples among which those that stand out are looked for, at least, where there are as many."""
 
 
 def filled_batches(
-    loop: "LoopBackend", server: ServerState, sizes: Collection[int], width: int
+    loop: LocalSteps, server: ServerState, sizes: Collection[int], width: int
 ) -> list[tuple[int, np.ndarray]]:
     """Batches of a few of these sizes, each filled up in several ways.
 
@@ -52,7 +49,7 @@ def filled_batches(
     return [one for of_sizes in zip(*found, strict=True) for one in of_sizes]
 
 
-def _ends(loop: "LoopBackend", server: ServerState, rows: np.ndarray) -> np.ndarray:
+def _ends(loop: LocalSteps, server: ServerState, rows: np.ndarray) -> np.ndarray:
     """Those of the rows that have the least and the most loss, and the smallest and the largest inputs."""
     x, y = (t[torch.from_numpy(rows).to(t.device)] for t in (loop.data.x_train, loop.data.y_train))
     scores = [x.abs().flatten(1).sum(1)]

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Hyper, State, Tensors, takes_all_messages
-from flgo_hydra.federated.backend.batched import extent_of
 from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.extent import Extent, extent_of
 from flgo_hydra.federated.backend.habits import copied
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lane_trial import find_lanes
-from flgo_hydra.federated.backend.lanes import Extent, Lanes, Recipe
+from flgo_hydra.federated.backend.lanes import Lanes, Recipe
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.python_state import PythonState, global_hooks
 from flgo_hydra.federated.backend.trial import difference
@@ -301,7 +302,7 @@ class FusedBackend:
             self._shape = (runs, max(clients, self._shape[1]))
             recipe, extent = self._recipe, self._extent
 
-            def make(model: nn.Module, data: Data, like: LoopBackend, runs: int, k: int, engine: EngineConf) -> Lanes:
+            def make(model: nn.Module, data: Data, like: LocalSteps, runs: int, k: int, engine: EngineConf) -> Lanes:
                 return Lanes(model, data, like, recipe, extent, runs, k, numbers[0], engine)
 
             loops = [member.loop for member in chunk.members]

@@ -9,7 +9,7 @@ way is looked at. What no backend can honour is refused here, in a sentence.
 import contextvars
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from flgo_hydra.federated.backend.beyond import nothing_changed_beyond
 from flgo_hydra.federated.backend.calls import Calls
 from flgo_hydra.federated.backend.cannot import one_line
 from flgo_hydra.federated.backend.hooks import refuse_hooks
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.noticed import noticed
 from flgo_hydra.federated.backend.python_state import PythonState
 from flgo_hydra.federated.cohort import Cohort
@@ -28,9 +29,6 @@ from flgo_hydra.federated.evaluation import evaluate
 from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.refused import Refused
 from flgo_hydra.federated.training import Mean, ServerState, Stack, finish_round
-
-if TYPE_CHECKING:
-    from flgo_hydra.federated.backend.loop import LoopBackend
 
 TRIAL_LR = 0.01
 """The learning rate of all trials: what runs shall not depend on a run's own."""
@@ -50,7 +48,7 @@ class Habits:
     """what Python keeps from step to step, which no checkpoint has"""
 
 
-def look(loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper) -> Habits:
+def look(loop: LocalSteps, sizes: list[int], server: ServerState, hyper: Hyper) -> Habits:
     """Finds out what the loop's model and algorithm do, and leaves no trace in them.
 
     Args:
@@ -77,7 +75,7 @@ _REENTRANT = (
 
 
 class _Trial:
-    def __init__(self, loop: "LoopBackend", sizes: list[int], server: ServerState, hyper: Hyper) -> None:
+    def __init__(self, loop: LocalSteps, sizes: list[int], server: ServerState, hyper: Hyper) -> None:
         self._original = loop
         self._sizes = sizes
         self._given = server
@@ -128,7 +126,7 @@ class _Trial:
             return replace(_plain(f"`{changed}` changes while it computes", self._found), keeps=changed)
         return self._found
 
-    def _try(self, loop: "LoopBackend") -> None:
+    def _try(self, loop: LocalSteps) -> None:
         server = copied(self._given)
         loop.load(server)
         flags = dict.fromkeys(loop.params, True)
@@ -174,7 +172,7 @@ class _Trial:
             return f"it decides by `hyper[{self._decided[0]!r}]`, each run's own"
         return f"`update_server` reads a number from a tensor (`{of_server.scalar}`)" if of_server.scalar else ""
 
-    def _pass(self, loop: "LoopBackend", rows: Tensor) -> None:
+    def _pass(self, loop: LocalSteps, rows: Tensor) -> None:
         """A forward pass, and what became of what it should not change."""
         x, y = loop.data.x_train[rows], loop.data.y_train[rows]
         params: Tensors = dict(loop.model.named_parameters())
@@ -195,7 +193,7 @@ class _Trial:
         if changed:
             self._found = _plain(f"the model changes its parameter `{changed}` in its forward pass", self._found)
 
-    def _finish(self, loop: "LoopBackend", client: Client) -> tuple[State, State]:
+    def _finish(self, loop: LocalSteps, client: Client) -> tuple[State, State]:
         noise = _TorchNoise(loop.data.x_train.device)
         with torch.no_grad():
             sent, kept = loop.end(0, loop.carry, client, 2, self._hyper, loop.buffers)
@@ -204,7 +202,7 @@ class _Trial:
             self._found = replace(self._found, why_apart=why)
         return sent, kept
 
-    def _update_server(self, loop: "LoopBackend", server: ServerState, sent: State) -> None:
+    def _update_server(self, loop: LocalSteps, server: ServerState, sent: State) -> None:
         cohort = Cohort(np.zeros(1, np.int64), np.ones(1), 1.0, 1.0, 1)
         algorithm = loop.step.algorithm
         message = Stack(algorithm, cohort, self._hyper) if takes_all_messages(algorithm) else Mean()
@@ -218,7 +216,7 @@ class _Trial:
         _refuse_another_form(name, "model", {"params": self._given.params}, {"params": after.params})
         _refuse_another_form(name, "state of the server", self._given.state, after.state)
 
-    def _evaluate(self, loop: "LoopBackend") -> None:
+    def _evaluate(self, loop: LocalSteps) -> None:
         some = loop.data.valid if len(loop.data.valid.x) else loop.data.test
         evaluate(loop.model, loop.data, HeldOut(some.x[:2].clone(), some.y[:2].clone(), some.weights[:2].clone()))
 

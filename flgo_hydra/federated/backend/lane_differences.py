@@ -16,7 +16,7 @@ from flgo_hydra.federated.backend.fillings import filled_batches
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, schedule
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes
-from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.trial import Difference, difference, rounded
 from flgo_hydra.federated.clients.client_program import unflat
 from flgo_hydra.federated.schedule import Order
@@ -35,7 +35,7 @@ class LaneDifferences:
     """
 
     def __init__(
-        self, lanes: Lanes, plain: Mapping[int, LoopBackend], servers: Sequence[ServerState], numbers: Sequence[Numbers]
+        self, lanes: Lanes, plain: Mapping[int, LocalSteps], servers: Sequence[ServerState], numbers: Sequence[Numbers]
     ) -> None:
         self._lanes, self._plain, self._servers, self._numbers = lanes, plain, servers, numbers
         self._k = lanes.clients_per_run

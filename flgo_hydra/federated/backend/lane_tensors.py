@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors, takes_all_messages
 from flgo_hydra.federated.algorithm.message import Messages, sends_own
 from flgo_hydra.federated.backend.dual import DualLayers
-from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.clients.client_program import unflat
 from flgo_hydra.federated.clients.measured import stacked
 from flgo_hydra.federated.optimizer import Slots
@@ -46,7 +46,7 @@ class LaneTensors:
 
     def __init__(
         self,
-        like: LoopBackend,
+        like: LocalSteps,
         algorithm: Algorithm,
         num_slots: int,
         num_runs: int,

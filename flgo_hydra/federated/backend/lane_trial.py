@@ -13,11 +13,13 @@ from torch import nn
 
 from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.backend.cannot import Cannot, cannot
+from flgo_hydra.federated.backend.extent import Extent
 from flgo_hydra.federated.backend.habits import TRIAL_LR
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_schedule import MASKED
 from flgo_hydra.federated.backend.lane_tensors import Numbers
-from flgo_hydra.federated.backend.lanes import Extent, Lanes
+from flgo_hydra.federated.backend.lanes import Lanes
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.mixing import why_mixed
 from flgo_hydra.federated.backend.python_state import outside_kept
@@ -27,7 +29,7 @@ from flgo_hydra.federated.randomness import generators_kept
 from flgo_hydra.federated.training import ServerState
 from flgo_hydra.recorder.graph import exact_convolutions
 
-MakeLanes = Callable[[nn.Module, Data, LoopBackend, int, int, EngineConf], Lanes]
+MakeLanes = Callable[[nn.Module, Data, LocalSteps, int, int, EngineConf], Lanes]
 """(model, data, one that has a client's parameters, P, K, form) -> lanes"""
 
 
@@ -92,7 +94,7 @@ def _require_alike(
     make: MakeLanes,
     extent: Extent,
     loops: Sequence[LoopBackend],
-    plain: dict[int, LoopBackend],
+    plain: dict[int, LocalSteps],
     servers: Sequence[ServerState],
     numbers: Sequence[Numbers],
     form: EngineConf,

@@ -30,10 +30,11 @@ from flgo_hydra.config.option import AUTO, EngineConf
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.backend.cannot import Cannot, cannot
 from flgo_hydra.federated.backend.dual import DualLayers, VisitedSamples
+from flgo_hydra.federated.backend.extent import Extent, dual_pays
 from flgo_hydra.federated.backend.lane_kind import Kind, Plan, Step, first_that_fit
 from flgo_hydra.federated.backend.lane_schedule import MASKED, StepArrays, Visited, schedule
 from flgo_hydra.federated.backend.lane_tensors import LaneTensors, Numbers
-from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
 from flgo_hydra.federated.backend.step_programs import StepPrograms
@@ -44,29 +45,6 @@ from flgo_hydra.federated.schedule import Order
 from flgo_hydra.federated.training import LocalStep, ServerState, kept_at_trial
 from flgo_hydra.federated.transfer import to_device
 from flgo_hydra.recorder.tape import CannotRecord, MayRaise, ReadsNumbers
-
-_DUAL_PAYS = 0.7
-"""The dual form is taken where it needs at most this share of the multiplications."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much the clients compute, at most. It is fixed for a run, and so are the kinds of steps and their shapes."""
-
-    width: int
-    """samples of the largest batch"""
-    least: int
-    """samples of the smallest batch"""
-    partial: frozenset[int]
-    """sizes of the batches that are filled up"""
-    most_steps: int
-    least_steps: int
-    most_samples: int
-    """different ones that a client visits in a round"""
-    sizes: frozenset[int]
-    """batch sizes that are worth a program of their own"""
-    kinds: frozenset[int]
-    """of the steps that can come up"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class Lanes:
         self,
         model: nn.Module,
         data: Data,
-        like: LoopBackend,
+        like: LocalSteps,
         recipe: Recipe,
         extent: Extent,
         num_runs: int,
@@ -534,14 +512,6 @@ class Lanes:
                 orders[1] = Order(np.concatenate([batches[1], batches[1][:part]]), (n, part))
             orders[-1] = Order(batches[-1][:part], (part,))
         return orders
-
-
-def dual_pays(extent: Extent, num_outputs: int, num_inputs: int) -> bool:
-    """Whether a dense layer on the samples is less work in its dual form."""
-    n, samples, weights = extent.most_samples, extent.width * extent.most_steps, num_outputs * num_inputs
-    plain = 2 * samples * weights
-    dual = 2 * n * weights + n * n * num_inputs + 2 * n * samples * num_outputs
-    return dual <= _DUAL_PAYS * plain
 
 
 @functools.cache

@@ -7,20 +7,18 @@ batch shows on each size. It takes some forward passes, and none of our own mode
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flgo_hydra.federated.algorithm.base import Algorithm
+from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.masked_norm import MaskedBatchNorm
 from flgo_hydra.federated.training import ServerState
 from flgo_hydra.recorder.dependence import follows
 from flgo_hydra.recorder.tape import tensors_in
-
-if TYPE_CHECKING:
-    from flgo_hydra.federated.backend.loop import LoopBackend
 
 _WIDTH = 16
 """Of the batches that are followed: what mixes so many samples mixes more, and it is cheap."""
@@ -30,7 +28,7 @@ _SHARE = {torch.float64: 1e-9}
 """Of the largest loss: a difference up to this is rounding."""
 
 
-def why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
+def why_mixed(plain: LocalSteps, server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
     """What of a batch's own samples depends on what fills it up, or nothing.
 
     Args:
@@ -44,7 +42,7 @@ def why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int],
         return _why_mixed(plain, server, sizes, width, least) or _why_sized(plain, server, sizes, width, least)
 
 
-def _why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
+def _why_mixed(plain: LocalSteps, server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
     if width > _WIDTH:
         small = {min(size, _WIDTH - 1) for size in sizes}
         try:
@@ -56,7 +54,7 @@ def _why_mixed(plain: "LoopBackend", server: ServerState, sizes: Collection[int]
     return next((why for size in _some(sizes, 3) if (why := _follow(plain, server, size, width, least))), "")
 
 
-def _follow(plain: "LoopBackend", server: ServerState, size: int, width: int, least: int) -> str:
+def _follow(plain: LocalSteps, server: ServerState, size: int, width: int, least: int) -> str:
     """What in a batch of so many samples follows from those that fill it up, or nothing."""
     rows = _rows(plain, width)
     x, y = plain.data.x_train[rows].clone(), plain.data.y_train[rows].clone()
@@ -104,7 +102,7 @@ def _values(y: Tensor) -> Tensor:
     return found if len(found) <= _MOST_VALUES else found[torch.linspace(0, len(found) - 1, _MOST_VALUES).long()]
 
 
-def _why_sized(plain: "LoopBackend", server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
+def _why_sized(plain: LocalSteps, server: ServerState, sizes: Collection[int], width: int, least: int) -> str:
     """How a sample's loss depends on the size of its batch, or nothing."""
     rows = _rows(plain, width)
     for size in _some(sizes, _MOST_SIZES):
@@ -128,13 +126,13 @@ def _why_sized(plain: "LoopBackend", server: ServerState, sizes: Collection[int]
     return ""
 
 
-def _losses(plain: "LoopBackend", server: ServerState, x: Tensor, y: Tensor, size: int | None, least: int) -> Tensor:
+def _losses(plain: LocalSteps, server: ServerState, x: Tensor, y: Tensor, size: int | None, least: int) -> Tensor:
     """Of each sample; `size` of them count, or all."""
     plain.load(server)
     return _losses_of(plain, _outputs(plain, x, size, least), y)
 
 
-def _outputs(plain: "LoopBackend", x: Tensor, size: int | None, least: int) -> Any:
+def _outputs(plain: LocalSteps, x: Tensor, size: int | None, least: int) -> Any:
     plain.model.train()
     if size is None:
         return plain.model(x.clone())
@@ -144,7 +142,7 @@ def _outputs(plain: "LoopBackend", x: Tensor, size: int | None, least: int) -> A
         return plain.model(x.clone())
 
 
-def _losses_of(plain: "LoopBackend", outputs: Any, y: Tensor) -> Tensor:
+def _losses_of(plain: LocalSteps, outputs: Any, y: Tensor) -> Tensor:
     losses: Tensor = plain.step.algorithm.loss(outputs, y, plain.data.criterion)
     return losses
 
@@ -156,7 +154,7 @@ def _some(sizes: Collection[int], most: int) -> list[int]:
     return [ascending[i] for i in picked]
 
 
-def _rows(plain: "LoopBackend", width: int) -> Tensor:
+def _rows(plain: LocalSteps, width: int) -> Tensor:
     """Of the training samples, from all over."""
     n = len(plain.data.x_train)
     return torch.arange(width, device=plain.data.x_train.device) * max(1, n // width) % n

@@ -7,7 +7,7 @@ context and no second thread in the server, or its children inherit broken ones.
 
 The launcher is at the other end of a socket that keeps messages apart (SOCK_SEQPACKET). It sends
     {"entry": …, "task": …, "preload": […], "sys_path": […]}            once, see `ServerProcess.set_up`
-    {"start": tokens, "entry": "module:function", "cwd": …, "env": {…}} with open files (see `_become_job`)
+    {"start": tokens, "entry": "module:function", "is_group": …, "cwd": …, "env": {…}} with open files (`_become_job`)
     {"signal": token, "number": …}                                      to the job's process group
 and hears {"ready": …}, {"started": tokens, "pid": …} and {"ended": tokens, "status": …, "peak_memory_mib": …}.
 A process has several tokens where it runs several jobs as one program.
@@ -170,8 +170,8 @@ def children(pid: int) -> list[int]:
 class _Job:
     """What a child does after the fork, when the server's frames are gone from its stack."""
 
-    def __init__(self, entry: str, channels: list[Channel]) -> None:
-        self.entry, self.channels = entry, channels
+    def __init__(self, entry: str, is_group: bool, channels: list[Channel]) -> None:
+        self.entry, self.is_group, self.channels = entry, is_group, channels
 
     def __call__(self) -> int:
         module_name, _, name = self.entry.partition(":")
@@ -181,7 +181,7 @@ class _Job:
             print(f"flgo_hydra cannot start a job: {error!r}", file=sys.stderr)
             return _NO_TASK
         try:
-            return int(function(self.channels if name.endswith("_group") else self.channels[0]) or 0)
+            return int(function(self.channels if self.is_group else self.channels[0]) or 0)
         finally:
             for channel in self.channels:
                 channel.flush()
@@ -307,7 +307,7 @@ class _Server:
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         channels = [Channel(*others[i : i + 3]) for i in range(0, len(others), 3)]
-        return _Job(request["entry"], channels)
+        return _Job(request["entry"], request["is_group"], channels)
 
     def _reap(self) -> None:
         """Tells the ends of jobs. What is left of an ended job's group is killed before its number is free again."""

@@ -104,6 +104,7 @@ class Pool:
         preload: modules the forkserver imports once.
         task: a task function the forkserver looks up once, so that its modules are there too.
         env: set for the forkserver, hence before torch is imported, and for every job.
+        group_entry: the same for several jobs in one process, called with their channels.
         clock: seconds, for the grace between SIGTERM and SIGKILL.
     """
 
@@ -111,6 +112,7 @@ class Pool:
     preload: Sequence[str] = ()
     task: TaskReference | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    group_entry: str = ""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -152,7 +154,7 @@ class Pool:
         """Starts one process for several jobs, and returns their tokens.
 
         Each has its own channel, hence its messages, its result, and its requests to stop; they start and end
-        together. Of a group (of one, too) the entry function's name ends in `_group` and gets the list of channels.
+        together. A group may be of one, too.
 
         Raises:
             OSError: it cannot be started, for want of something or because of its folder; nothing is left of it.
@@ -162,8 +164,13 @@ class Pool:
         tokens = list(range(self._next_token + 1, self._next_token + 1 + len(payloads)))
         self._next_token = tokens[-1]
         log.parent.mkdir(parents=True, exist_ok=True)
-        entry = f"{self.entry}_group" if is_group else self.entry
-        request = {"start": tokens, "entry": entry, "cwd": cwd or os.getcwd(), "env": {**self.env, **(env or {})}}
+        request = {
+            "start": tokens,
+            "entry": self.group_entry if is_group else self.entry,
+            "is_group": is_group,
+            "cwd": cwd or os.getcwd(),
+            "env": {**self.env, **(env or {})},
+        }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             fds = [theirs.enter_context(open(log, "ab")).fileno()]
             processes: dict[int, _Process] = {}

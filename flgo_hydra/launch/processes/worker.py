@@ -19,7 +19,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -82,13 +82,6 @@ def run(channel: Channel) -> int:
     memory.tell(is_last=True)
     tell_end(channel, returned, failure)
     return 0 if failure is None else EXIT_FAILED
-
-
-def run_group(channels: Sequence[Channel]) -> int:
-    """Runs the jobs of several channels as one program, and returns the exit status of the process."""
-    from flgo_hydra.launch.processes import group
-
-    return group.run(channels)
 
 
 def make_reporter(channel: Channel, memory: "MemoryReport | None") -> reporter.Reporter:

@@ -16,7 +16,7 @@ from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.private import FedRep
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
@@ -157,7 +157,7 @@ def test_backends_give_the_same_rounds(
     ragged, make_mlp, monkeypatch, name, optimizer, clip_grad, weight_decay, dual_pays
 ):
     """Clients of 7, 3, 12 and 1 samples, whose last batches are partial; lr changes from round to round."""
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", dual_pays)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", dual_pays)
     ends = {}
     for backend in BACKENDS:
         federation = Federation(ragged, make_mlp(), name, optimizer, clip_grad, 5, weight_decay, backend)

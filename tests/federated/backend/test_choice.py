@@ -13,7 +13,7 @@ from flgo_hydra.config.option import AUTO, PLAIN, EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -99,7 +99,7 @@ def test_batch_norm_of_ragged_batches_side_by_side(make_ragged_task, norm, engin
 
 def test_batch_norm_of_pairs_and_different_numbers_of_steps(make_ragged_task, monkeypatch):
     """Nothing that is tried beforehand may have a single sample; and in the dual form."""
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     data = to_data(make_ragged_task((8, 4, 6)), torch.device("cpu"), torch.float64)
     build = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)))
     plain, ours, note = both(build, data, batch_size=2, lanes=3)

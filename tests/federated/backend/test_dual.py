@@ -10,8 +10,9 @@ from torch import nn
 from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
-from flgo_hydra.federated.backend import lanes
-from flgo_hydra.federated.backend.batched import VmapBackend, extent_of
+from flgo_hydra.federated.backend import extent
+from flgo_hydra.federated.backend.batched import VmapBackend
+from flgo_hydra.federated.backend.extent import extent_of
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
 
 
 def lanes_of(model, data, algorithm, optimizer, batch_size=4):

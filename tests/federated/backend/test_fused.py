@@ -14,7 +14,7 @@ from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
@@ -128,7 +128,7 @@ def has_dual_form(algorithm, shared):
 @pytest.fixture(params=[True, False], ids=["dual", "plain"])
 def dual(request, monkeypatch):
     """The first layer in its dual form, whether that is less work or not; or never."""
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9 if request.param else 0.0)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9 if request.param else 0.0)
     return request.param
 
 

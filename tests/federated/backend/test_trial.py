@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.backend import lanes
+from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -1144,7 +1144,7 @@ def test_what_does_not_mix_is_side_by_side(make_ragged_task, build, algorithm, d
 
 def test_the_next_plainer_form_is_taken(data, monkeypatch):
     """A fault of the dual form costs the dual form; one of recorded lanes, the recording."""
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     *_, note = train("vmap", data, Line)
     assert note["dual_layers"] == ["line.weight"]
     of_steps, faulty = LaneDifferences.of_steps, {"dual"}

@@ -105,9 +105,9 @@ def test_what_is_not_sent_is_remembered_beside_what_the_algorithm_keeps(ragged, 
 
 def test_fedavg_with_parts_is_as_fast_as_fedavg(ragged, make_mlp, monkeypatch):
     """Its steps are FedAvg's: a dual form, where that pays."""
-    from flgo_hydra.federated.backend import lanes
+    from flgo_hydra.federated.backend import extent
 
-    monkeypatch.setattr(lanes, "_DUAL_PAYS", 1e9)
+    monkeypatch.setattr(extent, "_DUAL_PAYS", 1e9)
     _, _, backend = train(ragged, make_mlp(), FedAvg(), {"top": TOP, "m": MEDIAN}, BACKENDS["side by side"])
     assert backend.note["dual_layers"] == ["0.weight"] and backend.note["compiled_with_masks"]
 

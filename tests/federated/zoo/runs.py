@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from flgo_hydra import app, compose, reference
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.build import build_algorithm
 from flgo_hydra.federated.data.task import Task, build_task
@@ -83,7 +84,7 @@ def _composed(algorithm: str) -> DictConfig:
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
     own = ["task=custom", "task/partition=given", "task.num_clients=null", "model=custom", f"algorithm={algorithm}"]
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         return hydra_compose("config", overrides=own)
 
 

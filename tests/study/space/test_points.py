@@ -10,6 +10,7 @@ from hydra.types import HydraContext, RunMode
 
 from flgo_hydra import app, compose
 from flgo_hydra.composer import MOST_KEPT, Composer
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.explain import explain
 from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.study.space.grid import read_grid
@@ -22,7 +23,7 @@ def loader(empty_folder):
     compose.prepare()
     GlobalHydra.instance().clear()
     base = {k: v for k, v in compose.hydra_main_arguments().items() if k == "version_base"}
-    with initialize_config_dir(config_dir=str(compose.conf_dir()), **base):
+    with initialize_config_dir(config_dir=str(conf_dir()), **base):
         yield GlobalHydra.instance().config_loader()
 
 
