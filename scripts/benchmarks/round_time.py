@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from plain import train_round
 
 from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.backend import choice
 from flgo_hydra.federated.backend.choice import build_backend
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
@@ -53,6 +55,8 @@ ENGINES = {
     "vmap": EngineConf("vmap"),
     "auto": EngineConf("auto"),
 }
+ONE_LANE = "vmap, one client at a time, no dual form"
+"""What the loop would be as lanes with H = 1."""
 Round = Callable[[int], float]
 
 
@@ -107,10 +111,15 @@ def plain_round(name: str, data: Data) -> Round:
     return run
 
 
-def block(name: str, data: Data, rounds: int, engines: dict[str, EngineConf]) -> dict[str, tuple[float, float]]:
+def block(
+    name: str, data: Data, rounds: int, engines: dict[str, EngineConf], has_one_lane: bool = False
+) -> dict[str, tuple[float, float]]:
     """Median seconds of a round and the last accuracy of the plain loop and of ours, rounds taken in turn."""
     variants: dict[str, Round] = {"plain PyTorch loop": plain_round(name, data)}
     variants |= {f"flgo_hydra {key}": our_round(name, engine, data, rounds) for key, engine in engines.items()}
+    if has_one_lane:
+        with mock.patch.object(choice, "count_lanes", lambda *_: 1):
+            variants[f"flgo_hydra {ONE_LANE}"] = our_round(name, EngineConf("vmap", dual="off"), data, rounds)
     seconds: dict[str, list[float]] = {key: [] for key in variants}
     accuracy: dict[str, float] = {}
     for round_num in range(1, rounds + 1):
@@ -147,6 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--one-lane", action="store_true", help=f"also: {ONE_LANE}")
     parser.add_argument("--peers", type=Path, help="folder with an environment for each peer")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -158,7 +168,7 @@ def main() -> None:
         w.make_arrays(os.environ["FLGO_HYDRA_WORKLOAD"])
         data = reference_data()
         for _ in range(given.repeats):
-            found = block(given.model, data, given.rounds, {key: ENGINES[key] for key in given.engines})
+            found = block(given.model, data, given.rounds, {key: ENGINES[key] for key in given.engines}, given.one_lane)
             plain = found["plain PyTorch loop"][0]
             for key, (seconds, accuracy) in found.items():
                 rows.setdefault(key, []).append((seconds, seconds / plain, accuracy))
