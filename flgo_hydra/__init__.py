@@ -32,14 +32,14 @@ How a value travels, in `python -m flgo_hydra -m lr=0.1,0.01`, from the shell to
     13  job.native.train, job.preparation the option of the run
     14  federated.rounds.rounds           `schedule.lr_at`: the float of a round, `hyper["lr"]`
     15  federated.backend.choice          who trains
-    16  federated.backend.batched         `Numbers(hyper)`
+    16  federated.backend.vmap            `Numbers(hyper)`
     17  federated.backend.lane_tensors    `set_numbers`: a float beside the lanes
     18  recorder.writer.Program           `run`, the one number of a call: `w.addmm_(x, g, alpha=-lr)`
 
 and of `valid_loss` back: `federated.evaluation` computes it, `federated.rounds` puts it into `state.last` and asks the
 `objective` whether it is the best; `job.watcher` appends it to rounds.jsonl, and reports it up the pipe
 (`launch.processes.channel`, `launch.processes.pool`, `launch.queue`, `launch.launcher`) to `study.stored.live`, which
-tells the study. At the end `record.result` has the best; from there `study.trials` makes the row (`report.table.Row`)
+tells the study. At the end `record.result` has the best; from there `study.trials` makes the row (`report.rows.Row`)
 that study, tables and summary are told of.
 """
 

@@ -11,7 +11,7 @@ from flgo_hydra.chosen import check_identities
 from flgo_hydra.config.conf import Conf
 from flgo_hydra.federated.users_code import no_silent_end
 from flgo_hydra.job.engines import engine_of
-from flgo_hydra.job.group import fuse_key, job_group
+from flgo_hydra.job.fused import fuse_key, job_group
 from flgo_hydra.job.isolation import modules_kept
 from flgo_hydra.job.outcome import describe, read_finished, record_failure
 from flgo_hydra.overrides import Override

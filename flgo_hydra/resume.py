@@ -16,7 +16,7 @@ from flgo_hydra import __main__, streams
 from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.flags import name_and_value
 from flgo_hydra.overrides import Override, override
-from flgo_hydra.study.recorded import read_hydra
+from flgo_hydra.study.hydra_records import read_hydra
 from flgo_hydra.study.space.kept_grid import KEEP_RECORD, grow_recorded
 
 _USAGE = """\

@@ -137,10 +137,10 @@ ANYWHERE = {
     ),
     "omegaconf": (
         *(f"{p}.py" for p in ("app", "chosen", "compose", "composer", "explain", "mistakes", "templates", "__main__")),
-        "report/table.py",
-        "report/points.py",
+        "report/rows.py",
+        "report/point_rows.py",
     )
-    + ("study/", "launch/", "api/", "job/group.py"),
+    + ("study/", "launch/", "api/", "job/fused.py"),
     "flgo": (),
     "cloudpickle": ("api/shipped.py", "launch/processes/task_reference.py"),
     "sklearn": (),
@@ -260,7 +260,7 @@ def test_every_part_has_a_layer() -> None:
         ("federated/a.py", "from flgo_hydra.federated import b", None),
         ("federated/a.py", "from flgo_hydra import compose", "federated/a.py:1 imports flgo_hydra.compose"),
         ("federated/a.py", "def f():\n    from hydra import x", "federated/a.py:2 imports hydra.x in a function"),
-        ("record/a.py", "from flgo_hydra.report.table import Row", "record/a.py:1 imports flgo_hydra.report.table.Row"),
+        ("record/a.py", "from flgo_hydra.report.rows import Row", "record/a.py:1 imports flgo_hydra.report.rows.Row"),
         ("record/a.py", "import torch", "record/a.py:1 imports torch at module level"),
         ("app.py", "import torch", "app.py:1 imports torch at module level"),
         ("app.py", "def f():\n    import torch", None),

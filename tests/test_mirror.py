@@ -12,24 +12,24 @@ _ELSEWHERE = {
     ".": "__main__ importing installed streams",
     "api": "calls shipped",
     "config": "algorithm conf folder launcher laws model option sweeper task",
-    "federated": "refused synthetic together transfer users_code",
+    "federated": "fused_rounds refused synthetic transfer users_code",
     "federated/algorithm": "base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
     "federated/backend": (
         "beyond buffers calls cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
-        "lanes loop mixing noticed putting_back python_state snapshot traced"
+        "lanes loop mixing noticed putting_back python_state recorded_steps snapshot"
     ),
     "federated/parts": "base sign_flip",
     "federated/clients": "client_program",
     "federated/data": "facts idx npz",
-    "job": "flgo group imports native outcome watcher",
+    "job": "flgo fused imports native outcome watcher",
     "launch": "reporter",
-    "launch/processes": "channel forkserver group",
+    "launch/processes": "channel forkserver fused",
     "launch/scheduling": "kernel_kills",
     "plugins/hydra_plugins/flgo_hydra": "launcher sweeper",
     "record": "log_trouble paths yaml_text",
     "recorder": "arena in_place linear needed operations tape writer",
-    "report": "__main__ bands conditions figure formats heatmap parallel points question seeds tables",
-    "study": "data_sets jobs ownership recorded tables trials",
+    "report": "__main__ bands conditions figure formats heatmap parallel point_rows question seeds tables",
+    "study": "data_sets hydra_records jobs ownership tables trials",
     "study/space": "common replicates",
     "study/stored": "widening",
 }

@@ -21,7 +21,7 @@ from flgo_hydra.launch.launcher import PackingLauncher
 from flgo_hydra.launch.scheduling.scheduler import Scheduler
 from flgo_hydra.overrides import override, setting
 from flgo_hydra.record.paths import free_folder
-from flgo_hydra.report.points import sort_points
+from flgo_hydra.report.point_rows import sort_points
 from flgo_hydra.streams import going_on
 from flgo_hydra.study import sweeper as sweeper_module
 from flgo_hydra.study.sweep import Outcome

@@ -11,7 +11,7 @@ from flgo_hydra.config.option import OptionConf
 from flgo_hydra.objective import BEST_VALID_LOSS, OF_SERVER, VALID_LOSS, Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult, read_failure, read_result, read_rounds
-from flgo_hydra.report.table import COSTS, ROUNDS, TEXTS, Column, Row
+from flgo_hydra.report.rows import COSTS, ROUNDS, TEXTS, Column, Row
 from flgo_hydra.study.space.grid import parse_point
 
 

@@ -49,7 +49,7 @@ class Reporter:
 
 
 class GroupJob(Protocol):
-    """One of the jobs that an app's `job_group` runs as one program (`launch/processes/group.py`)."""
+    """One of the jobs that an app's `job_group` runs as one program (`launch/processes/fused.py`)."""
 
     @property
     def cfg(self) -> Any:

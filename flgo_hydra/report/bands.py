@@ -19,7 +19,7 @@ from flgo_hydra.report.figure import (
     place_legend,
     ticks_of,
 )
-from flgo_hydra.report.groups import Point, group_runs, named, point_of
+from flgo_hydra.report.over_seeds import Point, group_runs, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import Level, estimate_over
 from flgo_hydra.report.runs import Run, Value, value_text

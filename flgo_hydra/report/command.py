@@ -19,8 +19,8 @@ from flgo_hydra.report import pictures
 from flgo_hydra.report.comparison import Difference, compare, with_parameters
 from flgo_hydra.report.conditions import by_condition, conditions_of, covers
 from flgo_hydra.report.formats import TEXT_FORMATS, Table, as_records
-from flgo_hydra.report.groups import group_runs
 from flgo_hydra.report.over import default_over, replicates_of
+from flgo_hydra.report.over_seeds import group_runs
 from flgo_hydra.report.page import html_page
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import Run, keys_that_vary, read_runs

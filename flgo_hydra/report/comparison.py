@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flgo_hydra.report.conditions import by_condition
-from flgo_hydra.report.groups import Point, point_of
+from flgo_hydra.report.over_seeds import Point, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, Estimate, Level, estimate_over, halves
 from flgo_hydra.report.runs import Run, keys_that_vary

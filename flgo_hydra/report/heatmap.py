@@ -9,7 +9,7 @@ from typing import Any
 from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.figure import BEST, figure, panel_grid, shade_range
 from flgo_hydra.report.formats import number_text
-from flgo_hydra.report.groups import Point, group_runs, named, point_of
+from flgo_hydra.report.over_seeds import Point, group_runs, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
 from flgo_hydra.report.selection import sorted_values

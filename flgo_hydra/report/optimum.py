@@ -7,9 +7,9 @@ from flgo_hydra.objective import Objective
 from flgo_hydra.overrides import Override
 from flgo_hydra.record.plain_text import printable
 from flgo_hydra.report.conditions import by_condition, conditions_of, is_condition
-from flgo_hydra.report.points import PointRow, print_best_point
+from flgo_hydra.report.point_rows import PointRow, print_best_point
+from flgo_hydra.report.rows import Row, best_row
 from flgo_hydra.report.runs import keys_that_vary, runs_of_rows, value_text
-from flgo_hydra.report.table import Row, best_row
 
 _MOST_CONDITIONS = 8
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from typing import Any
 from flgo_hydra.report.conditions import by_condition
 from flgo_hydra.report.figure import BEST, MISSING, figure, is_log_spaced, shade_range, ticks_of
 from flgo_hydra.report.formats import number_text
-from flgo_hydra.report.groups import Point, named, point_of
+from flgo_hydra.report.over_seeds import Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import sorted_values

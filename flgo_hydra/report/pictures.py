@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flgo_hydra.report.conditions import by_condition, covers
 from flgo_hydra.report.figure import FORMATS
-from flgo_hydra.report.groups import point_of
+from flgo_hydra.report.over_seeds import point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import ABSENT, Run, keys_that_vary
 from flgo_hydra.report.selection import check_curve, check_keys, curves_of, varying

@@ -19,7 +19,7 @@ from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import defect_of, read_failure, read_result, read_rounds
 from flgo_hydra.record.schema import Defect
 from flgo_hydra.record.yaml_text import read_values
-from flgo_hydra.report.table import DAMAGED, Row
+from flgo_hydra.report.rows import DAMAGED, Row
 
 Value = str | int | float | bool | None
 """of a config key; lists are JSON text"""

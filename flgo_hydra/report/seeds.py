@@ -6,11 +6,11 @@ from flgo_hydra.overrides import texts_of
 from flgo_hydra.report.comparison import compare, with_parameters
 from flgo_hydra.report.conditions import by_condition, conditions_of
 from flgo_hydra.report.formats import as_text
-from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.over_seeds import group_runs
 from flgo_hydra.report.question import Question
+from flgo_hydra.report.rows import Row
 from flgo_hydra.report.runs import keys_that_vary, runs_of_rows
 from flgo_hydra.report.selection import selection_of
-from flgo_hydra.report.table import Row
 from flgo_hydra.report.tables import groups_table, sentences
 
 _MOST_LISTED = 10

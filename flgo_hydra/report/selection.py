@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from flgo_hydra.mistakes import nearest
 from flgo_hydra.objective import BEST_VALID_LOSS, KNOWN, VALID_LOSS, Objective, metric_of
 from flgo_hydra.overrides import Override
+from flgo_hydra.report.rows import DAMAGED, FACTS
 from flgo_hydra.report.runs import ABSENT, Run, Value, keys_that_vary, value_text
-from flgo_hydra.report.table import DAMAGED, FACTS
 
 
 def is_maximized(column: str, runs: Iterable[Run]) -> bool:

@@ -12,9 +12,9 @@ from flgo_hydra.record.result import decimals, read_rounds
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report.curves import Curve, draw_curves, line_names
 from flgo_hydra.report.optimum import print_optimal_point, print_optimum
-from flgo_hydra.report.points import PointRow, print_points, sort_points
+from flgo_hydra.report.point_rows import PointRow, print_points, sort_points
+from flgo_hydra.report.rows import NO_BEST, Row, best_row
 from flgo_hydra.report.seeds import seeds_summary
-from flgo_hydra.report.table import NO_BEST, Row, best_row
 
 _MOST_LISTED = 20
 _MOST_DRAWN = 300

@@ -9,11 +9,11 @@ from typing import TypeVar
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.report.comparison import Difference
 from flgo_hydra.report.formats import Interval, KeyValue, Spread, Table, number_text
-from flgo_hydra.report.groups import Group, Point, named, point_of
+from flgo_hydra.report.over_seeds import Group, Point, named, point_of
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.replicates import LEAST, LEAST_TO_CHOOSE
+from flgo_hydra.report.rows import COSTS, DAMAGED, NO_BEST, ROUNDS, TEXTS
 from flgo_hydra.report.runs import ABSENT, Run, value_text
-from flgo_hydra.report.table import COSTS, DAMAGED, NO_BEST, ROUNDS, TEXTS
 
 _FEW_SEEDS = 5
 _MOST_SAID = 8

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.record.result import read_result
-from flgo_hydra.study import recorded
+from flgo_hydra.study import hydra_records
 from flgo_hydra.study.jobs import Jobs
 from flgo_hydra.study.space.points import Point, PointChecker
 
@@ -37,7 +37,7 @@ def adopt(jobs: Jobs, paths: SweepPaths, checker: PointChecker, record: str | No
     for name in _unknown(paths.folder, jobs.folders(), record):
         run = paths.run(name)
         try:
-            number, overrides = recorded.read_job(run.folder, record)
+            number, overrides = hydra_records.read_job(run.folder, record)
             point, _ = checker.compose(tuple(overrides))
         except (ValueError, HydraException) as error:  # nobody's, or of another time: left as it is
             log.debug("%s: %s", run.folder, error)

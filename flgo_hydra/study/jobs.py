@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 
 from flgo_hydra.record.paths import RunPaths, SweepPaths
-from flgo_hydra.report.table import Row
+from flgo_hydra.report.rows import Row
 from flgo_hydra.study.changed_code import RunCode
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.space.points import Point

@@ -33,7 +33,7 @@ from flgo_hydra.record.paths import RunPaths, SweepPaths
 from flgo_hydra.record.result import Failure, RunResult, defect_of, read_failure, read_result
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.streams import tell_error
-from flgo_hydra.study import recorded
+from flgo_hydra.study import hydra_records
 from flgo_hydra.study.data_sets import DataSets
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.jobs import Job, PointTrial
@@ -113,7 +113,7 @@ def rebuild(
     paths = SweepPaths(folder.resolve())
     if not (paths.folder / "multirun.yaml").is_file():
         raise ValueError(f"{folder} is no sweep folder: it has no multirun.yaml.")
-    hydra = recorded.read_hydra(paths.folder / "multirun.yaml")
+    hydra = hydra_records.read_hydra(paths.folder / "multirun.yaml")
     with owning(paths):
         name = name or hydra["sweeper"].get("study_name") or storages.name_in(paths.study)
         name = name or "_".join(paths.folder.parts[-2:])
@@ -140,7 +140,7 @@ def take_over(paths: SweepPaths, storage: str | None, name: str, composer: Compo
     if not record.is_file() or (paths.study.exists() if storage is None else _is_whole(storage, name)):
         return 0
     try:
-        hydra = recorded.read_hydra(record)
+        hydra = hydra_records.read_hydra(record)
         runs = _read_runs(paths, composer, hydra.get("output_subdir"), is_lenient=True)
         if not runs:
             return 0
@@ -365,8 +365,8 @@ def _read_runs(paths: SweepPaths, composer: Composer, record: str | None, is_len
             print(f"left out: {run.folder}: {defect_of(run)}", file=sys.stderr)
             continue
         try:
-            number, overrides = recorded.read_job(run.folder, record)
-        except recorded.SingleRun as error:
+            number, overrides = hydra_records.read_job(run.folder, record)
+        except hydra_records.SingleRun as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
         conf = composer.point(overrides).conf
@@ -405,7 +405,7 @@ def _folders(folder: Path) -> Iterator[Path]:
 def _composer(hydra: dict[str, Any]) -> Iterator[Composer]:
     """Composes as the recorded command did."""
     compose.prepare()
-    own = recorded.config_dir(hydra)
+    own = hydra_records.config_dir(hydra)
     if own is not None and not own.is_dir():
         raise ValueError(f"The sweep was started with --config-dir {own}, which is gone.")
     searched = [f"hydra.searchpath=[file://{own}]"] if own is not None else []

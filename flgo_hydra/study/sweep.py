@@ -29,9 +29,9 @@ from flgo_hydra.record.plain_text import shown
 from flgo_hydra.record.result import forget_failure, read_failure
 from flgo_hydra.record.secrets import masked
 from flgo_hydra.report import curves
-from flgo_hydra.report.points import PointRow
+from flgo_hydra.report.point_rows import PointRow
+from flgo_hydra.report.rows import Row
 from flgo_hydra.report.summary import print_summary, resume_command
-from flgo_hydra.report.table import Row
 from flgo_hydra.streams import tell_error
 from flgo_hydra.study.adoption import adopt
 from flgo_hydra.study.changed_code import RunCode, sentence, several_versions

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from flgo_hydra.machine_errors import CannotWrite
 from flgo_hydra.record.paths import SweepPaths
 from flgo_hydra.report.optimum import conditions_apart, points_apart
-from flgo_hydra.report.points import PointRow, sort_points, write_best_point, write_points
-from flgo_hydra.report.table import Row, write_best, write_results
+from flgo_hydra.report.point_rows import PointRow, sort_points, write_best_point, write_points
+from flgo_hydra.report.rows import Row, write_best, write_results
 from flgo_hydra.study.search import Source
 from flgo_hydra.study.space.replicates import mean_and_std, reason_of
 from flgo_hydra.study.trials import Trials

@@ -23,7 +23,7 @@ from flgo_hydra.record.result import (
     read_rounds,
     write_failure,
 )
-from flgo_hydra.report.table import RETURNED, Row
+from flgo_hydra.report.rows import RETURNED, Row
 from flgo_hydra.study.changed_code import ChangedCode
 from flgo_hydra.study.folders import RunFolders
 from flgo_hydra.study.jobs import Job, Jobs, PointTrial

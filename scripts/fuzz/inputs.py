@@ -144,7 +144,7 @@ def recorded(folder: Path) -> None:
     read_yaml(path)
     with contextlib.suppress(ValueError):
         read_command(folder)
-    from flgo_hydra.study.recorded import read_hydra
+    from flgo_hydra.study.hydra_records import read_hydra
 
     grow_recorded(path, read_hydra(path)["overrides"]["task"], ["lr=3"])
 

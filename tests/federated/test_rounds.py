@@ -9,13 +9,13 @@ from torch import nn
 from flgo_hydra.config.option import PLAIN, OptionConf
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.vmap import VmapBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
+from flgo_hydra.federated.fused_rounds import run_together
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import RunState, Status, drive, rounds
-from flgo_hydra.federated.together import run_together
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 from flgo_hydra.federated.users_code import no_silent_end
 

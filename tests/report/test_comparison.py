@@ -4,7 +4,7 @@ import pytest
 
 from flgo_hydra.objective import Objective
 from flgo_hydra.report.comparison import compare, with_parameters
-from flgo_hydra.report.groups import group_runs
+from flgo_hydra.report.over_seeds import group_runs
 from flgo_hydra.report.question import Question
 from flgo_hydra.report.runs import read_runs
 from flgo_hydra.report.selection import Selection

@@ -14,9 +14,9 @@ import pytest
 from flgo_hydra.objective import Objective
 from flgo_hydra.report.comparison import compare
 from flgo_hydra.report.question import Question
+from flgo_hydra.report.rows import Row
 from flgo_hydra.report.runs import Run
 from flgo_hydra.report.selection import Selection
-from flgo_hydra.report.table import Row
 from flgo_hydra.report.tables import sentences
 
 LEVEL = 0.05

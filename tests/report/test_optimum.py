@@ -5,8 +5,8 @@ import yaml
 
 from flgo_hydra.objective import Objective
 from flgo_hydra.report.optimum import conditions_apart, points_apart, print_optimal_point, print_optimum
-from flgo_hydra.report.points import PointRow, sort_points, write_best_point
-from flgo_hydra.report.table import Row, best_row, write_best
+from flgo_hydra.report.point_rows import PointRow, sort_points, write_best_point
+from flgo_hydra.report.rows import Row, best_row, write_best
 
 
 def _row(job, loss, *overrides, metric="valid_loss"):

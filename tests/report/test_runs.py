@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flgo_hydra.record.lock import holding
+from flgo_hydra.report.rows import Row
 from flgo_hydra.report.runs import keys_that_vary, read_runs, runs_of_rows, value_text
-from flgo_hydra.report.table import Row
 
 
 def _read(*folders: Path):

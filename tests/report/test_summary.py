@@ -6,8 +6,8 @@ import pytest
 
 from flgo_hydra.record.files import JsonLines, write_text
 from flgo_hydra.record.paths import RunPaths, SweepPaths
+from flgo_hydra.report.rows import Row
 from flgo_hydra.report.summary import print_summary, rows_to_draw
-from flgo_hydra.report.table import Row
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def troubled(record):
     return {"num": float(num)}
 """
 SMALL = ("model=logistic", "task.num_clients=2", "num_rounds=1", "num_steps=1", "metrics=mine.troubled")
-ROW, JOB = "flgo_hydra.report.table.Row", "flgo_hydra.study.jobs.Job"
+ROW, JOB = "flgo_hydra.report.rows.Row", "flgo_hydra.study.jobs.Job"
 FORGOTTEN = (
     "hydra.core.utils.JobReturn",
     "flgo_hydra.launch.processes.returned.Returned",

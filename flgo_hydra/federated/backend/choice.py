@@ -20,7 +20,6 @@ from torch import nn
 
 from flgo_hydra.config.option import EngineConf
 from flgo_hydra.federated.algorithm.base import Hyper
-from flgo_hydra.federated.backend.batched import VmapBackend, count_lanes
 from flgo_hydra.federated.backend.cost import (
     SECONDS,
     Amounts,
@@ -36,7 +35,8 @@ from flgo_hydra.federated.backend.expected import expected_sizes
 from flgo_hydra.federated.backend.extent import extent_of_sizes
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.profile import take_profile
-from flgo_hydra.federated.backend.traced import paying_sizes
+from flgo_hydra.federated.backend.recorded_steps import paying_sizes
+from flgo_hydra.federated.backend.vmap import VmapBackend, count_lanes
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort
 from flgo_hydra.federated.data.on_device import Data

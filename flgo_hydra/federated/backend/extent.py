@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flgo_hydra.federated.backend.lane_schedule import MASKED
-from flgo_hydra.federated.backend.traced import PAYS_AFTER
+from flgo_hydra.federated.backend.recorded_steps import PAYS_AFTER
 from flgo_hydra.federated.data.on_device import Data
 from flgo_hydra.federated.schedule import batch_sizes
 from flgo_hydra.federated.training import LocalWork

@@ -6,10 +6,10 @@ that has taken its last step keeps its model, its optimizer's slots and its buff
 take a batch of the same size, nothing is masked. A lane without a client does what another lane does, and counts
 nothing.
 
-A step is recorded and compiled as in the loop (`traced.py`), for each batch size that all lanes share, and once with
-masks; layers on the samples themselves in their dual form, where that is less work (`dual.py`). On CUDA the steps of a
-round lie ready on the device, and a graph fetches the next one and takes it: one launch (`graph.py`). Before the first
-round each kind of step is taken beside the loop (`lane_trial.py`).
+A step is recorded and compiled as in the loop (`step_programs.py`), for each batch size that all lanes share, and once
+with masks; layers on the samples themselves in their dual form, where that is less work (`dual.py`). On CUDA the steps
+of a round lie ready on the device, and a graph fetches the next one and takes it: one launch. Before the first round
+each kind of step is taken beside the loop (`lane_trial.py`).
 
 P runs of K clients each are H = P K lanes, those of a run side by side; B samples a batch.
 """

@@ -17,7 +17,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.algorithm.message import Messages
 from flgo_hydra.federated.backend.buffers import Buffers
 from flgo_hydra.federated.backend.only_torch import runs_only_torch
-from flgo_hydra.federated.backend.traced import TracedSteps, paying_sizes
+from flgo_hydra.federated.backend.recorded_steps import RecordedSteps, paying_sizes
 from flgo_hydra.federated.clients.client_program import ClientProgram, StepInputs, apart, unflat
 from flgo_hydra.federated.clients.measured import Measured, stacked
 from flgo_hydra.federated.clients.own_buffers import OwnBuffers
@@ -52,7 +52,7 @@ class LocalSteps:
         # What a plain FedAvg client does in place, without the general step's copies.
         self._corrects = type(step.algorithm).correct is not Algorithm.correct or not is_zero(step.clip_grad)
         self._has_own_loss = type(step.algorithm).loss is not Algorithm.loss
-        self.recorded: TracedSteps | None = None
+        self.recorded: RecordedSteps | None = None
         """programs of steps on batches of some sizes"""
 
     def _bind(self, model: nn.Module) -> None:
@@ -239,10 +239,10 @@ class LocalSteps:
             directions = list(torch._foreach_add(directions, params, alpha=optimizer.weight_decay))
         torch._foreach_add_(params, directions, alpha=-hyper["lr"])
 
-    def record(self, batches: Sequence[Tensor], server: ServerState, hyper: Hyper, engine: EngineConf) -> TracedSteps:
+    def record(self, batches: Sequence[Tensor], server: ServerState, hyper: Hyper, engine: EngineConf) -> RecordedSteps:
         """Records a program for each of these batches' sizes. Raises `Cannot`."""
         client = self.client_at_trial(server, 0, hyper)
-        self.recorded = TracedSteps(
+        self.recorded = RecordedSteps(
             self.params,
             self.carried,
             self._buffers,

@@ -1,6 +1,7 @@
 """A cohort's clients one after another in one working model.
 
-A local step is a recorded program (`traced.py`) for the batch sizes where that pays, and plain autograd for the others.
+A local step is a recorded program (`recorded_steps.py`) for the batch sizes where that pays, and plain autograd for the
+others.
 """
 
 import copy
@@ -19,7 +20,7 @@ from flgo_hydra.federated.backend.habits import Habits, look
 from flgo_hydra.federated.backend.local_steps import LocalSteps
 from flgo_hydra.federated.backend.loop_trial import record_alike
 from flgo_hydra.federated.backend.python_state import outside_kept
-from flgo_hydra.federated.backend.traced import paying_sizes
+from flgo_hydra.federated.backend.recorded_steps import paying_sizes
 from flgo_hydra.federated.backend.watch import Watch, late
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import Cohort

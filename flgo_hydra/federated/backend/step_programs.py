@@ -1,8 +1,8 @@
 """Steps as programs, one for each kind: recorded once, called with a batch, on CUDA captured as graphs.
 
-A kind of step is its batch size, or steps with masks. Who trains clients one after another (`traced.py`) and who trains
-them side by side (`lanes.py`) both have theirs here; what a step computes they say. Whether a program does what the
-plain step does is tried before it is used.
+A kind of step is its batch size, or steps with masks. Who trains clients one after another (`recorded_steps.py`) and
+who trains them side by side (`lanes.py`) both have theirs here; what a step computes they say. Whether a program does
+what the plain step does is tried before it is used.
 """
 
 import logging

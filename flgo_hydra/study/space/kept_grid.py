@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override as Parsed
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from flgo_hydra.overrides import Override, line_of
-from flgo_hydra.study.recorded import read_config
+from flgo_hydra.study.hydra_records import read_config
 from flgo_hydra.study.space.grid import write_axis
 
 KEEP_RECORD = "FLGO_HYDRA_KEEP_RECORD"

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from flgo_hydra.report.table import Row
+from flgo_hydra.report.rows import Row
 from flgo_hydra.study.space.grid import Grid
 
 

@@ -13,7 +13,7 @@ import optuna
 from flgo_hydra.record.files import replacing, set_aside
 from flgo_hydra.record.schema import Defect, open_plain
 from flgo_hydra.record.secrets import is_masked, masked
-from flgo_hydra.study.recorded import read_hydra
+from flgo_hydra.study.hydra_records import read_hydra
 from flgo_hydra.study.stored.journal import Damaged, SingleWriterJournal, study_names
 
 _LOCK_S = 1.0

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flgo_hydra.objective import VALID_LOSS, Objective
 from flgo_hydra.record.plain_text import plain
 from flgo_hydra.record.secrets import masked
-from flgo_hydra.report.table import RETURNED, Row
+from flgo_hydra.report.rows import RETURNED, Row
 from flgo_hydra.study.space.grid import Grid, Value
 from flgo_hydra.study.space.replicates import mean_and_std
 from flgo_hydra.study.stored.journal import SingleWriterJournal

@@ -7,8 +7,8 @@ from torch import nn
 
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.private import FedBN, FedPer, FedRep, LGFedAvg
-from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.vmap import VmapBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort
 from flgo_hydra.federated.optimizer import build_optimizer

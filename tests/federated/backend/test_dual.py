@@ -11,12 +11,12 @@ from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.backend import extent
-from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.extent import extent_of
 from flgo_hydra.federated.backend.lane_differences import LaneDifferences
 from flgo_hydra.federated.backend.lane_tensors import Numbers
 from flgo_hydra.federated.backend.lanes import Lanes, Recipe
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.vmap import VmapBackend
 from flgo_hydra.federated.data.on_device import to_data
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state

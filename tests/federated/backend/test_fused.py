@@ -19,9 +19,9 @@ from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.data.on_device import to_data
+from flgo_hydra.federated.fused_rounds import run_together
 from flgo_hydra.federated.optimizer import build_optimizer
 from flgo_hydra.federated.rounds import Evaluation, RunState, Status, drive, rounds
-from flgo_hydra.federated.together import run_together
 from flgo_hydra.federated.training import LocalStep, LocalWork, server_state
 
 DEFAULTS = {"num_rounds": 3, "proportion": 0.6, "batch_size": 4, "num_epochs": 2, "lr": 0.1, "dtype": "float64"}

@@ -25,7 +25,8 @@ from flgo_hydra.federated.data.task import Task, build_task
 from flgo_hydra.federated.fit import build_fitting_model
 from flgo_hydra.federated.randomness import Purpose, generators_kept, seed_all, torch_seed
 from flgo_hydra.federated.training import LocalWork
-from flgo_hydra.job import group, native, preparation
+from flgo_hydra.job import fused as fused_jobs
+from flgo_hydra.job import native, preparation
 from flgo_hydra.launch import reporter
 
 from . import plain_loop
@@ -222,16 +223,16 @@ def fused(case: Case, folder: Path, monkeypatch: Any, dtype: str = "float64", po
         losses.append(_listen(runs[-1]))
         return runs[-1]
 
-    monkeypatch.setattr(group, "prepare", preparing)
+    monkeypatch.setattr(fused_jobs, "prepare", preparing)
     cfgs = [config(case, dtype, "auto", **point) for point in points]
-    assert len({group.fuse_key(cfg) for cfg in cfgs}) == 1
+    assert len({fused_jobs.fuse_key(cfg) for cfg in cfgs}) == 1
     for i in range(len(points)):
         (folder / str(i)).mkdir(parents=True)
     if case.before is not None:
         case.before()
     jobs = [_Job(cfg, folder / str(i), lambda i=i: runs[i]) for i, cfg in enumerate(cfgs)]
     try:
-        group.job_group(jobs, len(points))
+        fused_jobs.job_group(jobs, len(points))
     except KeyboardInterrupt:
         return [Ran(_end(run, of_run), run.data) for run, of_run in zip(runs, losses, strict=True)]
     except reporter.RunApart as why:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import RunResult
-from flgo_hydra.report.table import Row
+from flgo_hydra.report.rows import Row
 from flgo_hydra.study.space.grid import Grid, Interval
 from flgo_hydra.study.stored.study import MOST_REPORTS, SweepStudy, _thinned, stride
 from flgo_hydra.study.stored.widening import distribution

@@ -9,7 +9,7 @@ import yaml
 from flgo_hydra.objective import Objective
 from flgo_hydra.record.paths import RunPaths
 from flgo_hydra.record.result import Failure, RunResult
-from flgo_hydra.report.table import Row, best_row, write_best, write_results
+from flgo_hydra.report.rows import Row, best_row, write_best, write_results
 
 
 def _row(job: int, loss: float, status: str = "completed") -> Row:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flgo_hydra.report.replicates import Estimate, estimate_over
+from flgo_hydra.report.rows import DAMAGED, NO_BEST
 from flgo_hydra.report.runs import ABSENT, Run, Value, value_text
 from flgo_hydra.report.selection import Selection
-from flgo_hydra.report.table import DAMAGED, NO_BEST
 
 Point = tuple[Value, ...]
 """values of the keys that groups are told apart by"""

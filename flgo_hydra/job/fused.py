@@ -1,4 +1,4 @@
-"""Several jobs as one program: which may run so, and how they do (see `launch/processes/group.py`)."""
+"""Several jobs as one program: which may run so, and how they do (see `launch/processes/fused.py`)."""
 
 import contextlib
 import logging
@@ -73,8 +73,8 @@ def _job_group(jobs: Sequence[reporter.GroupJob], fuse: int, kept: contextlib.Ex
 
     from flgo_hydra.federated.backend.fused import CannotFuse, FusedBackend, Member, form_of
     from flgo_hydra.federated.backend.watch import ChangedLate
+    from flgo_hydra.federated.fused_rounds import run_together
     from flgo_hydra.federated.rounds import RoundWork
-    from flgo_hydra.federated.together import run_together
     from flgo_hydra.federated.training import LocalWork, ServerState
     from flgo_hydra.federated.users_code import no_silent_end
 

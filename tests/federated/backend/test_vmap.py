@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from flgo_hydra.federated.algorithm.base import Algorithm, zeros_like
-from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.loop import LoopBackend
+from flgo_hydra.federated.backend.vmap import VmapBackend
 from flgo_hydra.federated.clients import client_state
 from flgo_hydra.federated.clients.client_state import ClientStates
 from flgo_hydra.federated.cohort import sample_cohort

@@ -27,7 +27,7 @@ from flgo_hydra.federated.training import LocalStep, LocalWork, ServerState
 from flgo_hydra.recorder.tape import CannotRecord
 
 
-class TracedSteps:
+class RecordedSteps:
     """Programs that take a local step in place, by batch size."""
 
     def __init__(
