@@ -9,7 +9,7 @@ from torch import nn
 
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.algorithm.private import FedBN
+from flgo_hydra.federated.algorithm.fedbn import FedBN
 from flgo_hydra.federated.backend.batched import VmapBackend
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
