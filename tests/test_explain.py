@@ -33,10 +33,8 @@ from flgo_hydra.explain import explain
         ("task.partition.alpa=1", "Did you mean `task.partition.alpha` (of task/partition=dirichlet)"),
         ("+algorithm.mu=1", "it is a key of algorithm=fedprox or algorithm=moon."),
         # choices
-        (
-            "algorithm=fedpox",
-            "It has custom, ditto, fedavg, fedprox, fedsam, flgo, moon, scaffold. Did you mean `algorithm=fedprox`?",
-        ),
+        ("algorithm=fedpox", "`algorithm` has no choice 'fedpox'. It has afl, "),
+        ("algorithm=fedpox", "Did you mean `algorithm=fedprox`?"),
         ("task/partition=dirichle", "Did you mean `task/partition=dirichlet`?"),
         ("model=null", "`model` has no choice 'null'. It has cnn, custom, flgo, logistic, mlp, resnet."),
         ("task=3", "`task` has no choice '3'. It has cifar10, "),

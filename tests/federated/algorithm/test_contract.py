@@ -12,9 +12,9 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.fedrep import FedRep
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
-from flgo_hydra.federated.algorithm.private import FedRep
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.loop import LoopBackend

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.algorithm.private import FedBN, FedPer, FedRep, LGFedAvg
+from flgo_hydra.federated.algorithm.fedbn import FedBN
+from flgo_hydra.federated.algorithm.fedper import FedPer
+from flgo_hydra.federated.algorithm.fedrep import FedRep
+from flgo_hydra.federated.algorithm.lgfedavg import LGFedAvg
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.vmap import VmapBackend
 from flgo_hydra.federated.clients.client_state import ClientStates

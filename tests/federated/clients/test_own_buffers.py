@@ -10,7 +10,7 @@ from torch import nn
 from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.algorithm.private import FedBN
+from flgo_hydra.federated.algorithm.fedbn import FedBN
 from flgo_hydra.federated.backend.fused import FusedBackend, Member
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.vmap import VmapBackend

@@ -10,7 +10,7 @@ from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.base import Algorithm
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
-from flgo_hydra.federated.algorithm.private import FedPer
+from flgo_hydra.federated.algorithm.fedper import FedPer
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend.loop import LoopBackend
 from flgo_hydra.federated.backend.vmap import VmapBackend

@@ -150,7 +150,7 @@ def train(made: Callable[[], Any], numbers: dict[str, float], federation: Federa
     optimizer = build_optimizer(f.optimizer, f.momentum, f.weight_decay)
     loop = LoopBackend(model, data, LocalStep(algorithm, optimizer), f.work, AUTO if backend == "recorded" else PLAIN)
     server = server_state(model, algorithm)
-    clients = ClientStates(algorithm.init_client(server.params), f.num_clients)
+    clients = ClientStates(loop.own_buffers.first(algorithm.init_client(server.params), server.buffers), f.num_clients)
     hyper = {"lr": f.lr, **numbers}
     step = loop.train
     if backend == "vmap":
@@ -168,7 +168,8 @@ def train(made: Callable[[], Any], numbers: dict[str, float], federation: Federa
     elif backend == "vmap":
         assert side_by_side.note["backend"] == "vmap", side_by_side.note
     states = [clients.get(k) for k in range(f.num_clients)]
-    return Trained(servers, states, [algorithm.personal(server.params, s) for s in states], server.state)
+    personal = [algorithm.personal(server.params, loop.own_buffers.apart(s)[0]) for s in states]
+    return Trained(servers, states, personal, server.state)
 
 
 def _fused(made: Callable[[], Any], f: Federation, loop: LoopBackend, algorithm: Any, model: nn.Module) -> Any:
@@ -186,7 +187,8 @@ def _fused(made: Callable[[], Any], f: Federation, loop: LoopBackend, algorithm:
     }
     fused = FusedBackend(model, f.data, members, 2)
     servers = {1: server_state(other_model, other_algorithm)}
-    clients_of_other = ClientStates(other_algorithm.init_client(servers[1].params), f.num_clients)
+    kept = beside.own_buffers.first(other_algorithm.init_client(servers[1].params), servers[1].buffers)
+    clients_of_other = ClientStates(kept, f.num_clients)
 
     def train_both(server: Any, clients: ClientStates, cohort: Cohort, hyper: Any, r: int) -> Any:
         sizes = np.diff(f.data.offsets)

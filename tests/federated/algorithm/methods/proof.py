@@ -62,6 +62,8 @@ class Proof:
     """what federations it needs: another model, full participation"""
     backends: tuple[str, ...] = BACKENDS
     weighting: str = "samples"
+    option: Mapping[str, Any] = field(default_factory=dict)
+    """options under which nothing is to be said of it; none: the defaults"""
 
     def federations(self) -> list[Federation]:
         """Random configurations, each another in what matters to a round."""

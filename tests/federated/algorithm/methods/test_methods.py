@@ -48,5 +48,5 @@ def test_numbers_that_make_it_another_method_are_said(name, law):
     proof = PROOFS[name]
     method, law = proof.method(), proof.laws[law]
     if law.same_as is not None and law.numbers and not law.settings:
-        assert method.caveats(OptionConf(), {**proof.numbers, **law.numbers})
-    assert method.caveats(OptionConf(), proof.numbers) == []
+        assert method.caveats(OptionConf(**proof.option), {**proof.numbers, **law.numbers})
+    assert method.caveats(OptionConf(**proof.option), proof.numbers) == []
