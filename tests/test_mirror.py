@@ -13,7 +13,10 @@ _ELSEWHERE = {
     "api": "calls shipped",
     "config": "algorithm conf global_methods launcher laws model option sweeper task",
     "federated": "refused synthetic together transfer users_code",
-    "federated/algorithm": "base build ditto fedavg fedavgm fedprox fedsam local message moon scaffold tensors",
+    "federated/algorithm": (
+        "adaptive base build ditto fedavg fedavgm fedcm feddyn fedexp fednova fedprox fedsam fedspeed local message "
+        "mimelite mofedsam moon scaffold tensors"
+    ),
     "federated/backend": (
         "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state snapshot traced"

@@ -25,6 +25,7 @@ ALGORITHMS = {
     "fedprox": ["aggregate=uniform"],
     "scaffold": [],
     "fedavgm": ["algorithm.beta=0.01"],
+    "fednova": [],
 }
 
 

@@ -20,12 +20,19 @@ from ...conftest import by_hand_task, line
 
 
 def by_hand(
-    made: Callable[[], Algorithm], num_rounds: int, num_steps: int, aggregate: str = "other", **hyper: float
+    made: Callable[[], Algorithm],
+    num_rounds: int,
+    num_steps: int | None,
+    aggregate: str = "other",
+    batch_size: float = -1,
+    **hyper: float,
 ) -> tuple[list[float], ServerState, ClientStates]:
     """Returns w after each round, the server's end, and what the clients keep; both take part in each round."""
     algorithm, model = made(), line()
     data = to_data(by_hand_task(), torch.device("cpu"), torch.float64)
-    backend = LoopBackend(model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(-1, 1, num_steps, 0))
+    backend = LoopBackend(
+        model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(batch_size, 1, num_steps, 0)
+    )
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), 2)
     weights = []
