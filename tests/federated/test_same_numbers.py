@@ -26,6 +26,7 @@ ALGORITHMS = {
     "scaffold": [],
     "fedavgm": ["algorithm.beta=0.01"],
     "fednova": [],
+    "feddyn": ["algorithm.alpha=0.1"],
 }
 
 

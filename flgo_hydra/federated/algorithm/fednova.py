@@ -3,9 +3,9 @@
 Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization, NeurIPS 2020,
 equations 6 to 8 and Algorithm 1. https://arxiv.org/abs/2007.07481
 
-Symbols: x the server's model, Delta_i a client's change, lr ||a_i||_1 how far its steps would have come along a gradient
-that is 1 everywhere, d_i = Delta_i / ||a_i||_1, tau_eff = sum_i p_i ||a_i||_1, p_i a client's weight, mu of the proximal
-form (FedProx).
+Symbols: x the server's model, Delta_i a client's change, p_i its weight, lr ||a_i||_1 how far its steps would have come
+along a gradient that is 1 everywhere, d_i = Delta_i / ||a_i||_1, tau_eff = sum_i p_i ||a_i||_1, mu of the proximal
+form.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class FedNova(FedProx):
 
     ||a_i||_1 is not taken from a formula: a number starts at 0 and descends beside the model, with the same optimizer,
     along a gradient of -1 and pulled back by mu. So it is the paper's with plain SGD (the number of steps), with
-    momentum, with mu, and with all of them. lr cancels out.
+    momentum, with mu, and with all of them; weight decay counts as mu does. lr cancels out.
     """
 
     def caveats(self, option: OptionConf, numbers: Mapping[str, Any]) -> list[str]:
