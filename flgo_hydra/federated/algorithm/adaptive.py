@@ -48,7 +48,8 @@ class FedYogi(Adaptive):
     """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2)."""
 
     def second(self, v: Tensor, square: Tensor, hyper: Hyper) -> Tensor:
-        return v - (1 - hyper["beta2"]) * square * torch.sign(v - square)
+        found: Tensor = v - (1 - hyper["beta2"]) * square * torch.sign(v - square)
+        return found
 
 
 class FedAdam(Adaptive):
