@@ -79,8 +79,8 @@ def test_config_dirs(arguments: list[str], folders: list[str]) -> None:
 @pytest.mark.parametrize(
     "key, choice",
     [
-        ("algorithm.mu", "algorithm=fedprox or algorithm=moon"),
-        ("algorithm.rho", "algorithm=fedsam"),
+        ("algorithm.module", "algorithm=moon or algorithm=flgo"),
+        ("algorithm.average", "algorithm=fedexp"),
         ("task.source.alpha", "task=synthetic"),
         ("task.partition.alpha", "task/partition=dirichlet"),
         ("model.hidden", "model=mlp or model=cnn"),
@@ -97,7 +97,7 @@ def test_keys_by_choice(key: str, choice: str | None) -> None:
     [
         ("num_rounds", "communication rounds"),
         ("task.seed", "decides the data split (and generated data); seed decides everything else"),
-        ("algorithm.eta", "server step size (the paper's eta_g)"),
+        ("algorithm.average", "evaluate the mean of the last two iterates, as the paper does; else the last one"),
         ("model.hidden", ""),  # an MLP's and a CNN's mean different things
         ("foo", ""),
     ],

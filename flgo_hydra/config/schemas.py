@@ -2,6 +2,7 @@
 
 from flgo_hydra.config.algorithm import ALGORITHMS
 from flgo_hydra.config.conf import Conf
+from flgo_hydra.config.global_methods import GLOBAL
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.model import CnnConf, MlpConf, ModelConf, ResNetConf
 from flgo_hydra.config.part_methods import PARTS_OF_MODEL
@@ -35,7 +36,7 @@ SCHEMAS: dict[str, type] = {
     "model/mlp": MlpConf,
     "model/cnn": CnnConf,
     "model/resnet": ResNetConf,
-    **{f"algorithm/{name}": schema for name, schema in {**ALGORITHMS, **PARTS_OF_MODEL}.items()},
+    **{f"algorithm/{name}": schema for name, schema in {**ALGORITHMS, **GLOBAL, **PARTS_OF_MODEL}.items()},
     "sweeper": SweeperConf,
     "launcher": LauncherConf,
 }

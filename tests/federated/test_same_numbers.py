@@ -20,7 +20,14 @@ SETTING = json.loads((REFERENCE / "digits_dir0.5_n20.json").read_text())
 OPTIONS = ["num_rounds=8", "num_steps=3", "lr=0.1", "batch_size=-1", "proportion=1.0", "model.hidden=[64]"]
 METRICS = {f"{split}_{metric}" for split in ("valid", "test") for metric in ("loss", "accuracy")}
 # FLGo's fedprox takes the even mean of the clients' models, as its paper does.
-ALGORITHMS = {"fedavg": [], "fedprox": ["aggregate=uniform"], "scaffold": []}
+ALGORITHMS = {
+    "fedavg": [],
+    "fedprox": ["aggregate=uniform"],
+    "scaffold": [],
+    "fedavgm": ["algorithm.beta=0.01"],
+    "fednova": [],
+    "feddyn": ["algorithm.alpha=0.1"],
+}
 
 
 @pytest.fixture

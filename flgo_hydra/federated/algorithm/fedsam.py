@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from flgo_hydra.config.option import OptionConf
-from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State
+from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State, Tensors
 from flgo_hydra.federated.algorithm.local import LocalBatch
 
 
@@ -23,8 +23,12 @@ class FedSAM(Algorithm):
     def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
         w = carry["model"]
         g = at.gradient(w)
-        norm = torch.sqrt(torch.stack([t.square().sum() for t in g.values()]).sum())
-        # Where there is no gradient there is no direction to go up.
-        scale = hyper["rho"] / torch.where(norm > 0, norm, 1.0)
-        up = {name: p + scale * g[name] if name in g else p for name, p in w.items()}
-        return {"model": at.descend("model", w, at.gradient(up))}
+        return {"model": at.descend("model", w, at.gradient(uphill(w, g, hyper["rho"])))}
+
+
+def uphill(w: Tensors, g: Tensors, rho: Any) -> Tensors:
+    """w + rho g / ||g||, g a gradient at w."""
+    norm = torch.sqrt(torch.stack([t.square().sum() for t in g.values()]).sum())
+    # Where there is no gradient there is no direction to go up.
+    scale = rho / torch.where(norm > 0, norm, 1.0)
+    return {name: p + scale * g[name] if name in g else p for name, p in w.items()}

@@ -8,12 +8,18 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from flgo_hydra.config.option import PLAIN
+from flgo_hydra.federated.algorithm.adaptive import FedYogi
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.feddyn import FedDyn
+from flgo_hydra.federated.algorithm.fedexp import FedExP
+from flgo_hydra.federated.algorithm.fednova import FedNova
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedrep import FedRep
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
+from flgo_hydra.federated.algorithm.mimelite import MimeLite
+from flgo_hydra.federated.algorithm.mofedsam import MoFedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import extent
@@ -84,6 +90,12 @@ ALGORITHMS = {
     "fedsam": (FedSAM(), {"rho": 0.2}),
     "moon": (Moon(), {"mu": 2.0, "tau": 0.5}),
     "fedrep": (FedRep(), {"head_share": 0.5}),
+    "fedyogi": (FedYogi(), {"eta": 0.05, "beta1": 0.5, "beta2": 0.9, "tau": 0.01}),
+    "fednova": (FedNova(), {"mu": 0.3}),
+    "feddyn": (FedDyn(), {"alpha": 0.3}),
+    "fedexp": (FedExP(), {"eps": 0.01}),
+    "mimelite": (MimeLite(), {"beta": 0.5}),
+    "mofedsam": (MoFedSAM(), {"rho": 0.2, "beta": 0.5, "eta": 1.0}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {

@@ -25,16 +25,19 @@ from ...conftest import by_hand_task, line
 def by_hand(
     made: Callable[[], Algorithm],
     num_rounds: int,
-    num_steps: int,
+    num_steps: int | None,
     aggregate: str = "other",
     model_of: Callable[[], nn.Module] = line,
     task: Task | None = None,
+    batch_size: float = -1,
     **hyper: float,
 ) -> tuple[list[float], ServerState, ClientStates]:
     """Returns w (of y = w x) after each round, the server's end, and what the clients keep; both take part in each."""
     algorithm, model = made(), model_of()
     data = to_data(task or by_hand_task(), torch.device("cpu"), torch.float64)
-    backend = LoopBackend(model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(-1, 1, num_steps, 0))
+    backend = LoopBackend(
+        model, data, LocalStep(algorithm, build_optimizer("sgd")), LocalWork(batch_size, 1, num_steps, 0)
+    )
     server = server_state(model, algorithm)
     clients = ClientStates(algorithm.init_client(server.params), 2)
     weights = []
