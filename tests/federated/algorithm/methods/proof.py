@@ -75,22 +75,24 @@ class Proof:
         return [Federation(**{**one, **self.settings}) for one in some]
 
 
-def hold_reference(proof: Proof, federation: Federation, backend: str, atol: float = 1e-9) -> None:
-    """Ours comes to what the reference does."""
+def hold_reference(proof: Proof, federation: Federation, backend: str, atol: float = 1e-9) -> float:
+    """Ours comes to what the reference does. Returns the largest difference."""
     numbers = dict(proof.numbers)
     found = proof.reference(federation, **numbers)
     ours = train(proof.method, numbers, federation, backend)
     moved = [max(float((p - federation.start[name]).abs().max()) for name, p in s.items()) for s in found.servers]
     assert max(moved) > 1e-4 or found.personal is not None, "nothing is trained: nothing is shown"
+    away = 0.0
     for r, (mine, theirs) in enumerate(zip(ours.servers, found.servers, strict=True), start=1):
-        same(mine, theirs, f"server after round {r}", atol)
+        away = max(away, same(mine, theirs, f"server after round {r}", atol))
     for k, theirs in enumerate(found.personal or []):
-        same(ours.personal[k], theirs, f"client {k}'s own model", atol)
+        away = max(away, same(ours.personal[k], theirs, f"client {k}'s own model", atol))
     for k, theirs in enumerate(found.states or []):
         for entry, tensors in theirs.items():
-            same(ours.states[k][entry], tensors, f"client {k}'s {entry}", atol)
+            away = max(away, same(ours.states[k][entry], tensors, f"client {k}'s {entry}", atol))
     for entry, tensors in (found.server or {}).items():
-        same(ours.server[entry], tensors, f"the server's {entry}", atol)
+        away = max(away, same(ours.server[entry], tensors, f"the server's {entry}", atol))
+    return away
 
 
 def hold_law(proof: Proof, law: Law) -> None:
@@ -122,9 +124,13 @@ def hold_permutation(proof: Proof) -> None:
             same(a.personal[k], b.personal[place], f"client {k}'s own model", 1e-11)
 
 
-def same(mine: Params | None, theirs: Params, what: str, atol: float) -> None:
+def same(mine: Params | None, theirs: Params, what: str, atol: float) -> float:
+    """Asserts that they differ by no more, and returns by how much they do."""
     assert mine is not None, what
     assert mine.keys() == theirs.keys(), what
+    most = 0.0
     for name, t in theirs.items():
         away = float((mine[name].to(t.dtype) - t).abs().max()) if t.numel() else 0.0
         assert away <= atol, f"{what}: `{name}` differs by {away:.2e}"
+        most = max(most, away)
+    return most
