@@ -11,9 +11,9 @@ _TESTS = Path(__file__).parent
 _ELSEWHERE = {
     ".": "__main__ importing installed streams",
     "api": "calls shipped",
-    "config": "algorithm conf launcher laws model option sweeper task",
+    "config": "algorithm conf launcher laws model option personal_methods sweeper task",
     "federated": "refused synthetic together transfer users_code",
-    "federated/algorithm": "base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
+    "federated/algorithm": "apfl base build ditto fedavg fedprox fedsam local message moon scaffold tensors",
     "federated/backend": (
         "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state snapshot traced"

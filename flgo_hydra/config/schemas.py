@@ -4,6 +4,7 @@ from flgo_hydra.config.algorithm import ALGORITHMS
 from flgo_hydra.config.conf import Conf
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.model import CnnConf, MlpConf, ModelConf, ResNetConf
+from flgo_hydra.config.personal_methods import PERSONAL
 from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.config.task import (
     Cifar100Conf,
@@ -34,7 +35,7 @@ SCHEMAS: dict[str, type] = {
     "model/mlp": MlpConf,
     "model/cnn": CnnConf,
     "model/resnet": ResNetConf,
-    **{f"algorithm/{name}": schema for name, schema in ALGORITHMS.items()},
+    **{f"algorithm/{name}": schema for name, schema in {**ALGORITHMS, **PERSONAL}.items()},
     "sweeper": SweeperConf,
     "launcher": LauncherConf,
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+from flgo_hydra.federated.algorithm.apfl import APFL
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -83,6 +84,7 @@ ALGORITHMS = {
     "fedsam": (FedSAM(), {"rho": 0.2}),
     "moon": (Moon(), {"mu": 2.0, "tau": 0.5}),
     "fedrep": (FedRep(), {"head_share": 0.5}),
+    "apfl": (APFL(adaptive=True), {"alpha": 0.5}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {
