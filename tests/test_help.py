@@ -55,8 +55,9 @@ def test_terminal_decides_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_users_own_choices_are_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "algorithm").mkdir()
     (tmp_path / "algorithm/mine.yaml").touch()
-    assert "mine" in group_choices("algorithm", [str(tmp_path)])
-    assert "fedprox, fedsam, flgo, mine, moon, scaffold" in help_page([str(tmp_path)], width=100)
+    choices = group_choices("algorithm", [str(tmp_path)])
+    assert "mine" in choices
+    assert ", ".join(choices) in " ".join(help_page([str(tmp_path)], width=100).split())
 
 
 @pytest.mark.parametrize(
