@@ -13,7 +13,9 @@ _ELSEWHERE = {
     "api": "calls shipped",
     "config": "algorithm conf launcher laws model option personal_methods sweeper task",
     "federated": "refused synthetic together transfer users_code",
-    "federated/algorithm": "apfl base build ditto fedavg fedprox fedsam local message moon pfedme scaffold tensors",
+    "federated/algorithm": (
+        "apfl base build ditto fedavg fedprox fedsam local message moon perfedavg pfedme scaffold tensors"
+    ),
     "federated/backend": (
         "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state snapshot traced"

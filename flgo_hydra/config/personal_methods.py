@@ -41,9 +41,26 @@ class PFedMeConf(AlgorithmConf):
         hold_count("inner_steps", self.inner_steps)
 
 
+@dataclass
+class PerFedAvgConf(AlgorithmConf):
+    """A model that is good after one step on a client's own samples (meta-learning)."""
+
+    # size of that step; lr is the one of the model itself (the paper's beta)
+    alpha: float = 0.01
+    # true: second derivatives by a difference of gradients (HF), four gradients a step; false: none (FO), two
+    hessian_free: bool = True
+    # half the width of that difference, in gradients
+    delta: float = 0.001
+
+    def __post_init__(self) -> None:
+        hold(0 <= self.alpha < math.inf, "algorithm.alpha >= 0 and finite", self.alpha)
+        hold(0 < self.delta < math.inf, "algorithm.delta > 0 and finite", self.delta)
+
+
 PERSONAL: dict[str, type[AlgorithmConf]] = {
     "apfl": APFLConf,
     "pfedme": PFedMeConf,
+    "perfedavg": PerFedAvgConf,
 }
 """The schemas of these, by choice."""
 

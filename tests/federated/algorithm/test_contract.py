@@ -14,6 +14,7 @@ from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
+from flgo_hydra.federated.algorithm.perfedavg import PerFedAvg
 from flgo_hydra.federated.algorithm.pfedme import PFedMe
 from flgo_hydra.federated.algorithm.private import FedRep
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
@@ -86,6 +87,7 @@ ALGORITHMS = {
     "moon": (Moon(), {"mu": 2.0, "tau": 0.5}),
     "fedrep": (FedRep(), {"head_share": 0.5}),
     "pfedme": (PFedMe("2"), {"lam": 3.0, "inner_lr": 0.1, "beta": 1.5}),
+    "perfedavg": (PerFedAvg(), {"alpha": 0.2, "delta": 0.001}),
     "apfl": (APFL(adaptive=True), {"alpha": 0.5}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
