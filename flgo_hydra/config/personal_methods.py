@@ -57,10 +57,19 @@ class PerFedAvgConf(AlgorithmConf):
         hold(0 < self.delta < math.inf, "algorithm.delta > 0 and finite", self.delta)
 
 
+@dataclass
+class FedRoDConf(AlgorithmConf):
+    """FedAvg with the balanced softmax, and a head of each client's own on top."""
+
+    # the linear layer that is the head; null: the last one
+    head: str | None = None
+
+
 PERSONAL: dict[str, type[AlgorithmConf]] = {
     "apfl": APFLConf,
     "pfedme": PFedMeConf,
     "perfedavg": PerFedAvgConf,
+    "fedrod": FedRoDConf,
 }
 """The schemas of these, by choice."""
 

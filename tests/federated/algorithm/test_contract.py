@@ -12,6 +12,7 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
 from flgo_hydra.federated.algorithm.fedprox import FedProx
+from flgo_hydra.federated.algorithm.fedrod import FedRoD
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.perfedavg import PerFedAvg
@@ -88,6 +89,7 @@ ALGORITHMS = {
     "fedrep": (FedRep(), {"head_share": 0.5}),
     "pfedme": (PFedMe("2"), {"lam": 3.0, "inner_lr": 0.1, "beta": 1.5}),
     "perfedavg": (PerFedAvg(), {"alpha": 0.2, "delta": 0.001}),
+    "fedrod": (FedRoD(), {}),
     "apfl": (APFL(adaptive=True), {"alpha": 0.5}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
