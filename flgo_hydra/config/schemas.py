@@ -6,6 +6,7 @@ from flgo_hydra.config.global_methods import GLOBAL
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.model import CnnConf, MlpConf, ModelConf, ResNetConf
 from flgo_hydra.config.part_methods import PARTS_OF_MODEL
+from flgo_hydra.config.personal_methods import PERSONAL
 from flgo_hydra.config.sweeper import SweeperConf
 from flgo_hydra.config.task import (
     Cifar100Conf,
@@ -36,7 +37,7 @@ SCHEMAS: dict[str, type] = {
     "model/mlp": MlpConf,
     "model/cnn": CnnConf,
     "model/resnet": ResNetConf,
-    **{f"algorithm/{name}": schema for name, schema in {**ALGORITHMS, **GLOBAL, **PARTS_OF_MODEL}.items()},
+    **{f"algorithm/{name}": schema for name, schema in {**ALGORITHMS, **GLOBAL, **PARTS_OF_MODEL, **PERSONAL}.items()},
     "sweeper": SweeperConf,
     "launcher": LauncherConf,
 }

@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from flgo_hydra.config.option import PLAIN
 from flgo_hydra.federated.algorithm.adaptive import FedYogi
+from flgo_hydra.federated.algorithm.apfl import APFL
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
@@ -17,10 +18,13 @@ from flgo_hydra.federated.algorithm.fedexp import FedExP
 from flgo_hydra.federated.algorithm.fednova import FedNova
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedrep import FedRep
+from flgo_hydra.federated.algorithm.fedrod import FedRoD
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
 from flgo_hydra.federated.algorithm.mimelite import MimeLite
 from flgo_hydra.federated.algorithm.mofedsam import MoFedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
+from flgo_hydra.federated.algorithm.perfedavg import PerFedAvg
+from flgo_hydra.federated.algorithm.pfedme import PFedMe
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -96,6 +100,10 @@ ALGORITHMS = {
     "fedexp": (FedExP(), {"eps": 0.01}),
     "mimelite": (MimeLite(), {"beta": 0.5}),
     "mofedsam": (MoFedSAM(), {"rho": 0.2, "beta": 0.5, "eta": 1.0}),
+    "pfedme": (PFedMe("2"), {"lam": 3.0, "inner_lr": 0.1, "beta": 1.5}),
+    "perfedavg": (PerFedAvg(), {"alpha": 0.2, "delta": 0.001}),
+    "fedrod": (FedRoD(), {}),
+    "apfl": (APFL(adaptive=True), {"alpha": 0.5}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {

@@ -60,6 +60,8 @@ class Proof:
     """for the table: authors, venue, year"""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """what federations it needs: another model, full participation"""
+    permuted: Mapping[str, Any] = field(default_factory=dict)
+    """settings under which the order of a client's samples does not count, where it does with all of them at once"""
     backends: tuple[str, ...] = BACKENDS
     weighting: str = "samples"
     option: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +110,8 @@ def hold_law(proof: Proof, law: Law) -> None:
 
 def hold_permutation(proof: Proof) -> None:
     """Clients in another order, with all their samples at once: nothing changes, but for who is who."""
-    settings = {"seed": 6, "batch_size": -1, "num_epochs": 2, "sizes": (6, 4, 5), **proof.settings, "proportion": 1.0}
+    settings = {"seed": 6, "batch_size": -1, "num_epochs": 2, "sizes": (6, 4, 5)}
+    settings |= {**proof.settings, **proof.permuted, "proportion": 1.0}
     one = Federation(**settings)
     sizes = one.sizes
     order = [*range(1, len(sizes)), 0]
