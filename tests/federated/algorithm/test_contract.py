@@ -149,6 +149,7 @@ def difference(a, b):
 
 
 @each_algorithm
+@pytest.mark.few(8)
 def test_the_same_seed_gives_the_same_numbers(ragged, make_mlp, name):
     first = Federation(ragged, make_mlp(), name).run(range(1, 5))
     again = Federation(ragged, make_mlp(), name).run(range(1, 5))
@@ -199,6 +200,7 @@ def test_backends_give_the_same_rounds(
 
 
 @each_algorithm
+@pytest.mark.few(8)
 def test_training_moves_the_model(ragged, make_mlp, name):
     federation = Federation(ragged, make_mlp(), name)
     before = {key: p.clone() for key, p in federation.server.params.items()}
@@ -206,6 +208,7 @@ def test_training_moves_the_model(ragged, make_mlp, name):
 
 
 @each_algorithm
+@pytest.mark.few(8)
 def test_state_survives_saving(ragged, make_mlp, name, tmp_path):
     """Two rounds, through a file, and two more are four rounds."""
     whole = Federation(ragged, make_mlp(), name).run(range(1, 5))

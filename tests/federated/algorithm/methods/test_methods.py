@@ -23,7 +23,7 @@ def test_by_hand(name):
 @pytest.mark.parametrize(
     "name, number, backend",
     [
-        pytest.param(name, number, backend, marks=[] if number == 0 else pytest.mark.slow)
+        pytest.param(name, number, backend, marks=[] if (number, backend) == (0, "loop") else pytest.mark.slow)
         for name, proof in PROOFS.items()
         for number in range(len(proof.federations()))
         for backend in proof.backends
