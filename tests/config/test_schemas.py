@@ -9,6 +9,18 @@ import yaml
 from flgo_hydra.config.algorithm import FedProxConf, ScaffoldConf
 from flgo_hydra.config.conf import Conf
 from flgo_hydra.config.folder import conf_dir
+from flgo_hydra.config.global_methods import (
+    FedAdagradConf,
+    FedAdamConf,
+    FedAvgMConf,
+    FedCMConf,
+    FedDynConf,
+    FedExPConf,
+    FedNovaConf,
+    FedSpeedConf,
+    MimeLiteConf,
+    MoFedSAMConf,
+)
 from flgo_hydra.config.launcher import LauncherConf
 from flgo_hydra.config.model import CnnConf, MlpConf, ResNetConf
 from flgo_hydra.config.option import EngineConf, OptionConf
@@ -95,6 +107,23 @@ from flgo_hydra.help import field_docs
         (FedProxConf, "mu", -0.1, "algorithm.mu >= 0"),
         (FedProxConf, "mu", math.inf, "algorithm.mu >= 0 and finite"),
         (ScaffoldConf, "eta", 0.0, "algorithm.eta > 0"),
+        (FedAvgMConf, "beta", 1.0, "0 <= algorithm.beta < 1"),
+        (FedAvgMConf, "eta", 0.0, "algorithm.eta > 0 and finite"),
+        (FedAdagradConf, "tau", 0.0, "algorithm.tau > 0 and finite"),
+        (FedAdamConf, "eta", -1.0, "algorithm.eta > 0 and finite"),
+        (FedAdamConf, "beta1", 1.0, "0 <= algorithm.beta1 < 1"),
+        (FedAdamConf, "beta2", 1.0, "0 <= algorithm.beta2 < 1"),
+        (FedNovaConf, "mu", -0.1, "algorithm.mu >= 0 and finite"),
+        (FedDynConf, "alpha", 0.0, "algorithm.alpha > 0 and finite"),
+        (FedExPConf, "eps", 0.0, "algorithm.eps > 0 and finite"),
+        (FedCMConf, "alpha", 0.0, "0 < algorithm.alpha <= 1"),
+        (FedCMConf, "eta", math.inf, "algorithm.eta > 0 and finite"),
+        (MimeLiteConf, "beta", 1.0, "0 <= algorithm.beta < 1"),
+        (MoFedSAMConf, "rho", -0.1, "algorithm.rho >= 0 and finite"),
+        (MoFedSAMConf, "beta", 1.1, "0 < algorithm.beta <= 1"),
+        (FedSpeedConf, "lam", 0.0, "algorithm.lam > 0 and finite"),
+        (FedSpeedConf, "alpha", 1.1, "0 <= algorithm.alpha <= 1"),
+        (FedSpeedConf, "rho", math.inf, "algorithm.rho >= 0 and finite"),
     ],
 )
 def test_law_and_value_are_named(schema: type, field: str, value: Any, law: str) -> None:
