@@ -1,7 +1,7 @@
 """FedAvgM: FedAvg with momentum on the server.
 
-Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, 2019,
-section 4.3. https://arxiv.org/abs/1909.06335
+Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, 2019.
+https://arxiv.org/abs/1909.06335
 
 Symbols: w the server's model, Delta w the mean of the clients' changes (here from the old model to the new ones), v the
 momentum, eta a step size of the server, which is 1 in the paper.

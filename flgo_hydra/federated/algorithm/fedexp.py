@@ -1,6 +1,6 @@
 """FedExP: the server goes further than the clients' mean where their changes differ.
 
-Jhunjhunwala et al., FedExP: Speeding Up Federated Averaging via Extrapolation, ICLR 2023, Algorithm 1 and equation 7.
+Jhunjhunwala et al., FedExP: Speeding Up Federated Averaging via Extrapolation, ICLR 2023, Algorithm 1.
 https://arxiv.org/abs/2301.09604
 
 Symbols: w the server's iterate, Delta_i a client's change, p_i its weight (1/M in the paper's algorithm), eps a small

@@ -1,7 +1,7 @@
 """FedNova: clients that take more steps, or longer ones, do not count more for it.
 
 Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization, NeurIPS 2020,
-equations 6 to 8 and Algorithm 1. https://arxiv.org/abs/2007.07481
+sections 4 and 5. https://arxiv.org/abs/2007.07481
 
 Symbols: x the server's model, Delta_i a client's change, p_i its weight, lr ||a_i||_1 how far its steps would have come
 along a gradient that is 1 everywhere, d_i = Delta_i / ||a_i||_1, tau_eff = sum_i p_i ||a_i||_1, mu of the proximal

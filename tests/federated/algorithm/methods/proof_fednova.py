@@ -32,7 +32,7 @@ def norm(steps: int, lr: float, mu: float, rho: float) -> float:
 
 
 def reference(f: Federation, mu: float) -> Found:
-    """Wang et al., NeurIPS 2020, Algorithm 1: x - tau_eff sum_i p_i lr d_i, d_i the normalised gradient."""
+    """Wang et al., NeurIPS 2020: x - tau_eff sum_i p_i lr d_i, d_i the normalised gradient."""
     x, servers, rho = f.start, [], f.momentum
     for visits in f.rounds():
         tau_eff, mean = 0.0, {name: 0.0 * p for name, p in x.items()}
