@@ -10,10 +10,15 @@ from torch.func import functional_call, grad, vmap
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedbabu import FedBABU
+from flgo_hydra.federated.algorithm.fedlc import FedLC
+from flgo_hydra.federated.algorithm.fedntd import FedNTD
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedrep import FedRep
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
+from flgo_hydra.federated.algorithm.finetune import Finetune
 from flgo_hydra.federated.algorithm.moon import Moon
+from flgo_hydra.federated.algorithm.qfedavg import QFedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import lanes
 from flgo_hydra.federated.backend.batched import VmapBackend
@@ -83,6 +88,11 @@ ALGORITHMS = {
     "fedsam": (FedSAM(), {"rho": 0.2}),
     "moon": (Moon(), {"mu": 2.0, "tau": 0.5}),
     "fedrep": (FedRep(), {"head_share": 0.5}),
+    "fedbabu": (FedBABU(), {}),
+    "finetune": (Finetune(), {}),
+    "fedlc": (FedLC(), {"tau": 1.0}),
+    "fedntd": (FedNTD(), {"beta": 1.0, "tau": 1.0}),
+    "qfedavg": (QFedAvg(), {"q": 1.0}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {
