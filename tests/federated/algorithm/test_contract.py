@@ -13,18 +13,23 @@ from flgo_hydra.federated.algorithm.apfl import APFL
 from flgo_hydra.federated.algorithm.base import Algorithm, Client, runs_program
 from flgo_hydra.federated.algorithm.ditto import Ditto
 from flgo_hydra.federated.algorithm.fedavg import FedAvg
+from flgo_hydra.federated.algorithm.fedbabu import FedBABU
 from flgo_hydra.federated.algorithm.feddyn import FedDyn
 from flgo_hydra.federated.algorithm.fedexp import FedExP
+from flgo_hydra.federated.algorithm.fedlc import FedLC
 from flgo_hydra.federated.algorithm.fednova import FedNova
+from flgo_hydra.federated.algorithm.fedntd import FedNTD
 from flgo_hydra.federated.algorithm.fedprox import FedProx
 from flgo_hydra.federated.algorithm.fedrep import FedRep
 from flgo_hydra.federated.algorithm.fedrod import FedRoD
 from flgo_hydra.federated.algorithm.fedsam import FedSAM
+from flgo_hydra.federated.algorithm.finetune import Finetune
 from flgo_hydra.federated.algorithm.mimelite import MimeLite
 from flgo_hydra.federated.algorithm.mofedsam import MoFedSAM
 from flgo_hydra.federated.algorithm.moon import Moon
 from flgo_hydra.federated.algorithm.perfedavg import PerFedAvg
 from flgo_hydra.federated.algorithm.pfedme import PFedMe
+from flgo_hydra.federated.algorithm.qfedavg import QFedAvg
 from flgo_hydra.federated.algorithm.scaffold import Scaffold
 from flgo_hydra.federated.backend import extent
 from flgo_hydra.federated.backend.loop import LoopBackend
@@ -104,6 +109,11 @@ ALGORITHMS = {
     "perfedavg": (PerFedAvg(), {"alpha": 0.2, "delta": 0.001}),
     "fedrod": (FedRoD(), {}),
     "apfl": (APFL(adaptive=True), {"alpha": 0.5}),
+    "fedbabu": (FedBABU(), {}),
+    "finetune": (Finetune(), {}),
+    "fedlc": (FedLC(), {"tau": 1.0}),
+    "fedntd": (FedNTD(), {"beta": 1.0, "tau": 1.0}),
+    "qfedavg": (QFedAvg(), {"q": 1.0}),
 }
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 BACKENDS = {
