@@ -14,8 +14,8 @@ _ELSEWHERE = {
     "config": "algorithm conf launcher laws model option personal_methods sweeper task",
     "federated": "refused synthetic together transfer users_code",
     "federated/algorithm": (
-        "apfl base build ditto fedavg fedprox fedrod fedsam linear_head local message moon perfedavg pfedme scaffold "
-        "tensors"
+        "apfl base build ditto fedavg fedproto fedprox fedrod fedsam linear_head local message moon perfedavg pfedme "
+        "scaffold tensors"
     ),
     "federated/backend": (
         "beyond buffers calls cannot cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
