@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from flgo_hydra.config.algorithm import AlgorithmConf
-from flgo_hydra.config.laws import hold
+from flgo_hydra.config.laws import hold, one_of
 
 
 @dataclass
@@ -58,6 +58,22 @@ class PerFedAvgConf(AlgorithmConf):
 
 
 @dataclass
+class FedProtoConf(AlgorithmConf):
+    """Models of the clients' own, whose features of a class are drawn to the mean of all; only those means travel."""
+
+    # weight of that pull; 0: local training
+    lam: float = 1.0
+    # what is drawn: a batch's mean of each class (classes), or each of its samples (samples, as in the authors' code)
+    distance: str = "classes"
+    # the linear layer whose inputs are the features; null: the last one
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        hold(0 <= self.lam < math.inf, "algorithm.lam >= 0 and finite", self.lam)
+        one_of("algorithm.distance", self.distance, ("classes", "samples"))
+
+
+@dataclass
 class FedRoDConf(AlgorithmConf):
     """FedAvg with the balanced softmax, and a head of each client's own on top."""
 
@@ -69,6 +85,7 @@ PERSONAL: dict[str, type[AlgorithmConf]] = {
     "apfl": APFLConf,
     "pfedme": PFedMeConf,
     "perfedavg": PerFedAvgConf,
+    "fedproto": FedProtoConf,
     "fedrod": FedRoDConf,
 }
 """The schemas of these, by choice."""
