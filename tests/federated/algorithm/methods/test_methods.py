@@ -7,6 +7,7 @@ import pytest
 
 from flgo_hydra.config.option import OptionConf
 
+from .federation import BACKENDS
 from .proof import Proof, hold_law, hold_permutation, hold_reference
 
 PROOFS: dict[str, Proof] = {
@@ -20,13 +21,17 @@ def test_by_hand(name):
     PROOFS[name].by_hand()
 
 
+_TRIED = [*((0, backend) for backend in BACKENDS), (1, "vmap"), (2, "recorded"), (2, "fused")]
+"""Federations by number, and backends: each of both; `scripts/methods` tries them all."""
+
+
 @pytest.mark.parametrize(
     "name, number, backend",
     [
-        pytest.param(name, number, backend, marks=[] if (number, backend) == (0, "loop") else pytest.mark.slow)
+        pytest.param(name, *tried, marks=[] if tried == (0, "loop") else pytest.mark.slow)
         for name, proof in PROOFS.items()
-        for number in range(len(proof.federations()))
-        for backend in proof.backends
+        for tried in _TRIED
+        if tried[1] in proof.backends
     ],
 )
 def test_as_the_paper_says(name, number, backend):
