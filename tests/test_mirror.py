@@ -14,7 +14,7 @@ _ELSEWHERE = {
     "config": "algorithm conf launcher laws model option part_methods sweeper task",
     "federated": "refused synthetic together transfer users_code",
     "federated/algorithm": (
-        "afl base build ditto fedavg fedbabu fedbn fedlc fedntd fedper fedprox fedrep fedsam finetune labels lgfedavg "
+        "afl base build ditto fedavg fedbabu fedbn fedlc fedntd fedper fedprox fedrep fedsam finetune lgfedavg "
         "local local_training message moon qfedavg scaffold tensors tuned"
     ),
     "federated/backend": (
