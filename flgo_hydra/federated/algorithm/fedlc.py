@@ -19,8 +19,9 @@ from flgo_hydra.federated.algorithm.base import Algorithm, Client, Hyper, State,
 from flgo_hydra.federated.algorithm.labels import require_classes
 from flgo_hydra.federated.algorithm.local import LocalBatch
 
-ABSENT = 1e4
-"""The margin of a class without samples: its share of the softmax is exactly 0, and no number is infinite."""
+ABSENT = 1e9
+"""n_c^(-1/4) of a class without samples: times any tau of use its share of the softmax is exactly 0, and no number is
+infinite, nor nan where tau is 0."""
 
 
 class FedLC(Algorithm):
@@ -34,8 +35,8 @@ class FedLC(Algorithm):
         return super().begin(client, hyper)
 
     def step(self, carry: State, at: LocalBatch, client: Client, hyper: Hyper) -> State:
-        n, tau = client.facts["label_counts"], hyper["tau"]
-        margin = torch.where(n > 0, tau * torch.clamp(n, min=1) ** -0.25, ABSENT * (tau > 0))
+        n = client.facts["label_counts"]
+        margin = hyper["tau"] * torch.where(n > 0, torch.clamp(n, min=1) ** -0.25, ABSENT)
 
         def losses(params: Tensors) -> Tensor:
             return at.loss_of(at.outputs(params) - margin)
