@@ -15,7 +15,7 @@ _ELSEWHERE = {
         "algorithm conf folder global_methods launcher laws model option part_methods personal_methods sweeper task"
     ),
     "federated": "fused_rounds refused synthetic transfer users_code",
-    "federated/algorithm": "adaptive base build linear_head local message tensors tuned",
+    "federated/algorithm": "adaptive base build linear_head message tensors tuned",
     "federated/backend": (
         "beyond buffers calls cost fillings hooks lane_differences lane_kind lane_tensors lane_trial "
         "lanes loop mixing noticed putting_back python_state recorded_steps snapshot"

@@ -22,6 +22,7 @@ from flgo_hydra.federated.algorithm.tensors import Tensors
 from flgo_hydra.federated.optimizer import Number, Optimizer, Slots, clip, is_zero
 from flgo_hydra.federated.refused import Refused
 
+_GRAIN = 1e-3
 Losses = Callable[[Tensors], Tensor]
 """The loss of each sample of the batch, (batch,), from a model's parameters."""
 
@@ -152,7 +153,8 @@ class LocalBatch(Batch):
         Args:
             share: of its steps, rounded down, but at least one.
         """
-        of_all = torch.as_tensor(share * self.num_steps, device=self.x.device)
+        # 0.7 * 90 is 62.999… in one dtype and 63 in another: the added grain keeps what was meant.
+        of_all = torch.as_tensor(share * self.num_steps, device=self.x.device) + _GRAIN
         return torch.as_tensor(self.count, device=self.x.device) <= torch.clamp(torch.floor(of_all), min=1)
 
     def _first_slots(self, p: Tensor) -> Slots:
