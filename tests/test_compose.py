@@ -82,8 +82,8 @@ def test_a_users_own_keeps_its_parameters() -> None:
         (["+lrr=1"], "There is no `lrr`. Did you mean `lr`?"),
         (["+task.sed=1"], "There is no `task.sed`. Did you mean `task.seed` or `seed`?"),
         (
-            ["+algorithm.mu=1"],
-            "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox or algorithm=moon.",
+            ["+algorithm.q=1"],
+            "There is no `algorithm.q` with the choices made: it is a key of algorithm=qfedavg.",
         ),
         (["+task.partition.foo=1"], "There is no `task.partition.foo`. `task.partition` has min_samples, name."),
         (["task=custom"], "`task.source._target_` must be given: `task.source._target_=…`."),

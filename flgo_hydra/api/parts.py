@@ -65,7 +65,10 @@ def algorithm_overrides(algorithm: Any, algo_para: list[Any] | None, objects: Ob
     if isinstance(algorithm, str):
         raise ValueError("`algorithm='custom'` has no class: give the class itself.")
     numbers |= _positional(kind.__name__, algo_para, list(numbers))
-    own = [override("algorithm._target_", target_of(kind, objects)), override("algorithm.name", kind.__name__.lower())]
+    own = [
+        override("algorithm._target_", target_of(kind, objects)),
+        override("algorithm.name", _own_name("algorithm", kind)),
+    ]
     return ["algorithm=custom", *own, *_values(numbers, "+")]
 
 
@@ -83,8 +86,14 @@ def model_overrides(model: Any, objects: Objects) -> list[str]:
             "`model` must be a name, or a class or function that returns a torch.nn.Module for `input_shape` and "
             f"`num_outputs`, but got {model!r}. Of an FLGo model give the nn.Module class, of an object its class."
         )
-    own = [override("model._target_", target_of(model, objects)), override("model.name", named.__name__.lower())]
+    own = [override("model._target_", target_of(model, objects)), override("model.name", _own_name("model", named))]
     return ["model=custom", *own, *(override(f"+model.{key}", value) for key, value in parameters.items())]
+
+
+def _own_name(group: str, own: Any) -> str:
+    """What results call a class of the user's own: never as a choice of ours is called."""
+    name = str(own.__name__).lower()
+    return f"own_{name}" if name in group_choices(group) else name
 
 
 def name_of(part: Any, key: str) -> str:

@@ -281,7 +281,7 @@ class PackingLauncher(Launcher):
         self._num_threads = settings.threads or max(1, devices.num_cores // num_at_once)
         preload = [*PRELOAD, *(name for name in sys.modules if name.partition(".")[0] in _PRELOAD_PACKAGES)]
         env = worker_env(self._num_threads) | ({THREADS: str(settings.threads)} if settings.threads else {})
-        entries = [f"flgo_hydra.launch.processes.{module}:run" for module in ("worker", "group")]
+        entries = [f"flgo_hydra.launch.processes.{module}:run" for module in ("worker", "fused")]
         self._pool = Pool(entries[0], preload, self._task, env, group_entry=entries[1])
         self._close_pool = weakref.finalize(self, self._pool.close)
         return Queue(

@@ -92,6 +92,13 @@ def test_models():
     assert objects == {}
 
 
+def test_a_class_of_ones_own_is_not_called_as_a_choice_of_ours():
+    own = [type(name, (Algorithm,), {"__module__": __name__}) for name in ("FedAvgM", "Mine")]
+    names = [algorithm_overrides(kind, None, {})[2] for kind in own]
+    assert names == ["algorithm.name=own_fedavgm", "algorithm.name=mine"]
+    assert model_overrides(type("MLP", (nn.Module,), {"__module__": __name__}), {})[2] == "model.name=own_mlp"
+
+
 def test_names_for_records():
     assert name_of(fedprox, "algorithm") == "fedprox" and name_of((FedProx, {"mu": 1}), "algorithm") == "FedProx"
     assert (

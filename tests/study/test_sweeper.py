@@ -266,9 +266,9 @@ def test_a_preset_that_is_a_grid_says_so_without_m(command):
 
 
 def test_one_point_and_group_globs(command):
-    done = command("-m", *SMALL, "algorithm=glob(fed*)", "seed=range(1)", HERE)
+    done = command("-m", *SMALL, "algorithm=glob(fedav*)", "seed=range(1)", HERE)
     assert done.status == 0, done.err
-    assert [row["algorithm"] for row in rows()] == ["fedavg", "fedprox", "fedsam"]
+    assert [row["algorithm"] for row in rows()] == ["fedavg", "fedavgm"]
 
 
 def test_any_optuna_storage_holds_several_sweeps(command, empty_folder):
