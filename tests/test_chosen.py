@@ -15,7 +15,7 @@ GRID = (*SMALL[:-1], "hydra.sweep.dir=sweep")
 FEDAVG = "flgo_hydra.federated.algorithm.fedavg.FedAvg"
 WRITTEN = [
     (["algorithm.name=scaffold"], "`algorithm.name` comes with the choice.*`algorithm=fedavg`.*`algorithm=scaffold`"),
-    (["++algorithm.name=mine"], "`algorithm.name`.*`algorithm=<custom|"),
+    (["++algorithm.name=mine"], "`algorithm.name`.*`algorithm=<afl|"),
     (["algorithm={name: fedprox}"], "`algorithm.name`.*'fedprox'.*`algorithm=fedprox`"),
     (["model.name=cnn"], "`model.name`.*`model=logistic`.*`model=cnn`"),
     (["task.name=mnist"], "`task.name`.*`task=digits`.*`task=mnist`"),

@@ -16,7 +16,7 @@ from flgo_hydra.explain import explain
         ("task.sed=1", "There is no `task.sed`. Did you mean `task.seed` or `seed`?"),
         ("model.hiden=3", "There is no `model.hiden`. Did you mean `model.hidden`?"),
         ("task.partition.min_sample=3", "Did you mean `task.partition.min_samples`?"),
-        ("algoritm=fedprox", "There is no `algoritm`. Did you mean `algorithm`?"),
+        ("algoritm=fedprox", "There is no `algoritm`. Did you mean `algorithm`"),
         ("task/partion=dirichlet", "There is no `task/partion`. Did you mean `task/partition`"),
         ("hydra/lancher=basic", "There is no `hydra/lancher`. Did you mean `hydra/launcher`"),
         ("hydra.sweeper.storag=x", "Did you mean `hydra.sweeper.storage`?"),
@@ -27,11 +27,11 @@ from flgo_hydra.explain import explain
         # keys of another choice
         (
             "algorithm.mu=1",
-            "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox or algorithm=moon.",
+            "There is no `algorithm.mu` with the choices made: it is a key of algorithm=fedprox or algorithm=moon or ",
         ),
         ("model=resnet model.hidden=3", "it is a key of model=mlp or model=cnn."),
         ("task.partition.alpa=1", "Did you mean `task.partition.alpha` (of task/partition=dirichlet)"),
-        ("+algorithm.mu=1", "it is a key of algorithm=fedprox or algorithm=moon."),
+        ("+algorithm.mu=1", "it is a key of algorithm=fedprox or algorithm=moon or algorithm=fednova."),
         # choices
         ("algorithm=fedpox", "`algorithm` has no choice 'fedpox'. It has afl, "),
         ("algorithm=fedpox", "Did you mean `algorithm=fedprox`?"),
