@@ -32,17 +32,17 @@ def test_the_first_command_ends_with_what_is_printed_there(command):
 
 
 def test_your_own_algorithm_runs_as_it_stands(command, empty_folder):
-    code = next(block for block in blocks("python") if "FedAvgM" in block)
-    config = next(block for block in blocks("yaml") if "fedavgm" in block)
-    line = next(line for block in blocks("bash") for line in block.splitlines() if "fedavgm" in line)
+    code = next(block for block in blocks("python") if "class Momentum" in block)
+    config = next(block for block in blocks("yaml") if "my_momentum" in block)
+    line = next(line for block in blocks("bash") for line in block.splitlines() if "my_momentum" in line)
     (empty_folder / "my_algorithms.py").write_text(code)
     (empty_folder / "my_conf" / "algorithm").mkdir(parents=True)
-    (empty_folder / "my_conf" / "algorithm" / "fedavgm.yaml").write_text(config)
+    (empty_folder / "my_conf" / "algorithm" / "my_momentum.yaml").write_text(config)
     arguments = shlex.split(line.split("-m flgo_hydra ")[1])
     done = command(*arguments, "num_rounds=3", "hydra.sweep.dir=sweep")
     assert done.status == 0, done.err
     table = (empty_folder / "sweep" / "results.csv").read_text()
-    assert table.count("completed") == 4 and table.count("fedavgm") == 2
+    assert table.count("completed") == 4 and table.count("my_momentum") == 2
     # Momentum changes nothing in the first round and something afterwards.
     rounds = [(empty_folder / "sweep" / job / "rounds.jsonl").read_text().splitlines() for job in ("0", "2")]
     losses = [[line.split('"seconds"')[0] for line in lines] for lines in rounds]
