@@ -7,13 +7,14 @@ its name be given too, but for the names of other choices; a user's own YAML say
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from flgo_hydra import compose
+from flgo_hydra.config.folder import conf_dir
 from flgo_hydra.overrides import Override
 
 _NODES = {"task": "task", "task/partition": "task.partition", "model": "model", "algorithm": "algorithm"}
@@ -46,6 +47,8 @@ def check_identities(cfg: DictConfig, hydra: Any) -> None:
     """
     chosen = {group: str(hydra.runtime.choices[group]) for group in _NODES if hydra.runtime.choices.get(group)}
     folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+    if len(folders) > 1:
+        _refuse_hidden(chosen, folders)
     unclear = []
     for group, choice in chosen.items():
         found, own = _identity(cfg, group), _written(group, choice, folders)
@@ -59,6 +62,18 @@ def check_identities(cfg: DictConfig, hydra: Any) -> None:
         alone = compose.choices_alone(hydra, chosen)
         for group in unclear if alone is not None else ():
             _compare(group, chosen[group], _identity(cfg, group), _identity(alone, group), folders)
+
+
+def _refuse_hidden(chosen: Mapping[str, str], folders: Sequence[str]) -> None:
+    """Raises ValueError where a user's choice is called as one of ours, which Hydra finds first."""
+    for group, choice in chosen.items():
+        found = [file for folder in folders if (file := Path(folder, group, f"{choice}.yaml")).is_file()]
+        if len(found) > 1 and conf_dir() in found[0].parents:
+            other = next((file for file in found if conf_dir() not in file.parents), None)
+            if other is not None:
+                raise ValueError(
+                    f"`{group}={choice}` is a choice of flgo_hydra's, which hides {other}: give yours another name."
+                )
 
 
 def _compare(group: str, choice: str, found: _Identity, own: _Identity, folders: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ def test_a_preset_writes_no_names_but_chooses(command, empty_folder):
 
 
 OWN = {
-    "fedavgm": (f"name: fedavgm\n_target_: {FEDAVG}\n", "fedavgm"),
+    "momentum": (f"name: momentum\n_target_: {FEDAVG}\n", "momentum"),
     "another": (f"_target_: {FEDAVG}\nname: 'quite another'\n", "quite another"),  # the file's name says nothing
     "gently": ("defaults:\n  - fedprox\n  - _self_\nmu: 0.001\n", "fedprox"),
     "named": ("defaults:\n  - fedprox\n  - _self_\nname: gentle\n", "gentle"),
@@ -106,3 +106,14 @@ def test_the_name_of_ones_own_function_is_ones_own(command, empty_folder):
     done = command("-m", *GRID, "algorithm=custom", "algorithm._target_=mine.Own", "algorithm.name=own", "lr=0.1,0.2")
     assert done.status == 0, done.err
     assert OmegaConf.load("sweep/0/.hydra/config.yaml").algorithm.name == "own"
+
+
+@pytest.mark.parametrize("more", [("hydra.run.dir=run",), ("-m", "lr=0.1,0.2", "hydra.sweep.dir=sweep")])
+def test_a_choice_of_ones_own_that_ours_would_hide_is_refused(command, empty_folder, more):
+    """Hydra finds ours first: the user's would be ignored."""
+    own = empty_folder / "my_conf" / "algorithm" / "fedavgm.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"name: fedavgm\n_target_: {FEDAVG}\n")
+    done = command("--config-dir", "my_conf", "algorithm=fedavgm", *SMALL[:-1], *more)
+    assert done.status == 1 and not list(empty_folder.rglob("rounds.jsonl"))
+    assert "`algorithm=fedavgm` is a choice of flgo_hydra's, which hides" in done.err and str(own) in done.err

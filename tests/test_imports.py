@@ -37,7 +37,7 @@ LAYERS = {
     "compose": {"config", "reference", "mistakes", "help", "overrides", "record"},
     "composer": {"compose", "config", "overrides", "templates"},
     "templates": {"config"},
-    "chosen": {"compose", "help", "overrides"},
+    "chosen": {"compose", "config", "help", "overrides"},
     "help": {"config", "flags", "overrides"},
     "resume": {"__main__", "compose", "config", "flags", "overrides", "streams", "study"},
     "explain": {"compose", "config", "help", "kinds", "mistakes", "overrides"},
